@@ -1,0 +1,155 @@
+"""What turns texts into vectors: one protocol, one file per implementation.
+
+``describe`` tells what a model is (dimensions, longest input, prompts) from its small files alone and loads no torch;
+``load`` makes it ready to embed. A new kind of model host is one new module and one line in each of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+KINDS = ("sentence-transformers", "openai", "hashing")
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a vectorizer records about its model: enough for any worker to load the very same one."""
+
+    embedder: str
+    """One of ``KINDS``."""
+    model: str
+    """A hub name, a local path, an endpoint's model name, or ``hashing-<dimensions>``."""
+    revision: str | None = None
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible API, such as ``https://host/v1``."""
+    query_prompt: str | None = None
+    """Text put before a query; None: what the model itself says."""
+    document_prompt: str | None = None
+    dimensions: int | None = None
+    """Asked-for dimensions; None: the model's own."""
+    trust_remote_code: bool = False
+    tokenizer: str | None = None
+    """For endpoints: a tiktoken encoding or a HuggingFace tokenizer, by which lengths are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a model is, as far as planning needs it."""
+
+    dimensions: int
+    max_tokens: int | None
+    """Longest input in tokens, special tokens included; None: no bound is known."""
+    revision: str | None
+    """The exact revision (a commit hash on a hub); None where there is no such thing."""
+    query_prompt: str
+    document_prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """How one worker wants to run models; never part of a vectorizer's definition."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_tokens: int | None = None
+    """Tokens per device batch, padding included; None: what suits the device."""
+    threads: int | None = None
+
+
+class Tokenizer(Protocol):
+    """Counts and locates a model's tokens. Must be usable from another thread than the embedder's."""
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that the model adds to every input, such as [CLS] and [SEP]."""
+
+    @property
+    def splits_words(self) -> bool:
+        """True when a text cut out at word ends may have other tokens than it had in its document (byte-level BPE)."""
+
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Returns the character offsets ``(n, 2)`` of the text's tokens, in order, special tokens left out.
+
+        Works through long texts piece by piece, so memory grows by 16 bytes per token and no more.
+        """
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns each text's number of tokens, special tokens included, as the model would see them untruncated."""
+
+
+class Embedder(Protocol):
+    """A loaded model. Used by one thread at a time, except ``tokenizer``."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def device(self) -> str:
+        """Where it runs, such as ``cpu``, ``cuda:0``, ``mps``, or an endpoint's host."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it holds on its device, for the worker's budget of models."""
+
+    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
+        """Returns ``(n, dimensions) float32`` in the order of ``texts``; ``tokens`` holds each text's length in tokens.
+
+        Batches by itself: the caller passes what belongs together, not what fits the device.
+        Raises ``EmbedderError`` with the kind of the fault; what it returns has not been checked for NaN or Inf.
+        """
+
+    def embed_query(self, text: str) -> Vectors:
+        """Returns ``(dimensions,) float32``."""
+
+    def close(self) -> None: ...
+
+
+def describe(spec: ModelSpec) -> ModelInfo:
+    """Returns what the model is without loading it.
+
+    Raises ``EmbedderError`` (kind ``VECTORIZER``) when the model cannot be found or needs ``--dimensions``.
+    """
+    if spec.embedder == "hashing":
+        from pgvec_queue.embedders import hashing
+
+        return hashing.describe(spec)
+    if spec.embedder == "openai":
+        from pgvec_queue.embedders import openai
+
+        return openai.describe(spec)
+    from pgvec_queue.embedders import model_files
+
+    return model_files.describe(spec)
+
+
+def load(spec: ModelSpec, options: DeviceOptions) -> Embedder:
+    """Returns the model, ready to embed on the asked-for device.
+
+    Raises ``MissingExtraError`` when the packages for it are not installed, ``EmbedderError`` (kind ``VECTORIZER``)
+    when the model is missing, does not fit the spec, or the device is not there.
+    """
+    if spec.embedder == "hashing":
+        from pgvec_queue.embedders import hashing
+
+        return hashing.HashingEmbedder(spec)
+    if spec.embedder == "openai":
+        from pgvec_queue.embedders import openai
+
+        return openai.OpenAIEmbedder(spec, options)
+    from pgvec_queue.embedders import sentence_transformers
+
+    return sentence_transformers.SentenceTransformersEmbedder(spec, options)
