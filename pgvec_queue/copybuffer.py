@@ -1,0 +1,81 @@
+"""Vectors and rows in PostgreSQL's binary formats, built in one buffer per slice.
+
+Formats: binary COPY after PostgreSQL's manual ("COPY, binary format"); ``vector`` and ``halfvec`` as pgvector's
+``vector_send`` and ``halfvec_send`` write them: int16 dimensions, int16 zero, then big-endian elements.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
+_TRAILER = struct.pack(">h", -1)
+_ELEMENTS = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
+_LENGTH = struct.Struct(">i")
+
+
+def field(data: bytes) -> bytes:
+    """One field of a row: its length and its value."""
+    return _LENGTH.pack(len(data)) + data
+
+
+def text_field(text: str) -> bytes:
+    return field(text.encode())
+
+
+def int4_field(number: int) -> bytes:
+    return struct.pack(">ii", 4, number)
+
+
+def vector_fields(vectors: NDArray[np.float32], store: str) -> list[bytes]:
+    """Returns one field per row of ``vectors`` ``(n, d) float32`` for a column of type ``store``."""
+    elements = _ELEMENTS[store]
+    count, dimensions = vectors.shape
+    head = struct.pack(">ihh", 4 + dimensions * elements.itemsize, dimensions, 0)
+    body = np.ascontiguousarray(vectors.astype(elements)).tobytes()
+    size = dimensions * elements.itemsize
+    return [head + body[i * size : (i + 1) * size] for i in range(count)]
+
+
+def rows(fields_per_row: int, lines: Iterable[Sequence[bytes]]) -> bytes:
+    """Returns a whole binary COPY stream; each line holds the fields of one row, one or several per element.
+
+    ``fields_per_row`` is the number of columns: an element may carry several fields (a composite key).
+    """
+    count = struct.pack(">h", fields_per_row)
+    parts = [_HEADER]
+    for line in lines:
+        parts.append(count)
+        parts.extend(line)
+    parts.append(_TRAILER)
+    return b"".join(parts)
+
+
+def array(fields: Sequence[bytes], element_oid: int) -> bytes:
+    """Returns a one-dimensional array of these fields in PostgreSQL's binary format."""
+    return struct.pack(">iiIii", 1, 0, element_oid, len(fields), 1) + b"".join(fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A query parameter that already is in PostgreSQL's binary format; its type comes from a cast in the query."""
+
+    data: bytes
+
+
+class _RawDumper(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Raw) -> bytes:
+        return obj.data
+
+
+psycopg.adapters.register_dumper(Raw, _RawDumper)

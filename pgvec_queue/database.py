@@ -1,0 +1,185 @@
+"""Connections to PostgreSQL, transactions as a pooler bears them, the named statements of ``sql/``, and what errors mean.
+
+Everything here works behind pgbouncer in transaction mode: no prepared statements, no session state (``SET LOCAL`` only),
+no session locks. Every transaction has a statement timeout and a lock timeout, and pins the settings on which the
+canonical text of a key depends (ISO dates, UTC).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool
+
+from pgvec_queue import resources
+from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
+
+Connection = psycopg.Connection[TupleRow]
+
+MINIMUM_SERVER = 140000
+MINIMUM_PGVECTOR = (0, 7)
+
+_DEFAULTS = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What the connected server is."""
+
+    server: int
+    """As PostgreSQL counts: 180004 for 18.4."""
+    pgvector: str
+    vector_schema: str
+    """The schema that holds the extension's types and operators."""
+
+
+class Database:
+    """One database: makes connections and pools for it. Holds no connection itself."""
+
+    def __init__(self, dsn: str) -> None:
+        """``dsn`` is a libpq URI or conninfo, empty for libpq's own variables. Raises ``DatabaseError`` if unreadable."""
+        try:
+            given = conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError:
+            # libpq's own message may quote a part of the string, and with it a password.
+            raise DatabaseError(
+                "the connection string cannot be read; write a URI such as postgresql://user@host/database, "
+                "or 'host=… dbname=… user=…'"
+            ) from None
+        self._parameters: dict[str, Any] = {**_DEFAULTS, **given}
+
+    def conninfo(self, stage: str) -> str:
+        """Returns the connection string with an ``application_name`` that tells host and stage."""
+        name = f"pgvec {stage} @{socket.gethostname()}:{os.getpid()}"
+        return make_conninfo(**{"application_name": name[:63], **self._parameters})
+
+    @property
+    def address(self) -> str:
+        """Names the database for a person, without any secret."""
+        host = self._parameters.get("host") or os.environ.get("PGHOST") or "the local socket"
+        name = self._parameters.get("dbname") or os.environ.get("PGDATABASE") or ""
+        port = self._parameters.get("port") or os.environ.get("PGPORT")
+        return f"{name + ' at ' if name else ''}{host}{f':{port}' if port else ''}"
+
+    def connect(self, stage: str) -> Connection:
+        """Opens a connection in autocommit mode. Raises ``DatabaseError`` with libpq's reason in one line."""
+        try:
+            return psycopg.connect(self.conninfo(stage), autocommit=True, prepare_threshold=None)
+        except psycopg.OperationalError as error:
+            raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
+
+    def pool(self, stage: str, *, size: int) -> ConnectionPool[Connection]:
+        """Returns an open pool of at most ``size`` connections; whoever asked closes it."""
+        return ConnectionPool(
+            self.conninfo(stage),
+            min_size=0,
+            max_size=size,
+            kwargs={"autocommit": True, "prepare_threshold": None},
+            timeout=30.0,
+            open=True,
+            check=ConnectionPool.check_connection,
+        )
+
+
+@contextmanager
+def transaction(
+    connection: Connection, *, statement_timeout: float = 60.0, lock_timeout: float = 5.0, read_only: bool = False
+) -> Generator[None]:
+    """Runs a READ COMMITTED transaction with timeouts (seconds) and the settings that canonical keys depend on."""
+    with connection.transaction():
+        connection.execute(
+            statement("database", "transaction_settings"),
+            {
+                "statement_timeout": f"{round(statement_timeout * 1000)}ms",
+                "lock_timeout": f"{round(lock_timeout * 1000)}ms",
+                "read_only": "on" if read_only else "off",
+            },
+        )
+        yield
+
+
+@functools.cache
+def statement(file: str, name: str) -> sql.SQL:
+    """Returns the statement ``-- name: <name>`` of ``sql/<file>.sql``."""
+    # What lies in our own sql/ is as literal as code; psycopg's type asks for literals to keep user input out.
+    return sql.SQL(cast(LiteralString, resources.statements(file)[name]))
+
+
+def versions(connection: Connection) -> Versions:
+    """Reads and checks the versions of server and pgvector.
+
+    Raises ``DatabaseError`` when the server is older than 14, or pgvector is missing or older than 0.7.
+    """
+    server = connection.info.server_version
+    if server < MINIMUM_SERVER:
+        raise DatabaseError(f"the server is PostgreSQL {server // 10000}; pgvec-queue needs 14 or later")
+    row = connection.execute(statement("database", "pgvector")).fetchone()
+    if row is None:
+        raise DatabaseError("the database has no pgvector; run `pgvec init`, or CREATE EXTENSION vector as an owner")
+    schema, version = row
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+    if numbers < MINIMUM_PGVECTOR:
+        raise DatabaseError(
+            f"pgvector is {version}; pgvec-queue needs 0.7 or later: install it, then ALTER EXTENSION vector UPDATE"
+        )
+    return Versions(server, version, schema)
+
+
+# Classes of SQLSTATE by what they say of the work; whole codes come first. Source: PostgreSQL's appendix A.
+_ROW_CLASSES = frozenset({"22", "23", "54", "P0"})
+_PASSING_CLASSES = frozenset({"08", "25", "40", "53", "57", "58", "XX"})
+_PASSING_CODES = frozenset({"55P03", "55006"})
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Says whose fault an error is: the row's, a passing one, or the vectorizer's.
+
+    An error without an SQLSTATE comes from the connection and passes.
+    """
+    if isinstance(error, EmbedderError):
+        return error.kind
+    if isinstance(error, psycopg.Error):
+        code = error.sqlstate
+        if code is None:
+            return Kind.PASSING if isinstance(error, psycopg.OperationalError) else Kind.ROW
+        if code in _PASSING_CODES or code[:2] in _PASSING_CLASSES:
+            return Kind.PASSING
+        if code[:2] in _ROW_CLASSES:
+            return Kind.ROW
+        return Kind.VECTORIZER
+    if isinstance(error, DatabaseError | OSError):
+        return Kind.PASSING
+    return Kind.VECTORIZER
+
+
+def is_write_conflict(error: BaseException) -> bool:
+    """True for what two of our own writers do to each other: unique violation, deadlock, serialization failure."""
+    return isinstance(error, psycopg.Error) and error.sqlstate in ("23505", "40P01", "40001")
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first telling line of an error's message."""
+    if isinstance(error, psycopg.Error) and error.diag.message_primary:
+        return error.diag.message_primary
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # libpq tries every address of a host and lists them as "- host: …"; the last one tells as much as all of them.
+    attempts = [line for line in lines if line.startswith("- ")]
+    text = attempts[-1][2:] if attempts else (lines[0] if lines else type(error).__name__)
+    return text.removeprefix("connection failed: ")

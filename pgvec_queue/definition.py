@@ -1,0 +1,427 @@
+"""From what a user asked for to a vectorizer: every check that can be made before the first row is read.
+
+Raises ``DefinitionError`` with one line for whatever does not fit. A second `enqueue` under the same name is compared with
+the stored definition and refused where it differs, naming the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import sql
+
+from pgvec_queue import catalog, destination, embedders, vectorizer
+from pgvec_queue.catalog import Column, Relation
+from pgvec_queue.chunking import Template
+from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
+from pgvec_queue.errors import DefinitionError
+from pgvec_queue.fragments import literal_sql
+from pgvec_queue.vectorizer import Vectorizer
+
+DEFAULT_CHUNK_SIZE = 128
+DEFAULT_CHUNK_OVERLAP = 20
+DEFAULT_ROWS_PER_JOB = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `enqueue` was asked for; None: not said."""
+
+    source: str
+    text: Sequence[str] = ()
+    name: str | None = None
+    key: Sequence[str] = ()
+    where: str | None = None
+    into: str | None = None
+    into_column: str | None = None
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model: str | None = None
+    revision: str | None = None
+    embedder: str | None = None
+    endpoint: str | None = None
+    tokenizer: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    dimensions: int | None = None
+    trust_remote_code: bool = False
+    template: str | None = None
+    chunk_size: int | None = None
+    chunk_overlap: int | None = None
+    no_chunking: bool = False
+    too_long: str | None = None
+    store: str | None = None
+    rows_per_job: int | None = None
+    priority: int | None = None
+
+    @property
+    def vectorizer_name(self) -> str:
+        return self.name or catalog.split_name(self.source)[1]
+
+    @property
+    def chunked(self) -> bool:
+        return not self.no_chunking and self.into_column is None
+
+    @property
+    def resolved_embedder(self) -> str:
+        """The embedder asked for, else the one that model or endpoint imply."""
+        if self.embedder is not None:
+            return self.embedder
+        if self.endpoint is not None:
+            return "openai"
+        return "hashing" if (self.model or "").startswith("hashing-") else "sentence-transformers"
+
+    @property
+    def resolved_model(self) -> str:
+        if self.model is not None:
+            return self.model
+        if self.resolved_embedder == "openai":
+            raise DefinitionError("an endpoint needs --model, the name it knows the model by")
+        return "hashing-384" if self.resolved_embedder == "hashing" else embedders.DEFAULT_MODEL
+
+    @property
+    def spec(self) -> embedders.ModelSpec:
+        return embedders.ModelSpec(
+            embedder=self.resolved_embedder,
+            model=self.resolved_model,
+            revision=self.revision,
+            endpoint=self.endpoint,
+            query_prompt=self.query_prompt,
+            document_prompt=self.document_prompt,
+            dimensions=self.dimensions,
+            trust_remote_code=self.trust_remote_code,
+            tokenizer=self.tokenizer,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """A vectorizer, whether it is new, and what the user should know about it."""
+
+    vectorizer: Vectorizer
+    new: bool
+    remarks: Sequence[str] = ()
+
+
+def define(connection: Connection, options: Options, versions: Versions) -> Defined:
+    """Finds the vectorizer that ``options`` ask for, or checks, makes and stores a new one with its destination.
+
+    Raises ``DefinitionError`` when anything does not fit, or a stored definition differs.
+    """
+    known = vectorizer.find(connection, options.vectorizer_name)
+    if known is not None:
+        _refuse_difference(connection, known, options)
+        connection.execute(
+            statement("vectorizer", "steering"),
+            {"id": known.id, "rows_per_job": options.rows_per_job, "priority": options.priority},
+        )
+        return Defined(vectorizer.get(connection, known.name), new=False)
+    if not options.text:
+        raise DefinitionError(f"no vectorizer is called {options.vectorizer_name!r} yet; say what to embed: --text COLUMN")
+    proposed, where_to = _propose(connection, options, versions)
+    return Defined(_store(connection, proposed, where_to), new=True, remarks=where_to.remarks)
+
+
+def _propose(
+    connection: Connection, options: Options, versions: Versions
+) -> tuple[Vectorizer, destination.Destination]:
+    source = catalog.get_relation(connection, options.source)
+    text = _text_columns(source, options.text)
+    key = _key(connection, source, options.key)
+    _check_filter(connection, source, options.where)
+    for column in Template.parse(options.template).columns if options.template else ():
+        source.column(column, "--template")
+    info = embedders.describe(options.spec)
+    chunk_size, chunk_overlap = _chunking(options, info)
+    store = options.store or "vector"
+    if info.dimensions > destination.INDEXABLE[store]:
+        other = "; --store halfvec takes up to 4000" if store == "vector" and info.dimensions <= 4000 else ""
+        raise DefinitionError(
+            f"{info.dimensions} dimensions could not be indexed later: "
+            f"{store} takes {destination.INDEXABLE[store]} at most{other or '; ask for fewer with --dimensions'}"
+        )
+    where_to = _destination(connection, options, source, key, store, info.dimensions, versions)
+    proposed = Vectorizer(
+        id=0,
+        name=options.vectorizer_name,
+        source_schema=source.schema,
+        source_table=source.name,
+        source_is_view=not source.has_xmin,
+        key_columns=tuple(c.attname for c in key),
+        key_types=tuple(c.base_type for c in key),
+        text_columns=tuple(text),
+        filter=options.where,
+        destination_kind=where_to.kind,
+        destination_schema=where_to.schema,
+        destination_table=where_to.table,
+        destination_roles=where_to.roles,
+        destination_key_types=where_to.key_types,
+        destination_ordered=where_to.ordered,
+        destination_created=where_to.created,
+        store=store,
+        embedder=options.resolved_embedder,
+        model=options.resolved_model,
+        revision=options.revision or info.revision,
+        endpoint=options.endpoint,
+        tokenizer=options.tokenizer,
+        query_prompt=info.query_prompt if options.query_prompt is None else options.query_prompt,
+        document_prompt=info.document_prompt if options.document_prompt is None else options.document_prompt,
+        dimensions=info.dimensions,
+        trust_remote_code=options.trust_remote_code,
+        template=options.template,
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_overlap,
+        too_long=options.too_long or "quarantine",
+        max_document_bytes=10 * 1024 * 1024,
+        rows_per_job=options.rows_per_job or DEFAULT_ROWS_PER_JOB,
+        priority=options.priority or 0,
+    )
+    return proposed, where_to
+
+
+def _store(connection: Connection, proposed: Vectorizer, where_to: destination.Destination) -> Vectorizer:
+    try:
+        with transaction(connection, statement_timeout=600, lock_timeout=5):
+            destination.make(connection, where_to)
+            base = 0
+            if not where_to.created:
+                base = _count_chunks(connection, proposed)
+            stored = vectorizer.insert(connection, proposed, chunks_base=base)
+    except psycopg.errors.UniqueViolation:
+        raise DefinitionError(
+            f"somebody else has just made the vectorizer {proposed.name!r}; run the same command again"
+        ) from None
+    except psycopg.errors.LockNotAvailable as error:
+        raise DefinitionError(
+            f"{where_to.schema}.{where_to.table} is locked by somebody else; try again when it is free"
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DefinitionError(
+            f"you may not make the destination {where_to.schema}.{where_to.table}: {one_line(error)}"
+        ) from error
+    destination.make_index(connection, where_to)
+    return stored
+
+
+def _count_chunks(connection: Connection, proposed: Vectorizer) -> int:
+    table = sql.Identifier(proposed.destination_schema, proposed.destination_table)
+    name = "count_vectors" if proposed.into_column else "count"
+    row = connection.execute(
+        statement("destination", name).format(
+            destination=table, embedding=sql.Identifier(proposed.destination_roles.embedding)
+        )
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _text_columns(source: Relation, names: Sequence[str]) -> list[str]:
+    found = []
+    for name in names:
+        column = source.column(name, "--text")
+        if column.category != "S":
+            raise DefinitionError(
+                f"{source.label}.{column.attname} is {column.type}, not text; "
+                "embed a text column, or a view that casts it to text"
+            )
+        found.append(column.attname)
+    return found
+
+
+def _key(connection: Connection, source: Relation, wanted: Sequence[str]) -> list[Column]:
+    given = [source.column(name, "--key") for name in wanted]
+    if source.kind in ("v", "f"):
+        if not given:
+            raise DefinitionError(f"{source.label} is a view, which has no primary key; name its key with --key COLUMN")
+        _check_ordered_plan(connection, source, given)
+        return given
+    keys = catalog.unique_keys(connection, source)
+    if not given:
+        if not keys or not keys[0][0]:
+            candidates = [", ".join(columns) for _, columns in keys]
+            hint = f"it has unique keys: {'; '.join(candidates)}" if candidates else "it has no unique index either"
+            raise DefinitionError(f"{source.label} has no primary key; name a unique key with --key COLUMN ({hint})")
+        return [source.columns[name] for name in keys[0][1]]
+    names = [c.attname for c in given]
+    order = next((columns for _, columns in keys if set(columns) == set(names)), None)
+    if order is None:
+        raise DefinitionError(
+            f"the key {', '.join(names)} of {source.label} is not unique: no unique index is on just these columns; "
+            "make one, or choose another key"
+        )
+    # Keys are walked in the index's order, whatever the order in which they were named.
+    ordered = [source.columns[name] for name in order]
+    nullable = [c.attname for c in ordered if not c.not_null]
+    if nullable and source.kind != "m":
+        raise DefinitionError(
+            f"the key column {nullable[0]} of {source.label} may be NULL, and such rows would be left out; "
+            f"run ALTER TABLE … ALTER COLUMN {nullable[0]} SET NOT NULL, or choose another key"
+        )
+    return ordered
+
+
+def _check_ordered_plan(connection: Connection, source: Relation, key: Sequence[Column]) -> None:
+    """Planning walks a view in key order, a thousand rows a step: a step must not sort or read it whole."""
+    columns = sql.SQL(", ").join(sql.Identifier("s", c.attname) for c in key)
+    with transaction(connection):
+        connection.execute(statement("catalog", "prefer_indexes"))
+        row = connection.execute(
+            statement("catalog", "explain_hop").format(
+                key=columns, source=sql.Identifier(source.schema, source.name), scope=sql.SQL("true")
+            )
+        ).fetchone()
+    assert row is not None
+    if _plan_sorts(row[0][0]["Plan"]):
+        raise DefinitionError(
+            f"{source.label} cannot be walked in the order of {', '.join(c.attname for c in key)} by an index, so each "
+            "step would read it whole; choose a key that is indexed in the table below it"
+        )
+
+
+def _plan_sorts(node: dict[str, object]) -> bool:
+    if node.get("Node Type") == "Sort":
+        return True
+    children = node.get("Plans", [])
+    assert isinstance(children, list)
+    return any(_plan_sorts(child) for child in children)
+
+
+def _check_filter(connection: Connection, source: Relation, where: str | None) -> None:
+    if where is None:
+        return
+    if not where.strip():
+        raise DefinitionError("--where is empty; leave it out to take all rows")
+    try:
+        with transaction(connection, read_only=True):
+            connection.execute(
+                statement("catalog", "check_filter").format(
+                    source=sql.Identifier(source.schema, source.name),
+                    selected=sql.SQL("({}\n)").format(literal_sql(where)),
+                ),
+                {},
+            )
+    except psycopg.Error as error:
+        raise DefinitionError(f"--where {where!r} cannot be used on {source.label}: {one_line(error)}") from error
+
+
+def _chunking(options: Options, info: embedders.ModelInfo) -> tuple[int | None, int | None]:
+    if not options.chunked:
+        return None, None
+    size = options.chunk_size or DEFAULT_CHUNK_SIZE
+    overlap = DEFAULT_CHUNK_OVERLAP if options.chunk_overlap is None else options.chunk_overlap
+    if info.max_tokens is not None and size > info.max_tokens:
+        raise DefinitionError(
+            f"--chunk-size {size} is more than the {info.max_tokens} tokens that {options.resolved_model} reads"
+        )
+    if options.chunk_overlap is None:
+        overlap = min(overlap, size // 4)
+    if overlap * 2 > size:
+        raise DefinitionError(f"--chunk-overlap {overlap} is more than half of --chunk-size {size}")
+    return size, overlap
+
+
+def _destination(
+    connection: Connection,
+    options: Options,
+    source: Relation,
+    key: Sequence[Column],
+    store: str,
+    dimensions: int,
+    versions: Versions,
+) -> destination.Destination:
+    if options.into_column is not None:
+        found = destination.resolve_column(
+            connection,
+            source,
+            key,
+            column=options.into_column,
+            column_map=options.columns,
+            store=store,
+            dimensions=dimensions,
+            vector_schema=versions.vector_schema,
+        )
+    else:
+        found = destination.resolve_table(
+            connection,
+            source,
+            key,
+            into=options.into,
+            column_map=options.columns,
+            store=store,
+            dimensions=dimensions,
+            vector_schema=versions.vector_schema,
+            chunked=options.chunked,
+        )
+    taken = connection.execute(
+        statement("catalog", "destination_taken"),
+        {
+            "schema": found.schema,
+            "table": found.table,
+            "kind": found.kind,
+            "embedding": found.roles.embedding,
+        },
+    ).fetchone()
+    if taken is not None:
+        what = f"column {found.roles.embedding} of " if found.kind == "column" else ""
+        raise DefinitionError(
+            f"the {what}destination {found.schema}.{found.table} belongs to the vectorizer {taken[0]!r}; "
+            "name another one with --into or --into-column"
+        )
+    return found
+
+
+def _refuse_difference(connection: Connection, known: Vectorizer, options: Options) -> None:
+    """A bare `enqueue SOURCE` (nothing of the definition said) means the definition as it stands."""
+    source = catalog.get_relation(connection, options.source)
+    if (source.schema, source.name) != (known.source_schema, known.source_table):
+        raise DefinitionError(
+            f"the vectorizer {known.name!r} is over {known.source}, not {source.label}; give another --name"
+        )
+    if not options.text:
+        return
+    chunk_size = None
+    if options.chunked:
+        chunk_size = options.chunk_size or DEFAULT_CHUNK_SIZE
+    pairs: list[tuple[str, object, object]] = [
+        ("--text", known.text_columns, tuple(_text_columns(source, options.text))),
+        ("--where", known.filter, options.where),
+        ("--embedder", known.embedder, options.resolved_embedder),
+        ("--model", known.model, options.resolved_model),
+        ("--template", known.template, options.template),
+        ("--chunk-size" if options.chunked and known.chunk_size else "--no-chunking", known.chunk_size, chunk_size),
+        ("--trust-remote-code", known.trust_remote_code, options.trust_remote_code),
+        ("--store", known.store, options.store or "vector"),
+        ("--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column),
+    ]
+    # These have defaults that were settled by what was found at the time; only what is said can differ.
+    said: list[tuple[str, object, object]] = [
+        ("--key", set(known.key_columns), {source.column(c, "--key").attname for c in options.key} or None),
+        ("--revision", known.revision, options.revision),
+        ("--endpoint", known.endpoint, options.endpoint),
+        ("--tokenizer", known.tokenizer, options.tokenizer),
+        ("--query-prompt", known.query_prompt, options.query_prompt),
+        ("--document-prompt", known.document_prompt, options.document_prompt),
+        ("--dimensions", known.dimensions, options.dimensions),
+        ("--chunk-overlap", known.chunk_overlap, options.chunk_overlap),
+        ("--too-long", known.too_long, options.too_long),
+        ("--into", known.destination_table, catalog.split_name(options.into)[1] if options.into else None),
+    ]
+    roles = known.destination_roles.as_json()
+    said.extend(
+        (f"--column {role}", roles.get(role), list(names) if role == "key" else names[0])
+        for role, names in options.columns.items()
+    )
+    for flag, have, want in [*pairs, *((f, h, w) for f, h, w in said if w is not None)]:
+        if have != want:
+            raise DefinitionError(
+                f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
+                f"now it is {_shown(want)}; give another --name, or drop it first"
+            )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not given"
+    if isinstance(value, tuple | set | list):
+        return ", ".join(sorted(map(str, value)) if isinstance(value, set) else map(str, value))
+    return str(value)

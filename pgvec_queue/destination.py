@@ -1,0 +1,364 @@
+"""Where vectors go: makes a destination, or checks that an existing one fits, and says which column plays which role.
+
+Two kinds: a table with one row per chunk, and a vector column of the source itself. Nothing existing is ever changed
+beyond what a message announces: a missing index on the key, or a missing column of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from pgvec_queue.catalog import Column, Relation, find_relation, has_leading_index, quoted_name, split_name, unique_keys
+from pgvec_queue.database import Connection, one_line, statement, transaction
+from pgvec_queue.errors import DefinitionError
+from pgvec_queue.fragments import literal_sql
+from pgvec_queue.vectorizer import ROLES, Roles
+
+INDEXABLE = {"vector": 2_000, "halfvec": 4_000}
+"""Most dimensions that pgvector's HNSW index takes, by type."""
+
+_PAGE_ROOM = 8_160
+_CHUNK_BYTES = 640
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A destination that fits, and what still has to be done for it."""
+
+    kind: str
+    schema: str
+    table: str
+    roles: Roles
+    key_types: tuple[str, ...]
+    ordered: bool
+    created: bool
+    """It does not exist yet: ``statements`` make it."""
+    statements: tuple[sql.Composable, ...] = ()
+    index_on: tuple[str, ...] = ()
+    """Columns that need an index before the first slice."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know, a line each."""
+
+
+def resolve_table(
+    connection: Connection,
+    source: Relation,
+    key: Sequence[Column],
+    *,
+    into: str | None,
+    column_map: Mapping[str, Sequence[str]],
+    store: str,
+    dimensions: int,
+    vector_schema: str,
+    chunked: bool,
+) -> Destination:
+    """Finds or designs the table of chunks. Raises ``DefinitionError`` when an existing one does not fit."""
+    name = into if into is not None else quoted_name(source.schema, f"{source.name}_vectors")
+    existing = find_relation(connection, name, schema=source.schema)
+    if existing is None and into is not None:
+        existing = find_relation(connection, name)
+    if existing is not None:
+        if existing.oid == source.oid:
+            raise DefinitionError(f"{existing.label} is the source itself; name another table with --into")
+        return _check_table(connection, existing, key, column_map, store, dimensions, chunked)
+    return _design_table(source, key, name, column_map, store, dimensions, vector_schema)
+
+
+def _design_table(
+    source: Relation,
+    key: Sequence[Column],
+    name: str,
+    column_map: Mapping[str, Sequence[str]],
+    store: str,
+    dimensions: int,
+    vector_schema: str,
+) -> Destination:
+    schema, table = split_name(name)
+    if len(table.encode()) > 63:
+        raise DefinitionError(f"the destination's name {table!r} is longer than 63 bytes; give a shorter one with --into")
+    roles = Roles(
+        key=tuple(column_map.get("key", [c.attname for c in key])),
+        chunk_id=_mapped(column_map, "chunk_id", None),
+        chunk_index=_mapped(column_map, "chunk_index", "chunk_index"),
+        chunk=_mapped(column_map, "chunk", "chunk"),
+        embedding=_mapped(column_map, "embedding", "embedding") or "embedding",
+        source_hash=_mapped(column_map, "source_hash", "source_hash"),
+        created_at=_mapped(column_map, "created_at", "created_at"),
+    )
+    _check_key_count(roles, key)
+    vector = sql.SQL("{}({})").format(sql.Identifier(vector_schema, store), sql.Literal(dimensions))
+    columns: list[tuple[str, sql.Composable]] = [
+        (name_, _key_definition(c)) for name_, c in zip(roles.key, key, strict=True)
+    ]
+    for role, definition in (
+        ("chunk_id", sql.SQL("text NOT NULL UNIQUE")),
+        ("chunk_index", sql.SQL("int NOT NULL")),
+        ("chunk", sql.SQL("text NOT NULL")),
+        ("embedding", sql.SQL("{} NOT NULL").format(vector)),
+        ("source_hash", sql.SQL("bytea NOT NULL")),
+        ("created_at", sql.SQL("timestamptz NOT NULL DEFAULT now()")),
+    ):
+        column = getattr(roles, role)
+        if column is not None:
+            columns.append((column, definition))
+    names = [name_ for name_, _ in columns]
+    twice = {name_ for name_ in names if names.count(name_) > 1}
+    if twice:
+        raise DefinitionError(
+            f"the destination would have two columns {', '.join(sorted(twice))}; "
+            "give the chunk's another name, such as --column chunk=chunk_text"
+        )
+    identifier = sql.Identifier(schema or source.schema, table)
+    create = statement("destination", "create_table").format(
+        destination=identifier,
+        columns=sql.SQL(", ").join(
+            sql.SQL("{} {}").format(sql.Identifier(name_), definition) for name_, definition in columns
+        ),
+        unique=sql.SQL(", ").join(sql.Identifier(name_) for name_ in (*roles.key, roles.chunk_index or "chunk_index")),
+    )
+    statements = [create]
+    width = {"vector": 4, "halfvec": 2}[store] * dimensions + _CHUNK_BYTES
+    if 3 * width <= _PAGE_ROOM:
+        statements.append(statement("destination", "set_toast_target").format(destination=identifier))
+    return Destination(
+        "table",
+        schema or source.schema,
+        table,
+        roles,
+        tuple(c.base_type for c in key),
+        ordered=True,
+        created=True,
+        statements=tuple(statements),
+    )
+
+
+def _key_definition(column: Column) -> sql.Composable:
+    # The same collation, so that a range of keys is the same range in both tables.
+    collate = f" COLLATE {column.collation_name}" if column.collation_name else ""
+    return literal_sql(f"{column.type}{collate} NOT NULL")
+
+
+def _mapped(column_map: Mapping[str, Sequence[str]], role: str, default: str | None) -> str | None:
+    names = column_map.get(role)
+    if names is None:
+        return default
+    if len(names) != 1:
+        raise DefinitionError(f"--column {role}=… was given {len(names)} times; only key may have several columns")
+    return names[0]
+
+
+def _check_key_count(roles: Roles, key: Sequence[Column]) -> None:
+    if len(roles.key) != len(key):
+        raise DefinitionError(
+            f"the key has {len(key)} columns ({', '.join(c.attname for c in key)}), "
+            f"but {len(roles.key)} are mapped; give --column key=NAME once per key column, in its order"
+        )
+
+
+def _check_table(
+    connection: Connection,
+    table: Relation,
+    key: Sequence[Column],
+    column_map: Mapping[str, Sequence[str]],
+    store: str,
+    dimensions: int,
+    chunked: bool,
+) -> Destination:
+    if table.kind not in ("r", "p"):
+        raise DefinitionError(f"the destination {table.label} is no table; name a table with --into")
+    roles = _existing_roles(table, key, column_map)
+    _check_key_count(roles, key)
+    embedding = table.columns[roles.embedding]
+    check_vector_column(table, embedding, store, dimensions)
+    for role, types in (
+        ("chunk_id", ("text", "character varying")),
+        ("chunk_index", ("integer",)),
+        ("chunk", ("text", "character varying")),
+        ("source_hash", ("bytea",)),
+    ):
+        name = getattr(roles, role)
+        if name is not None and table.columns[name].base_type not in types:
+            raise DefinitionError(
+                f"{table.label}.{name} is {table.columns[name].type}; as {role} it has to be {types[0]}"
+            )
+    _check_required(table, roles)
+    for mine, theirs in zip(key, roles.key, strict=True):
+        _check_cast(connection, mine, table, table.columns[theirs])
+    _check_unique(connection, table, roles, chunked)
+    remarks = []
+    if roles.source_hash is None:
+        remarks.append(
+            f"{table.label} has no column for the source's hash: new and deleted rows will be told, changed ones not "
+            "(add a bytea column and give --column source_hash=NAME)"
+        )
+    missing_index = not has_leading_index(connection, table, roles.key)
+    if missing_index and table.kind == "p":
+        raise DefinitionError(
+            f"{table.label} has no index on {', '.join(roles.key)}; make one (it is partitioned, so not concurrently)"
+        )
+    return Destination(
+        "table",
+        table.schema,
+        table.name,
+        roles,
+        tuple(table.columns[name].base_type for name in roles.key),
+        ordered=all(
+            c.base_type == table.columns[name].base_type and c.collation == table.columns[name].collation
+            for c, name in zip(key, roles.key, strict=True)
+        ),
+        created=False,
+        index_on=roles.key if missing_index else (),
+        remarks=tuple(remarks),
+    )
+
+
+def _existing_roles(table: Relation, key: Sequence[Column], column_map: Mapping[str, Sequence[str]]) -> Roles:
+    found: dict[str, str | None] = {}
+    for role in ROLES[1:]:
+        name = _mapped(column_map, role, None)
+        found[role] = table.column(name, f"--column {role}").attname if name else (role if role in table.columns else None)
+    keys = column_map.get("key", [c.attname for c in key])
+    missing = [name for name in keys if name not in table.columns]
+    if "key" not in column_map and missing:
+        raise DefinitionError(
+            f"the destination {table.label} exists and has no column {missing[0]!r} for the key; "
+            f"say which it is with --column key=NAME (it has: {', '.join(table.columns)})"
+        )
+    embedding = found.pop("embedding")
+    if embedding is None:
+        raise DefinitionError(
+            f"the destination {table.label} exists and has no column 'embedding'; "
+            f"say which it is with --column embedding=NAME (it has: {', '.join(table.columns)})"
+        )
+    return Roles(key=tuple(table.column(name, "--column key").attname for name in keys), embedding=embedding, **found)
+
+
+def check_vector_column(table: Relation, column: Column, store: str, dimensions: int) -> None:
+    """Raises ``DefinitionError`` unless the column is of type ``store`` and takes ``dimensions``."""
+    if column.typname != store:
+        hint = f"; give --store {column.typname}" if column.typname in INDEXABLE else ""
+        raise DefinitionError(f"{table.label}.{column.attname} is {column.type}, not {store}{hint}")
+    if column.typmod not in (-1, dimensions):
+        raise DefinitionError(
+            f"{table.label}.{column.attname} takes {column.typmod} dimensions, the model gives {dimensions}; "
+            "choose another model or another destination"
+        )
+
+
+def _check_required(table: Relation, roles: Roles) -> None:
+    ours = {*roles.key, *(name for role in ROLES[1:] if (name := getattr(roles, role)) is not None)}
+    for column in table.columns.values():
+        if column.not_null and not column.has_default and column.attname not in ours:
+            raise DefinitionError(
+                f"{table.label}.{column.attname} must not be NULL and has no default, but plays no role; "
+                f"map it with --column ROLE={column.attname} (roles: {', '.join(ROLES)}) or give it a default"
+            )
+    if roles.created_at is not None and not table.columns[roles.created_at].has_default:
+        raise DefinitionError(f"{table.label}.{roles.created_at} has no default; set it to now()")
+
+
+def _check_cast(connection: Connection, mine: Column, table: Relation, theirs: Column) -> None:
+    if mine.base_type == theirs.base_type:
+        return
+    try:
+        with transaction(connection):
+            connection.execute(
+                statement("catalog", "check_cast").format(
+                    from_type=literal_sql(mine.base_type), to_type=literal_sql(theirs.base_type)
+                )
+            )
+    except psycopg.Error as error:
+        raise DefinitionError(
+            f"the key {mine.attname} ({mine.type}) cannot become {table.label}.{theirs.attname} "
+            f"({theirs.type}): {one_line(error)}"
+        ) from error
+
+
+def _check_unique(connection: Connection, table: Relation, roles: Roles, chunked: bool) -> None:
+    for _, columns in unique_keys(connection, table):
+        if chunked and set(columns) <= set(roles.key):
+            raise DefinitionError(
+                f"{table.label} allows one row per {', '.join(columns)}, but a document may have several chunks; "
+                "use --no-chunking or another destination"
+            )
+
+
+def resolve_column(
+    connection: Connection,
+    source: Relation,
+    key: Sequence[Column],
+    *,
+    column: str,
+    column_map: Mapping[str, Sequence[str]],
+    store: str,
+    dimensions: int,
+    vector_schema: str,
+) -> Destination:
+    """Finds or designs the vector column of the source. Raises ``DefinitionError`` when it does not fit."""
+    if source.kind not in ("r", "p"):
+        raise DefinitionError(f"{source.label} is no table, so it can get no vector column; use --into TABLE")
+    other = sorted(set(column_map) - {"source_hash"})
+    if other:
+        raise DefinitionError(f"with --into-column only --column source_hash=NAME has a meaning, not {other[0]}")
+    hash_column = _mapped(column_map, "source_hash", None) or f"{column}_hash"
+    identifier = sql.Identifier(source.schema, source.name)
+    vector = sql.SQL("{}({})").format(sql.Identifier(vector_schema, store), sql.Literal(dimensions))
+    statements = []
+    remarks = []
+    for name, definition in ((column, vector), (hash_column, sql.SQL("bytea"))):
+        if name in source.columns:
+            continue
+        statements.append(
+            statement("destination", "add_column").format(
+                destination=identifier, column=sql.Identifier(name), type=definition
+            )
+        )
+        remarks.append(f"adds the column {name} to {source.label}")
+    if column in source.columns:
+        check_vector_column(source, source.columns[column], store, dimensions)
+    if hash_column in source.columns and source.columns[hash_column].base_type != "bytea":
+        raise DefinitionError(f"{source.label}.{hash_column} is {source.columns[hash_column].type}; it has to be bytea")
+    names = tuple(c.attname for c in key)
+    return Destination(
+        "column",
+        source.schema,
+        source.name,
+        Roles(key=names, embedding=column, source_hash=hash_column),
+        tuple(c.base_type for c in key),
+        ordered=True,
+        created=column not in source.columns,
+        statements=tuple(statements),
+        remarks=tuple(remarks),
+    )
+
+
+def make(connection: Connection, destination: Destination) -> None:
+    """Runs what makes the destination, inside the caller's transaction."""
+    for query in destination.statements:
+        connection.execute(query)
+
+
+def make_index(connection: Connection, destination: Destination) -> None:
+    """Builds the missing index on the key, concurrently; needs a direct connection in autocommit mode."""
+    if not destination.index_on:
+        return
+    relation = find_relation(connection, quoted_name(destination.schema, destination.table))
+    assert relation is not None
+    name = f"{destination.table[:40]}_pgvec_key"
+    invalid = connection.execute(
+        statement("destination", "drop_invalid_index"), {"oid": relation.oid, "name": name}
+    ).fetchone()
+    if invalid is not None:
+        # A build that was cut short leaves an index that is maintained but never used.
+        connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])))
+    connection.execute(
+        statement("destination", "create_index").format(
+            index=sql.Identifier(name),
+            destination=sql.Identifier(destination.schema, destination.table),
+            columns=sql.SQL(", ").join(sql.Identifier(c) for c in destination.index_on),
+        )
+    )

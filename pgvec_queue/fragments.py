@@ -1,0 +1,243 @@
+"""The parts of a statement that depend on a vectorizer: its tables, keys, document, filter and what counts as current.
+
+The statements themselves stand in ``sql/``; here identifiers and the operator's own filter are put into their places.
+In all of them ``s`` is the source and ``d`` the destination.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import LiteralString, cast
+
+from psycopg import sql
+from psycopg.adapt import PyFormat
+
+from pgvec_queue.chunking import Template
+from pgvec_queue.database import statement
+from pgvec_queue.vectorizer import Vectorizer
+
+_AND = sql.SQL(" AND ")
+_COMMA = sql.SQL(", ")
+
+
+def literal_sql(text: str) -> sql.SQL:
+    """Takes SQL written by the operator (a filter) or by the catalog (a type's name) as it stands."""
+    return sql.SQL(cast(LiteralString, text.replace("%", "%%")))
+
+
+def identifier(*names: str) -> sql.Identifier:
+    """Quotes a name. Statements always run with parameters, where a percent sign in a name has to be doubled."""
+    return sql.Identifier(*(name.replace("%", "%%") for name in names))
+
+
+def _row(parts: Iterable[sql.Composable]) -> sql.Composed:
+    return sql.SQL("({})").format(_COMMA.join(parts))
+
+
+class Fragments:
+    """Composes the statements of one vectorizer."""
+
+    def __init__(self, vectorizer: Vectorizer, vector_schema: str) -> None:
+        """``vector_schema`` is the schema of the pgvector extension."""
+        self.vectorizer = vectorizer
+        self.vector_schema = vector_schema
+        self.template_columns = Template.parse(vectorizer.template).columns if vectorizer.template else ()
+        self.source = identifier(vectorizer.source_schema, vectorizer.source_table)
+        self.destination = identifier(vectorizer.destination_schema, vectorizer.destination_table)
+        roles = vectorizer.destination_roles
+        self.source_key = [identifier("s", name) for name in vectorizer.key_columns]
+        self.destination_key = [identifier("d", name) for name in roles.key]
+        self.key_casts = [literal_sql(t) for t in vectorizer.key_types]
+        self.destination_casts = [literal_sql(t) for t in vectorizer.destination_key_types]
+
+    def compose(self, file: str, name: str, **parts: sql.Composable) -> sql.Composed:
+        """Returns the statement with this vectorizer's parts, and those given, in their places."""
+        return statement(file, name).format(**{**self._parts, **parts})
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, sql.Composable]:
+        roles = self.vectorizer.destination_roles
+        return {
+            "source": self.source,
+            "destination": self.destination,
+            "key": _COMMA.join(self.source_key),
+            "key_text": self.text_array(self.source_key),
+            "destination_key": _COMMA.join(self.destination_key),
+            "destination_key_text": self.text_array(self.destination_key),
+            "key_columns": _COMMA.join(identifier(name) for name in self.vectorizer.key_columns),
+            "cast_key": _COMMA.join(
+                sql.SQL("{}::{}").format(key, cast_to)
+                for key, cast_to in zip(self.source_key, self.destination_casts, strict=True)
+            ),
+            "document": self.document,
+            "hash": self.hash,
+            "selected": self.selected,
+            "blank": sql.SQL("pgvec.is_blank({})").format(self.document),
+            "settled": self.settled,
+            "xmin": sql.SQL("NULL::xid") if self.vectorizer.source_is_view else sql.SQL("s.xmin"),
+            "moved": (
+                # A view has no xmin: every row has to be compared by its hash.
+                sql.SQL("true")
+                if self.vectorizer.source_is_view
+                else sql.SQL("age(s.xmin) <= age(%(horizon)s::xid)")
+            ),
+            "template_columns": self._template_text,
+            "embedding": identifier(roles.embedding),
+            "source_hash": identifier(roles.source_hash) if roles.source_hash else sql.NULL,
+            "matches_destination": self.matches_destination,
+            "vector": identifier(self.vector_schema, self.vectorizer.store),
+        }
+
+    @functools.cached_property
+    def document(self) -> sql.Composable:
+        """The text of a row: its text columns joined by a blank line, NULLs left out."""
+        columns = [sql.SQL("{}::text").format(identifier("s", c)) for c in self.vectorizer.text_columns]
+        if len(columns) == 1:
+            return columns[0]
+        return sql.SQL(r"concat_ws(E'\n\n', {})").format(_COMMA.join(columns))
+
+    @functools.cached_property
+    def hash(self) -> sql.Composable:
+        """The document's hash; what a template puts before its chunks belongs to it."""
+        text: sql.Composable = self.document
+        if self.template_columns:
+            text = sql.SQL(r"concat({}, {})").format(
+                text,
+                _COMMA.join(sql.SQL(r"E'\x1f', {}::text").format(identifier("s", c)) for c in self.template_columns),
+            )
+        return sql.SQL("pgvec.source_hash({})").format(text)
+
+    @property
+    def _template_text(self) -> sql.Composable:
+        return sql.SQL("ARRAY[{}]::text[]").format(
+            _COMMA.join(sql.SQL("{}::text").format(identifier("s", c)) for c in self.template_columns)
+        )
+
+    @property
+    def selected(self) -> sql.Composable:
+        """The operator's filter; true without one."""
+        if self.vectorizer.filter is None:
+            return sql.SQL("true")
+        # The line break ends a comment that the filter may end with.
+        return sql.SQL("({}\n)").format(literal_sql(self.vectorizer.filter))
+
+    @property
+    def matches_destination(self) -> sql.Composed:
+        """Source key = destination key, in the destination's types so that its index serves."""
+        return _AND.join(
+            sql.SQL("{} = {}").format(d, s if self.vectorizer.destination_ordered else sql.SQL("{}::{}").format(s, cast_to))
+            for d, s, cast_to in zip(self.destination_key, self.source_key, self.destination_casts, strict=True)
+        )
+
+    @functools.cached_property
+    def settled(self) -> sql.Composable:
+        """Nothing is to do for the row: its vectors are current, or it is in quarantine unchanged."""
+        return sql.SQL(
+            "({current} OR EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
+            " AND f.key = {key_text} AND f.source_hash = {hash}))"
+        ).format(
+            current=self.current, id=sql.Literal(self.vectorizer.id), key_text=self.text_array(self.source_key), hash=self.hash
+        )
+
+    @property
+    def current(self) -> sql.Composable:
+        """The destination holds the vectors of the row's present text, as far as it can tell."""
+        roles = self.vectorizer.destination_roles
+        if self.vectorizer.into_column:
+            hash_column = identifier("s", roles.source_hash) if roles.source_hash else None
+            there = sql.SQL("{} IS NOT NULL").format(identifier("s", roles.embedding))
+            if hash_column is None:
+                return there
+            return sql.SQL("coalesce({} = {}, false) AND {}").format(hash_column, self.hash, there)
+        same = (
+            sql.SQL(" AND {} = {}").format(identifier("d", roles.source_hash), self.hash)
+            if roles.source_hash
+            else sql.SQL("")
+        )
+        return sql.SQL("EXISTS (SELECT FROM {} d WHERE {}{})").format(self.destination, self.matches_destination, same)
+
+    @staticmethod
+    def text_array(columns: Sequence[sql.Composable]) -> sql.Composed:
+        return sql.SQL("ARRAY[{}]").format(_COMMA.join(sql.SQL("{}::text").format(c) for c in columns))
+
+    def bounds(self, alias: str, *, lower: bool, upper: bool) -> sql.Composable:
+        """The condition that a key of ``s`` or ``d`` lies in (``%(lower)s``, ``%(upper)s``], each a ``text[]``."""
+        key, casts = (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        conditions = [
+            sql.SQL("{} {} {}").format(_row(key), operator, self._parameter(name, casts))
+            for name, operator, wanted in (("lower", sql.SQL(">"), lower), ("upper", sql.SQL("<="), upper))
+            if wanted
+        ]
+        return _AND.join(conditions) if conditions else sql.SQL("true")
+
+    @staticmethod
+    def _parameter(name: str, casts: Sequence[sql.Composable]) -> sql.Composed:
+        return _row(
+            sql.SQL("({}::text[])[{}]::{}").format(sql.Placeholder(name), sql.Literal(i), cast_to)
+            for i, cast_to in enumerate(casts, 1)
+        )
+
+    def listed(self, *, extra: Sequence[str] = (), binary: Sequence[str] = ()) -> sql.Composed:
+        """``unnest(…) AS u(k0, k1, …, ordinal)`` over the parameters ``keys0``, ``keys1``, …, each a ``text[]``.
+
+        ``extra`` names further array parameters as ``name::element type``; those in ``binary`` are sent in binary.
+        """
+        count = len(self.source_key)
+        arrays = [sql.SQL("{}::text[]").format(sql.Placeholder(f"keys{i}")) for i in range(count)]
+        columns = [identifier(f"k{i}") for i in range(count)]
+        for item in extra:
+            name, _, type_name = item.partition("::")
+            arrays.append(sql.SQL("{}::{}[]").format(
+                    sql.Placeholder(name, PyFormat.BINARY if name in binary else PyFormat.AUTO), literal_sql(type_name)
+                ))
+            columns.append(identifier(name))
+        return sql.SQL("unnest({}) WITH ORDINALITY AS u({}, ordinal)").format(_COMMA.join(arrays), _COMMA.join(columns))
+
+    def listed_is(self, alias: str) -> sql.Composed:
+        """The condition that a listed key is that of ``s`` or ``d``."""
+        key, casts = (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        conditions = []
+        for i, (column, cast_to) in enumerate(zip(key, casts, strict=True)):
+            listed: sql.Composable = identifier("u", f"k{i}")
+            if alias == "d" and not self.vectorizer.destination_ordered:
+                # Through the source's type, so that the destination's text of a key is written as the cast writes it.
+                listed = sql.SQL("{}::{}").format(listed, self.key_casts[i])
+            conditions.append(sql.SQL("{} = {}::{}").format(column, listed, cast_to))
+        return _AND.join(conditions)
+
+    def source_key_from_destination(self) -> sql.Composed:
+        """The source key that a destination's key of another type stands for; no row where it stands for none."""
+        return _AND.join(
+            sql.SQL("{} = CASE WHEN pgvec.is_input({}::text, {}) THEN {}::text::{} END").format(
+                s, d, sql.Literal(type_name), d, cast_to
+            )
+            for s, d, type_name, cast_to in zip(
+                self.source_key, self.destination_key, self.vectorizer.key_types, self.key_casts, strict=True
+            )
+        )
+
+    def failures_key_is_source(self) -> sql.Composed:
+        """The condition that a row of ``pgvec.failures f`` is about the source row."""
+        return _AND.join(
+            sql.SQL("{} = f.key[{}]::{}").format(column, sql.Literal(i), cast_to)
+            for i, (column, cast_to) in enumerate(zip(self.source_key, self.key_casts, strict=True), 1)
+        )
+
+    def side(self, kind: str) -> dict[str, sql.Composable]:
+        """The parts of a plan's hop over the source (``range``) or over the destination's own keys (``sweep``)."""
+        ranged = kind == "range"
+        key = self.source_key if ranged else self.destination_key
+        alias = "s" if ranged else "d"
+        names = self.vectorizer.key_columns if ranged else self.vectorizer.destination_roles.key
+        return {
+            "source": sql.SQL("{} AS {}").format(self.source if ranged else self.destination, identifier(alias)),
+            "key": _COMMA.join(key),
+            "next_key": _COMMA.join(identifier("n", name) for name in names),
+            "hop_key_text": self.text_array([identifier(name) for name in names]),
+            "after_hop": sql.SQL("{} > {}").format(_row(key), _row(identifier("h", name) for name in names)),
+        }
+
+    def key_lists(self, keys: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+        """The parameters of ``listed`` for these keys."""
+        return {f"keys{i}": [key[i] for key in keys] for i in range(len(self.source_key))}

@@ -1,0 +1,50 @@
+"""How far each vectorizer is: the rows of ``pgvec.progress`` as the command line and scripts see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg.rows import dict_row
+
+from pgvec_queue.database import Connection, statement
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One vectorizer's row of the view; field names are those of ``status --json``."""
+
+    name: str
+    state: str
+    reason: str | None
+    rows_total: int
+    rows_done: int
+    rows_failed: int
+    chunks: int
+    tokens: int
+    jobs: dict[str, int]
+    rows_per_second: float
+    chunks_per_second: float
+    eta_seconds: float | None
+    plan_complete: bool
+    rows_embedded: int
+    rows_truncated: int
+
+    def as_json(self) -> dict[str, Any]:
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        for name in ("rows_per_second", "chunks_per_second", "eta_seconds"):
+            values[name] = None if values[name] is None else round(values[name], 1)
+        return values
+
+
+def read(connection: Connection, name: str | None = None) -> list[Progress]:
+    """Returns all vectorizers, by name, or the one of that name (an empty list when there is none)."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(statement("progress", "progress"), {"name": name}).fetchall()
+    return [
+        Progress(
+            jobs={state: row[f"jobs_{state}"] for state in ("queued", "running", "done", "cancelled")},
+            **{field: row[field] for field in Progress.__slots__ if field != "jobs"},
+        )
+        for row in rows
+    ]

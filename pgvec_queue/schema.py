@@ -1,0 +1,148 @@
+"""The schema ``pgvec``: its migrations, its version, and the views that are made anew with each `pgvec init`.
+
+``initialize`` may run twice, and by two people at once: it takes a transaction lock first and does all in one transaction.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import psycopg
+
+from pgvec_queue import resources
+from pgvec_queue.database import Connection, Database, one_line, statement, versions
+from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
+
+HEAD = "0001"
+"""The revision that this program works with; a test holds it to the newest migration."""
+
+
+def initialize(database: Database) -> str:
+    """Creates or upgrades extension and schema; returns the revision that it found (empty for none).
+
+    Raises ``DatabaseError`` when the extension is missing and cannot be created, or the schema is newer than this program.
+    """
+    with database.connect("init") as connection:
+        _ensure_extension(connection)
+        found = revision(connection)
+    if found > HEAD:
+        raise _newer(found)
+    _run_alembic(offline=None, database=database)
+    return found
+
+
+def ddl() -> str:
+    """Returns the statements that ``initialize`` would run on an empty database, for somebody else to run."""
+    output = io.StringIO()
+    output.write("CREATE EXTENSION IF NOT EXISTS vector;\n\n")
+    _run_alembic(offline=output, database=None)
+    return output.getvalue()
+
+
+def revision(connection: Connection) -> str:
+    """Returns the schema's revision, empty when there is no schema."""
+    if connection.execute(statement("schema", "version_table")).fetchone() is None:
+        return ""
+    row = connection.execute(statement("schema", "revision")).fetchone()
+    return row[0] if row else ""
+
+
+def require(connection: Connection) -> None:
+    """Raises ``SchemaOutdatedError`` unless the schema is the one that this program works with."""
+    found = revision(connection)
+    if found == HEAD:
+        return
+    if found > HEAD:
+        raise _newer(found)
+    what = f"the pgvec schema is at revision {found}, this program needs {HEAD}" if found else "there is no pgvec schema"
+    raise SchemaOutdatedError(f"{what}; run: pgvec init")
+
+
+def run_migration(file: str) -> None:
+    """Runs ``alembic/versions/<file>`` as it stands, or writes it out; called from a migration."""
+    from alembic import op
+
+    text = (resources.directory("alembic") / "versions" / file).read_text("utf-8")
+    _execute(op.get_context(), text)
+
+
+def configure_and_run() -> None:
+    """The body of ``alembic/env.py``: migrations, then views, in one transaction under a lock."""
+    from alembic import context
+
+    attributes = context.config.attributes
+    options: dict[str, Any] = {"version_table": "alembic_version", "version_table_schema": "pgvec"}
+    if attributes["offline"] is not None:
+        context.configure(dialect_name="postgresql", output_buffer=attributes["offline"], as_sql=True, **options)
+    else:
+        context.configure(connection=attributes["connection"], **options)
+    with context.begin_transaction():
+        _execute(context.get_context(), resources.statements("schema")["prepare"])
+        context.run_migrations()
+        for view in resources.statements("views").values():
+            _execute(context.get_context(), view)
+
+
+def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:
+    # Alembic brings SQLAlchemy, which costs a quarter of a second that no other command should pay.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(stdout=io.StringIO())
+    config.set_main_option("script_location", str(resources.directory("alembic")))
+    config.set_main_option("path_separator", "os")
+    config.attributes["offline"] = offline
+    if database is None:
+        command.upgrade(config, "head", sql=True)
+        return
+
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    conninfo = database.conninfo("init")
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(conninfo, prepare_threshold=None), poolclass=NullPool
+    )
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except psycopg.Error as error:
+        raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(error)}") from error
+    finally:
+        engine.dispose()
+
+
+def _execute(context: Any, text: str) -> None:
+    """Runs several statements through the driver: SQLAlchemy would read % and : in them as its own."""
+    if context.as_sql:
+        context.impl.static_output(text.strip().rstrip(";") + ";\n")
+        return
+    with context.connection.connection.cursor() as cursor:
+        cursor.execute(text)
+
+
+def _ensure_extension(connection: Connection) -> None:
+    if connection.execute(statement("database", "pgvector")).fetchone() is None:
+        try:
+            connection.execute(statement("schema", "create_extension"))
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                "pgvector is not in this database and you may not add it; "
+                "ask an owner to run: CREATE EXTENSION vector"
+            ) from error
+        except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported) as error:
+            raise DatabaseError(
+                "the server has no pgvector; install it there (0.7 or later), or use your provider's image with it"
+            ) from error
+        except psycopg.errors.UniqueViolation:
+            # Somebody else created it in this moment; that it is there is all that counts.
+            pass
+    versions(connection)
+
+
+def _newer(found: str) -> SchemaOutdatedError:
+    return SchemaOutdatedError(
+        f"the pgvec schema is at revision {found}, newer than this program's {HEAD}; upgrade pgvec-queue"
+    )

@@ -1,0 +1,126 @@
+"""Where the database is and what the defaults are: flags, then ``PGVEC_*``, then ``pgvec.toml``, then built-in defaults.
+
+The file is ``pgvec.toml`` in the working directory, else in the user's configuration directory. Its keys are the settings
+below; anything else in it is an error, so that a misspelt key is not silently without effect.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from pgvec_queue.errors import SettingsError
+
+APPLICATION = "pgvec-queue"
+EMBEDDED_SCHEME = "embedded://"
+
+KNOWN: Mapping[str, type] = {
+    "dsn": str,
+    "log_level": str,
+    "log_format": str,
+    "model": str,
+    "embedder": str,
+    "endpoint": str,
+    "tokenizer": str,
+    "device": str,
+    "dtype": str,
+    "lease": float,
+    "batch_tokens": int,
+    "threads": int,
+    "memory": str,
+    "metrics_port": int,
+    "listen": bool,
+    "rows_per_job": int,
+    "chunk_size": int,
+    "chunk_overlap": int,
+    "limit": int,
+    "threshold": float,
+}
+"""Settings that a file may hold, and their types. Each is ``PGVEC_<NAME>`` in the environment."""
+
+_LIBPQ = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
+
+
+@dataclass(frozen=True, slots=True)
+class FileSettings:
+    """The settings of one ``pgvec.toml``; ``path`` is None when there is none."""
+
+    path: Path | None
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DsnSource:
+    """Where the database is: ``dsn`` for libpq, or ``directory`` of an embedded server; ``origin`` says who said so."""
+
+    dsn: str | None
+    directory: Path | None
+    origin: str
+
+
+def read_file(directory: Path | None = None) -> FileSettings:
+    """Reads ``pgvec.toml`` from ``directory`` (default: the working directory), else the user's configuration directory.
+
+    Raises ``SettingsError`` when the file is no TOML, or a key is unknown or has a value of the wrong type.
+    """
+    for folder in (directory or Path.cwd(), platformdirs.user_config_path(APPLICATION)):
+        path = folder / "pgvec.toml"
+        if path.is_file():
+            return FileSettings(path, _checked(path, _parsed(path)))
+    return FileSettings(None, {})
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _checked(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    for key, value in values.items():
+        expected = KNOWN.get(key)
+        if expected is None:
+            raise SettingsError(f"{path} has an unknown setting {key!r}; known are: {', '.join(sorted(KNOWN))}")
+        number = expected is float and isinstance(value, int) and not isinstance(value, bool)
+        if not number and type(value) is not expected:
+            raise SettingsError(f"{path}: {key} must be a {expected.__name__}, not {value!r}")
+    return values
+
+
+def find_database(
+    flag: str | None, file: FileSettings, environment: Mapping[str, str] | None = None, *, embedded_default: Path
+) -> DsnSource:
+    """Decides which database is meant: flag or ``PGVEC_DSN``, the file, libpq's own variables, else the embedded server.
+
+    Raises ``SettingsError`` for an ``embedded://`` address without an absolute directory.
+    """
+    environment = os.environ if environment is None else environment
+    for dsn, origin in (
+        (flag, "--dsn"),
+        (environment.get("PGVEC_DSN"), "PGVEC_DSN"),
+        (file.values.get("dsn"), str(file.path)),
+    ):
+        if dsn:
+            return _parse_dsn(dsn, origin)
+    used = [name for name in _LIBPQ if environment.get(name)]
+    if used:
+        return DsnSource("", None, ", ".join(used))
+    return DsnSource(None, embedded_default, "default")
+
+
+def _parse_dsn(dsn: str, origin: str) -> DsnSource:
+    if not dsn.startswith(EMBEDDED_SCHEME):
+        return DsnSource(dsn, None, origin)
+    directory = Path(dsn.removeprefix(EMBEDDED_SCHEME))
+    if not directory.is_absolute() or directory == Path("/"):
+        raise SettingsError(f"{dsn!r} ({origin}) names no directory; write embedded:///absolute/directory")
+    return DsnSource(None, directory, origin)

@@ -1,0 +1,126 @@
+"""What passes between the stages: a slice of a job, its documents, their vectors, and what a write made of them."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgvec_queue.chunking import Chunk
+from pgvec_queue.queue import Job, Key
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One source row that needs vectors."""
+
+    key: Key
+    destination_key: bytes
+    """The key's columns in the destination's types, each as length and value in PostgreSQL's binary format."""
+    text: str | None
+    """None when it is over the vectorizer's ``max_document_bytes``."""
+    hash: bytes
+    xmin: str | None
+    size: int
+    """Bytes of the text in the database's encoding."""
+    columns: tuple[str | None, ...]
+    """Values of the columns that the template names."""
+    position: int
+    """Its place in the list of a keys job, from 1; 0 in a range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a job: everything after ``job.checkpoint`` up to ``checkpoint``."""
+
+    job: Job
+    checkpoint: list[str] | None
+    """What the job's checkpoint becomes; for a range without upper bound that is done, None."""
+    last: bool
+    """The job ends with this slice."""
+    documents: list[Document]
+    horizon: str
+    """The oldest transaction that may have changed a row after it was read."""
+
+    @property
+    def lower(self) -> list[str] | None:
+        """Source keys (or, in a sweep, destination keys) of the slice lie after this one."""
+        return self.job.checkpoint if self.job.checkpoint is not None else self.job.lower_key
+
+    @property
+    def upper(self) -> list[str] | None:
+        return self.job.upper_key if self.last else self.checkpoint
+
+    @property
+    def keys(self) -> list[list[str]]:
+        """The listed keys that a slice of a keys job covers."""
+        assert self.job.keys is not None
+        return self.job.keys[position(self.job.checkpoint) : position(self.checkpoint)]
+
+    def after(self) -> Job:
+        """The job as it stands once this slice is committed, except for the rows seen."""
+        return replace(self.job, checkpoint=self.checkpoint)
+
+
+def position(checkpoint: list[str] | None) -> int:
+    """How many keys of a list are done at this checkpoint."""
+    return int(checkpoint[0]) if checkpoint else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a document goes into quarantine."""
+
+    error_class: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A document with its chunks and their vectors ``(n, d) float32``, or with the reason why it has none."""
+
+    document: Document
+    chunks: Sequence[Chunk] = ()
+    vectors: NDArray[np.float32] | None = None
+    failure: Failure | None = None
+    truncated: bool = False
+
+
+class Fate(enum.Enum):
+    """What became of a slice."""
+
+    WRITTEN = "written"
+    LOST = "lost"
+    """The job is no longer as this worker knew it; nothing was written."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What one write did; the counters take it as it is."""
+
+    fate: Fate
+    job: Job
+    """The job as it stands after the write."""
+    rows_right: int = 0
+    rows_embedded: int = 0
+    chunks_written: int = 0
+    chunks_deleted: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    requeued: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the look at the source has decided for each document of the slice."""
+
+    write: list[Embedded] = field(default_factory=list)
+    fail: list[Embedded] = field(default_factory=list)
+    gone: list[Key] = field(default_factory=list)
+    requeue: list[Key] = field(default_factory=list)
+    selected: int = 0
+    """Rows of the slice that the filter selects now."""

@@ -1,0 +1,287 @@
+"""Tokenizers behind the one protocol by which texts are measured: HuggingFace's, tiktoken's, and plain words.
+
+Guarantees: lengths are those of the untruncated text; one instance may be used by several threads; a long text is
+worked through in pieces of at most ``PIECE`` characters, so a document costs 16 bytes per token and a few MB.
+Does not guarantee that a text of more than ``PIECE`` characters has exactly the tokens that it would have in one go:
+pieces are cut before whitespace, which changes a token or none, and inside words longer than ``LONGEST_WORD``.
+
+Neither ``tokenizers`` nor ``tiktoken`` is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError
+
+if TYPE_CHECKING:
+    import tiktoken
+    import tokenizers
+
+    from pgvec_queue.embedders import Tokenizer
+
+GAPS = "\t\n\r \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+"""Whitespace that ends a word for every tokenizer. Python's also has control characters (form feed, NEL, …): BERT drops
+those before it looks for words, so that the words on both sides become one."""
+
+PIECE = 65_536
+LONGEST_WORD = PIECE // 2
+"""Characters without one of ``GAPS`` that surely stay in one piece."""
+
+_BATCH = 262_144
+_LAST_GAP = re.compile(rf"(?s:.*)(?=[{GAPS}])")
+_WORD = re.compile(r"\S+")
+
+# Normalizers that change no word because of what stands on the other side of a gap.
+_WORDWISE_NORMALIZERS = {None, "BertNormalizer", "Lowercase", "StripAccents", "NFD"}
+_WORDWISE_PRE_TOKENIZERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+_WORDWISE_MODELS = {"WordPiece", "WordLevel"}
+
+
+class HuggingFaceTokenizer:
+    """A Rust ``tokenizers.Tokenizer``, as a private copy that neither truncates nor pads.
+
+    Private, because transformers switches truncation on and off on the one that it shares with us.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MissingExtraError("a HuggingFace tokenizer", "endpoint") from error
+        definition: str = tokenizer.to_str()
+        self._tokenizer: Any = Tokenizer.from_str(definition)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special_tokens = int(self._tokenizer.num_special_tokens_to_add(False))
+        self._splits_words = not _works_by_words(json.loads(definition))
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that the tokenizer adds to every input."""
+        return self._special_tokens
+
+    @property
+    def splits_words(self) -> bool:
+        """False only for WordPiece and WordLevel on words between whitespace, as in BERT."""
+        return self._splits_words
+
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Returns the character offsets ``(n, 2)`` of the text's tokens; both columns never fall.
+
+        Tokens of a byte-level tokenizer may share a character.
+        """
+        return _joined(self._spans_of_pieces(text))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns each text's number of tokens, special tokens included."""
+        counts = [0] * len(texts)
+        for batch in _batches(texts):
+            encoded = self._tokenizer.encode_batch_fast([texts[i] for i in batch])
+            for i, encoding in zip(batch, encoded, strict=True):
+                counts[i] = len(encoding)
+        for i, text in enumerate(texts):
+            if len(text) > PIECE:
+                counts[i] = self._special_tokens + sum(
+                    len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
+                    for _, piece in _pieces(text)
+                )
+        return counts
+
+    def _spans_of_pieces(self, text: str) -> Iterator[NDArray[np.int64]]:
+        for start, piece in _pieces(text):
+            offsets = self._tokenizer.encode(piece, add_special_tokens=False).offsets
+            flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
+            spans = flat.reshape(-1, 2)
+            # A normalizer that reorders combining marks, or a token that it made up, can step back.
+            np.maximum.accumulate(spans, axis=0, out=spans)
+            spans += start
+            yield spans
+
+
+class TiktokenTokenizer:
+    """A ``tiktoken.Encoding``. Names of special tokens in a text count as ordinary text, as at an endpoint."""
+
+    special_tokens = 0
+    splits_words = True
+
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self._encoding: Any = encoding
+        self._bytes = np.zeros(encoding.n_vocab, np.int64)
+        for token in range(encoding.n_vocab):
+            try:
+                self._bytes[token] = len(encoding.decode_single_token_bytes(token))
+            except KeyError:  # vocabularies have holes before their special tokens
+                continue
+
+    @classmethod
+    def named(cls, name: str) -> TiktokenTokenizer | None:
+        """Returns the tokenizer of an encoding (``cl100k_base``) or a model; None where tiktoken knows no such name.
+
+        Raises ``EmbedderError`` (kind ``VECTORIZER``) when the encoding's file cannot be downloaded or read.
+        """
+        try:
+            import tiktoken
+        except ImportError as error:
+            raise MissingExtraError(f"tokenizer {name!r}", "endpoint") from error
+        encoding = name
+        if name not in tiktoken.list_encoding_names():
+            try:
+                encoding = tiktoken.encoding_name_for_model(name)
+            except KeyError:
+                return None
+        try:
+            return cls(tiktoken.get_encoding(encoding))
+        except (OSError, ValueError) as error:
+            raise EmbedderError(
+                f"tiktoken could not load its encoding {encoding!r} ({_first_line(error)}); it downloads it once:"
+                " let this machine reach the internet, or set TIKTOKEN_CACHE_DIR to a copied cache",
+                Kind.VECTORIZER,
+            ) from error
+
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Returns the character offsets ``(n, 2)`` of the text's tokens; tokens may share a character."""
+        return _joined(self._spans_of_pieces(text))
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns each text's number of tokens; there are no special ones."""
+        return [sum(len(self._encoding.encode_ordinary(piece)) for _, piece in _pieces(text)) for text in texts]
+
+    def _spans_of_pieces(self, text: str) -> Iterator[NDArray[np.int64]]:
+        for start, piece in _pieces(text):
+            lengths = self._bytes[np.array(self._encoding.encode_ordinary(piece), np.int64)]
+            ends = np.cumsum(lengths)
+            if piece.isascii():
+                yield np.stack([ends - lengths + start, ends + start], axis=1)
+                continue
+            raw = np.frombuffer(piece.encode(), np.uint8)
+            character = np.cumsum((raw & 0xC0) != 0x80) - 1 + start
+            yield np.stack([character[ends - lengths], character[ends - 1] + 1], axis=1)
+
+
+class WordTokenizer:
+    """Counts words, the longest runs without whitespace; for the hashing embedder, which has no vocabulary."""
+
+    special_tokens = 0
+    splits_words = False
+
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Returns the character offsets ``(n, 2)`` of the text's words."""
+        found = (offset for word in _WORD.finditer(text) for offset in word.span())
+        return np.fromiter(found, np.int64).reshape(-1, 2)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns each text's number of words."""
+        return [len(text.split()) for text in texts]
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Returns the tokenizer by which an endpoint's inputs are measured.
+
+    ``name`` is, in this order: a ``tokenizer.json`` or a folder that holds one; a tiktoken encoding or a model that
+    tiktoken knows; a repository of the HuggingFace hub. Raises ``MissingExtraError`` when the library for it is not
+    installed, ``EmbedderError`` (kind ``VECTORIZER``) when the name is none of these or cannot be read.
+    """
+    path = Path(name).expanduser()
+    for file in (path, path / "tokenizer.json"):
+        if file.is_file():
+            return _from_file(file)
+    if path.is_dir():
+        raise EmbedderError(f"folder {name!r} holds no tokenizer.json; name a folder that does", Kind.VECTORIZER)
+    if "/" not in name:
+        known = TiktokenTokenizer.named(name)
+        if known is not None:
+            return known
+    return _from_hub(name)
+
+
+def _from_file(file: Path) -> HuggingFaceTokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError(f"tokenizer {str(file)!r}", "endpoint") from error
+    try:
+        return HuggingFaceTokenizer(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the Rust library raises nothing more specific
+        raise EmbedderError(
+            f"{str(file)!r} cannot be read as a tokenizer.json ({_first_line(error)})", Kind.VECTORIZER
+        ) from error
+
+
+def _from_hub(name: str) -> HuggingFaceTokenizer:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError(f"tokenizer {name!r}", "endpoint") from error
+    try:
+        return HuggingFaceTokenizer(Tokenizer.from_pretrained(name))
+    except Exception as error:  # the Rust library raises nothing more specific
+        raise EmbedderError(
+            f"tokenizer {name!r} cannot be found: there is no such file or folder, tiktoken knows no such encoding or"
+            f" model, and the HuggingFace hub did not give it ({_first_line(error)})",
+            Kind.VECTORIZER,
+        ) from error
+
+
+def _works_by_words(definition: dict[str, Any]) -> bool:
+    """Tells from a ``tokenizer.json`` whether each word between two gaps surely has the same tokens in any text."""
+    normalizer, pre_tokenizer = definition.get("normalizer"), definition.get("pre_tokenizer")
+    return (
+        definition["model"].get("type") in _WORDWISE_MODELS
+        and (pre_tokenizer or {}).get("type") in _WORDWISE_PRE_TOKENIZERS
+        and (normalizer or {}).get("type") in _WORDWISE_NORMALIZERS
+        and not any(_WORD.fullmatch(token["content"]) is None for token in definition.get("added_tokens") or ())
+    )
+
+
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
+    """Yields ``(start, piece)``; each ends before whitespace, or anywhere in a word longer than ``LONGEST_WORD``."""
+    start = 0
+    while len(text) - start > PIECE:
+        gap = _LAST_GAP.match(text, start + PIECE - LONGEST_WORD, start + PIECE)
+        end = gap.end() if gap else start + PIECE
+        yield start, text[start:end]
+        start = end
+    if start < len(text):
+        yield start, text[start:]
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yields the indexes of the texts of at most ``PIECE`` characters in groups that are tokenized together."""
+    batch: list[int] = []
+    characters = 0
+    for i, text in enumerate(texts):
+        if len(text) > PIECE:
+            continue
+        if batch and characters + len(text) > _BATCH:
+            yield batch
+            batch, characters = [], 0
+        batch.append(i)
+        characters += len(text)
+    if batch:
+        yield batch
+
+
+def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Joins ``(n, 2)`` arrays in one that grows in place: a list of them and their sum would take twice the memory."""
+    joined = np.empty((0, 2), np.int64)
+    filled = 0
+    for part in parts:
+        if filled + len(part) > len(joined):
+            joined.resize((max(filled + len(part), len(joined) * 5 // 4), 2), refcheck=False)
+        joined[filled : filled + len(part)] = part
+        filled += len(part)
+    joined.resize((filled, 2), refcheck=False)
+    return joined
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

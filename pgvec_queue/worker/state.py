@@ -1,0 +1,205 @@
+"""What the stages of one worker share: why to stop, what is in flight, how fast it goes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import psycopg
+import tenacity
+
+from pgvec_queue.chunking import Chunk
+from pgvec_queue.database import Connection, Database, kind_of, one_line
+from pgvec_queue.embedders import Embedder
+from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
+from pgvec_queue.fragments import Fragments
+from pgvec_queue.queue import Job
+from pgvec_queue.slices import Embedded, Failure, Slice
+
+log = logging.getLogger("pgvec.worker")
+
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """The stage has to end: the worker was told to leave, or lost its lease."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One claimed job while it is in this worker's hands."""
+
+    job: Job
+    """As it stands after the last slice that was written."""
+    fragments: Fragments
+    dropped: bool = False
+    """Nothing more of it may be read, embedded or written here."""
+
+
+@dataclass(slots=True)
+class Work:
+    """A slice on its way through the stages."""
+
+    run: Run
+    part: Slice
+    embedder: Embedder | None = None
+    chunks: list[Sequence[Chunk] | Failure] = field(default_factory=list)
+    """Per document: its chunks, or why it has none."""
+    embedded: list[Embedded] = field(default_factory=list)
+
+
+class State:
+    """Shared by the stages of one session (one worker id); every field is safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        """Told to leave: claim nothing, finish the slice in hand."""
+        self.aborted = threading.Event()
+        """The lease is lost or a stage failed: write nothing more."""
+        self.lease_lost = threading.Event()
+        self.drained = threading.Event()
+        self.wake = threading.Event()
+        """Something may be claimable."""
+        self.failure: BaseException | None = None
+        self.activity = "starting"
+        self._lock = threading.Lock()
+        self._runs: list[Run] = []
+        self._in_flight = 0
+        self._rate = 0.0
+
+    @property
+    def ending(self) -> bool:
+        return self.stopping.is_set() or self.aborted.is_set() or self.drained.is_set()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the session because of ``error``; the first one counts."""
+        with self._lock:
+            if self.failure is None:
+                self.failure = error
+        self.aborted.set()
+        self.wake.set()
+
+    def begin(self, run: Run) -> None:
+        with self._lock:
+            self._runs = [r for r in self._runs if not r.dropped]
+            self._runs.append(run)
+
+    def end(self, run: Run) -> None:
+        with self._lock:
+            self._runs = [r for r in self._runs if r is not run]
+
+    def drop_vectorizer(self, vectorizer_id: int) -> None:
+        with self._lock:
+            for run in self._runs:
+                if run.job.vectorizer_id == vectorizer_id:
+                    run.dropped = True
+
+    def enter(self) -> None:
+        """A slice was read."""
+        with self._lock:
+            self._in_flight += 1
+
+    def leave(self) -> None:
+        """A slice was written or given up."""
+        with self._lock:
+            self._in_flight -= 1
+        self.wake.set()
+
+    def pause(self, seconds: float) -> None:
+        """Waits before another try. Raises ``StoppedError`` as soon as the worker is to end."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if self.stopping.is_set() or self.aborted.wait(min(left, 0.2)):
+                raise StoppedError
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Runs what calls a model or its host; waits as long as that takes where it says that the fault will pass."""
+        backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30)
+        for attempt in tenacity.Retrying(
+            wait=lambda call: max(_asked_for(call), backoff(call)),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, EmbedderError) and e.kind is Kind.PASSING),
+            sleep=self.pause,
+            before_sleep=lambda call: _tell("the model", call),
+            reraise=True,
+        ):
+            with attempt:
+                return work()
+        raise AssertionError("tenacity returns or raises")
+
+    @property
+    def in_flight(self) -> int:
+        with self._lock:
+            return self._in_flight
+
+    def measured(self, documents: int, seconds: float) -> None:
+        """Takes in how long the device needed for a slice."""
+        if documents and seconds > 0:
+            with self._lock:
+                rate = documents / seconds
+                self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+
+    @property
+    def documents_per_second(self) -> float:
+        """Of the device alone; 0 until something was measured."""
+        with self._lock:
+            return self._rate
+
+
+class Link:
+    """One stage's connection: opened when needed, and again after it broke, until the stage has to stop."""
+
+    def __init__(self, database: Database, stage: str, state: State) -> None:
+        self._database = database
+        self._stage = stage
+        self._state = state
+        self._connection: Connection | None = None
+
+    def call(self, work: Callable[[Connection], T]) -> T:
+        """Runs ``work`` on the connection; passing errors back off and try again, anything else is raised.
+
+        Raises ``StoppedError`` when the worker is to end before it succeeds.
+        """
+        wait = tenacity.wait_random_exponential(multiplier=0.2, max=10)
+        for attempt in tenacity.Retrying(
+            wait=wait,
+            retry=tenacity.retry_if_exception(self._passes),
+            sleep=self._state.pause,
+            before_sleep=lambda call: _tell(self._stage, call),
+            reraise=True,
+        ):
+            with attempt:
+                return work(self._open())
+        raise AssertionError("tenacity returns or raises")
+
+    def _open(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._database.connect(self._stage)
+        return self._connection
+
+    def _passes(self, error: BaseException) -> bool:
+        if not isinstance(error, psycopg.Error | DatabaseError | OSError) or kind_of(error) is not Kind.PASSING:
+            return False
+        if self._connection is not None and (self._connection.broken or not isinstance(error, psycopg.Error)):
+            self.close()
+        return True
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _asked_for(call: tenacity.RetryCallState) -> float:
+    """Seconds that an endpoint asked to be left alone for."""
+    error = call.outcome.exception() if call.outcome else None
+    return (error.retry_after or 0.0) if isinstance(error, EmbedderError) else 0.0
+
+
+def _tell(who: str, call: tenacity.RetryCallState) -> None:
+    error = call.outcome.exception() if call.outcome else None
+    if error is not None and call.next_action is not None:
+        log.warning("%s: %s; trying again in %.1f s", who, one_line(error), call.next_action.sleep)

@@ -1,0 +1,121 @@
+"""The last stage: writes slices in the order in which they were read, each in one transaction.
+
+When the database refuses a document (a CHECK, a foreign key, a trigger of the user's), the slice is halved in key order
+until the document is alone; it goes into quarantine and the rest is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import psycopg
+
+from pgvec_queue import queue, writing
+from pgvec_queue.database import is_write_conflict, kind_of, one_line
+from pgvec_queue.errors import Kind
+from pgvec_queue.slices import Embedded, Failure, Fate, Slice, Written, position
+from pgvec_queue.worker.reader import block
+from pgvec_queue.worker.stages import Channel
+from pgvec_queue.worker.state import Link, Run, State, Work
+
+log = logging.getLogger("pgvec.worker")
+
+_CONFLICT_TRIES = 5
+
+
+class Writer:
+    """Writes what comes through ``source``; a job that was lost is dropped whole."""
+
+    def __init__(self, link: Link, state: State, source: Channel, worker: int) -> None:
+        self._link = link
+        self._state = state
+        self._source = source
+        self._worker = worker
+
+    def run(self) -> None:
+        try:
+            for work in self._source:
+                if not work.run.dropped:
+                    self._write(work.run, work.part, work.embedded)
+                if work.part.last or work.run.dropped:
+                    self._state.end(work.run)
+                self._state.leave()
+        finally:
+            self._link.close()
+
+    def _write(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
+        part = replace(part, job=replace(part.job, rows_seen=run.job.rows_seen))
+        try:
+            result = self._attempt(run, part, embedded)
+        except psycopg.Error as error:
+            if is_write_conflict(error) or kind_of(error) is Kind.ROW:
+                self._write_halves(run, part, embedded, error)
+            else:
+                reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
+                block(self._link, self._state, self._worker, run, reason)
+            return
+        if result.fate is Fate.LOST:
+            self._after_loss(run, part)
+        else:
+            run.job = result.job
+
+    def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
+        """Writes once, or a few times where our own writers were in each other's way."""
+        for left in reversed(range(_CONFLICT_TRIES)):
+            try:
+                return self._link.call(
+                    lambda connection: writing.write(connection, run.fragments, part, embedded, self._worker)
+                )
+            except psycopg.Error as error:
+                if not is_write_conflict(error) or not left:
+                    raise
+                log.info("job %d: %s; writing again", part.job.id, one_line(error))
+        raise AssertionError("the last try raises")
+
+    def _write_halves(
+        self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error
+    ) -> None:
+        if not embedded:
+            reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
+            block(self._link, self._state, self._worker, run, reason)
+            return
+        if len(embedded) == 1:
+            if embedded[0].failure is not None:
+                # Its chunks are not even written any more: what fails now is not the document's.
+                block(self._link, self._state, self._worker, run, one_line(error))
+                return
+            failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
+            log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(embedded[0].document.key), failure.message)
+            self._write(run, part, [Embedded(embedded[0].document, failure=failure)])
+            return
+        half = len(embedded) // 2
+        first, second = _split(part, half)
+        self._write(run, first, embedded[:half])
+        if not run.dropped:
+            self._write(run, second, embedded[half:])
+
+    def _after_loss(self, run: Run, part: Slice) -> None:
+        """The fence refused: the write had been committed after all, or the job is somebody else's now."""
+        now = self._link.call(lambda connection: queue.reread(connection, part.job, self._worker))
+        if now is not None and not part.last and now.checkpoint == part.checkpoint:
+            run.job = now
+            return
+        run.dropped = True
+        if now is None:
+            log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
+        else:
+            # Its bound has moved: what is left of it is read again, by whoever claims it.
+            self._link.call(lambda connection: queue.release(connection, self._worker, job=part.job.id))
+
+
+def _split(part: Slice, half: int) -> tuple[Slice, Slice]:
+    """Cuts a slice after its first ``half`` documents."""
+    last = part.documents[half - 1]
+    checkpoint = list(last.key)
+    if part.job.kind == "keys":
+        checkpoint = [str(position(part.job.checkpoint) + last.position)]
+    first = replace(part, checkpoint=checkpoint, last=False, documents=part.documents[:half])
+    second = replace(part, job=replace(part.job, checkpoint=checkpoint), documents=part.documents[half:])
+    return first, second

@@ -1,0 +1,216 @@
+"""Writes a slice: vectors and progress in one short READ COMMITTED transaction, after the model has run.
+
+What it guarantees: a worker that lost its job writes nothing (the fence); the destination ends with the chunks of the text
+as it is at the write, since every row of the slice is looked at again; rows that changed meanwhile are left alone and
+queued as a list of keys. The steps and why each is there: docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from psycopg.types.json import Jsonb
+
+from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.fragments import Fragments
+from pgvec_queue.queue import Job, Key
+from pgvec_queue.slices import Embedded, Fate, Plan, Slice, Written
+from pgvec_queue.writing_column import write_column
+from pgvec_queue.writing_table import write_table
+
+
+KEYS_PER_JOB = 1_000
+RETRY_LATER = 1.0
+"""Seconds before rows are tried again that somebody else holds locked."""
+
+
+def write(connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], worker: int) -> Written:
+    """Writes one slice and moves its job's checkpoint, all or nothing.
+
+    ``embedded`` holds one entry per document of the slice, in its order. Raises what psycopg raises; nothing is written then.
+    """
+    vectorizer = fragments.vectorizer
+    job = part.job
+    joins = "on" if vectorizer.destination_ordered else "off"
+    with transaction(connection, statement_timeout=120, lock_timeout=30):
+        if not _fence(connection, job, worker):
+            return Written(Fate.LOST, job)
+        connection.execute(statement("reading", "local_settings"), {"joins": joins})
+        if not vectorizer.into_column:
+            lock = "lock_exclusive" if job.kind == "keys" else "lock_shared"
+            connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})
+        if job.kind == "sweep":
+            deleted = _sweep(connection, fragments, part)
+            result = Written(Fate.WRITTEN, job, chunks_deleted=deleted)
+            _record(connection, part, result, Plan(), worker)
+            return result
+        plan = _look_again(connection, fragments, part, embedded)
+        result = Written(Fate.WRITTEN, job)
+        if vectorizer.into_column:
+            skipped = write_column(connection, fragments, part, plan, result)
+            delay = RETRY_LATER
+        else:
+            write_table(connection, fragments, part, plan, result)
+            skipped, delay = [], 0.0
+        requeue = [*plan.requeue, *skipped]
+        result.rows_embedded = len(plan.write) - len(skipped)
+        result.requeued = len(requeue)
+        result.failed = len(plan.fail)
+        result.rows_right = plan.selected - len(requeue)
+        result.tokens = sum(chunk.tokens for item in plan.write for chunk in item.chunks)
+        result.truncated = sum(item.truncated for item in plan.write)
+        _keep_quarantine(connection, fragments, plan)
+        _requeue(connection, vectorizer.id, requeue, delay if skipped else 0.0)
+        _record(connection, part, result, plan, worker)
+        return result
+
+
+def _fence(connection: Connection, job: Job, worker: int) -> bool:
+    row = connection.execute(
+        statement("writing", "fence"),
+        {
+            "id": job.id,
+            "worker": worker,
+            "epoch": job.epoch,
+            "checkpoint": job.checkpoint,
+            "upper_key": job.upper_key,
+        },
+    ).fetchone()
+    return row is not None
+
+
+def _look_again(connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded]) -> Plan:
+    """Step 3: reads the slice's rows once more, in a new statement, and sorts them by what has happened to them."""
+    if part.job.kind == "keys":
+        return _look_again_at_keys(connection, fragments, part, embedded)
+    scope = fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None)
+    bounds = {"lower": part.lower, "upper": part.upper}
+    moved = {
+        tuple(key): (hash_, blank, settled)
+        for key, _, hash_, blank, settled in connection.execute(
+            fragments.compose("writing", "moved_in_range", scope=scope), {**bounds, "horizon": part.horizon}
+        )
+    }
+    counted = connection.execute(
+        fragments.compose(
+            "writing",
+            "count_and_gone",
+            scope=scope,
+            listed=fragments.listed(),
+            listed_is_source=fragments.listed_is("s"),
+        ),
+        {**bounds, **fragments.key_lists([item.document.key for item in embedded])},
+    ).fetchone()
+    assert counted is not None
+    selected, gone_positions = counted
+    gone = {embedded[i - 1].document.key for i in gone_positions}
+    plan = Plan(selected=selected)
+    for item in embedded:
+        key = item.document.key
+        now = moved.pop(key, None)
+        if key in gone:
+            plan.gone.append(key)
+        elif now is not None and now[0] != item.document.hash:
+            plan.requeue.append(key)
+        else:
+            (plan.fail if item.failure else plan.write).append(item)
+    # What is left was not read: new rows, and rows that were settled then and are not now.
+    plan.requeue.extend(key for key, (_, blank, settled) in moved.items() if not blank and not settled)
+    return plan
+
+
+def _look_again_at_keys(
+    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded]
+) -> Plan:
+    read = {item.document.key: item for item in embedded}
+    rows = connection.execute(
+        fragments.compose(
+            "writing", "present_keys", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")
+        ),
+        fragments.key_lists(part.keys),
+    ).fetchall()
+    plan = Plan(selected=sum(1 for row in rows if row[1]))
+    for ordinal, selected, xmin, hash_, blank, settled in rows:
+        key = tuple(part.keys[ordinal - 1])
+        item = read.get(key)
+        if not selected or blank:
+            plan.gone.append(key)
+        elif item is None:
+            if not settled:
+                plan.requeue.append(key)
+        elif (xmin is not None and xmin == item.document.xmin) or hash_ == item.document.hash:
+            (plan.fail if item.failure else plan.write).append(item)
+        else:
+            plan.requeue.append(key)
+    return plan
+
+
+def _sweep(connection: Connection, fragments: Fragments, part: Slice) -> int:
+    return connection.execute(
+        fragments.compose(
+            "writing",
+            "sweep",
+            destination_scope=fragments.bounds("d", lower=part.lower is not None, upper=part.upper is not None),
+            key_from_destination=fragments.source_key_from_destination(),
+        ),
+        {"lower": part.lower, "upper": part.upper},
+    ).rowcount
+
+
+def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -> None:
+    vectorizer = fragments.vectorizer
+    for item in plan.fail:
+        assert item.failure is not None
+        connection.execute(
+            statement("writing", "quarantine"),
+            {
+                "vectorizer": vectorizer.id,
+                "key": list(item.document.key),
+                "hash": item.document.hash,
+                "error_class": item.failure.error_class,
+                # PostgreSQL's text holds no NUL; an error's message may.
+                "message": item.failure.message.replace("\0", "\ufffd"),
+                "model": vectorizer.model,
+            },
+        )
+    settled = [list(item.document.key) for item in plan.write] + [list(key) for key in plan.gone]
+    if settled:
+        connection.execute(statement("writing", "absolve"), {"vectorizer": vectorizer.id, "keys": Jsonb(settled)})
+
+
+def _requeue(connection: Connection, vectorizer: int, keys: Sequence[Key], delay: float) -> None:
+    for start in range(0, len(keys), KEYS_PER_JOB):
+        some = [list(key) for key in keys[start : start + KEYS_PER_JOB]]
+        connection.execute(
+            statement("writing", "requeue"),
+            {"vectorizer": vectorizer, "keys": Jsonb(some), "rows": len(some), "delay": delay},
+        )
+
+
+def _record(connection: Connection, part: Slice, result: Written, plan: Plan, worker: int) -> None:
+    """Step 5: checkpoint or end of the job, and the counters."""
+    job = part.job
+    seen = job.rows_seen + plan.selected - result.requeued
+    connection.execute(
+        statement("writing", "finish" if part.last else "checkpoint"),
+        {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen},
+    )
+    numbers = {
+        "vectorizer": job.vectorizer_id,
+        "worker": worker,
+        "rows_right": result.rows_right,
+        "rows_embedded": result.rows_embedded,
+        # A job's planned rows become its real ones when it ends; rows left to a list of keys are planned there.
+        "rows_adjusted": (seen - job.rows if part.last else 0) + result.requeued,
+        "chunks_written": result.chunks_written,
+        "chunks_deleted": result.chunks_deleted,
+        "tokens": result.tokens,
+        "truncated": result.truncated,
+        "jobs_added": -(-result.requeued // KEYS_PER_JOB),
+        "jobs_done": 1 if part.last else 0,
+    }
+    connection.execute(statement("writing", "count"), numbers)
+    if result.rows_right or result.chunks_written:
+        connection.execute(statement("writing", "sample"), numbers)
+    result.job = replace(job, checkpoint=part.checkpoint, rows_seen=seen)

@@ -1,0 +1,114 @@
+"""Step 4 of a write for a vector column of the source: update the rows whose text is still the one that was embedded.
+
+No advisory lock is needed: each row is locked for the update, and a row that somebody else holds is left for later, so
+that a user's open transaction never makes a worker wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from pgvec_queue import copybuffer
+from pgvec_queue.database import Connection, statement
+from pgvec_queue.fragments import Fragments, identifier
+from pgvec_queue.queue import Key
+from pgvec_queue.slices import Embedded, Plan, Slice, Written
+
+
+def write_column(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> list[Key]:
+    """Updates the planned rows and clears those that are no longer selected; returns the keys that have to wait."""
+    result.chunks_deleted += _clear(connection, fragments, part, plan)
+    if not plan.write:
+        return []
+    keys = [item.document.key for item in plan.write]
+    locked = {
+        ordinal
+        for (ordinal,) in connection.execute(
+            fragments.compose(
+                "writing", "lock_rows", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")
+            ),
+            fragments.key_lists(keys),
+        )
+    }
+    free = [item for i, item in enumerate(plan.write, 1) if i in locked]
+    updated = _update(connection, fragments, free)
+    result.chunks_written += len(updated)
+    return [item.document.key for item in plan.write if item.document.key not in updated]
+
+
+def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> set[Key]:
+    if not items:
+        return set()
+    roles = fragments.vectorizer.destination_roles
+    keys = [item.document.key for item in items]
+    set_hash = sql.SQL(", {} = u.hash").format(identifier(roles.source_hash)) if roles.source_hash else sql.SQL("")
+    vector_type = f"{sql.Identifier(fragments.vector_schema).as_string(None)}.{fragments.vectorizer.store}"
+    query = fragments.compose(
+        "writing",
+        "update_rows",
+        set_hash=set_hash,
+        # %b: the server takes the parameter's type from the cast, and its value in binary.
+        listed=fragments.listed(extra=(f"vector::{vector_type}", "hash::bytea"), binary=("vector",)),
+        listed_is_source=fragments.listed_is("s"),
+    )
+    row = connection.execute(
+        statement("writing", "vector_oid"), {"schema": fragments.vector_schema, "type": fragments.vectorizer.store}
+    ).fetchone()
+    assert row is not None
+    vectors = copybuffer.array(
+        [
+            field
+            for item in items
+            if item.vectors is not None
+            for field in copybuffer.vector_fields(item.vectors, fragments.vectorizer.store)
+        ],
+        row[0],
+    )
+    updated = connection.execute(
+        query,
+        {
+            **fragments.key_lists(keys),
+            "vector": copybuffer.Raw(vectors),
+            "hash": [item.document.hash for item in items],
+        },
+    )
+    return {keys[ordinal - 1] for (ordinal,) in updated}
+
+
+def _clear(connection: Connection, fragments: Fragments, part: Slice, plan: Plan) -> int:
+    roles = fragments.vectorizer.destination_roles
+    clear_hash = sql.SQL(", {} = NULL").format(identifier(roles.source_hash)) if roles.source_hash else sql.SQL("")
+    same_key = sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(identifier("s", name), identifier("stale", name))
+        for name in fragments.vectorizer.key_columns
+    )
+    cleared = 0
+    listed = [item.document.key for item in plan.fail]
+    if part.job.kind == "range":
+        cleared += connection.execute(
+            fragments.compose(
+                "writing",
+                "clear_range",
+                clear_hash=clear_hash,
+                same_key=same_key,
+                scope=fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None),
+            ),
+            {"lower": part.lower, "upper": part.upper},
+        ).rowcount
+    else:
+        listed.extend(plan.gone)
+    if listed:
+        cleared += connection.execute(
+            fragments.compose(
+                "writing",
+                "clear_listed",
+                clear_hash=clear_hash,
+                same_key=same_key,
+                listed=fragments.listed(),
+                listed_is_source=fragments.listed_is("s"),
+            ),
+            fragments.key_lists(listed),
+        ).rowcount
+    return cleared

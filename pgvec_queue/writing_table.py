@@ -1,0 +1,97 @@
+"""Step 4 of a write for a table of chunks: delete what is old, binary COPY what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from psycopg import sql
+
+from pgvec_queue import copybuffer
+from pgvec_queue.database import Connection
+from pgvec_queue.fragments import Fragments, identifier
+from pgvec_queue.queue import Key
+from pgvec_queue.slices import Embedded, Plan, Slice, Written
+
+
+def write_table(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> None:
+    """Makes the destination hold exactly the planned chunks for the slice's keys; counts into ``result``."""
+    replaced = [item.document.key for item in (*plan.write, *plan.fail)]
+    ordered_range = part.job.kind == "range" and fragments.vectorizer.destination_ordered
+    if ordered_range:
+        result.chunks_deleted += _delete_orphans(connection, fragments, part)
+        result.chunks_deleted += _delete_listed(connection, fragments, replaced, part)
+    else:
+        result.chunks_deleted += _delete_listed(connection, fragments, [*replaced, *plan.gone], None)
+    if plan.write:
+        result.chunks_written += _copy(connection, fragments, plan.write)
+
+
+def _delete_orphans(connection: Connection, fragments: Fragments, part: Slice) -> int:
+    lower, upper = part.lower is not None, part.upper is not None
+    return connection.execute(
+        fragments.compose(
+            "writing",
+            "delete_orphans",
+            scope=fragments.bounds("s", lower=lower, upper=upper),
+            destination_scope=fragments.bounds("d", lower=lower, upper=upper),
+        ),
+        {"lower": part.lower, "upper": part.upper},
+    ).rowcount
+
+
+def _delete_listed(connection: Connection, fragments: Fragments, keys: Sequence[Key], within: Slice | None) -> int:
+    """Deletes the chunks of ``keys``; ``within`` bounds the search where keys are ordered alike."""
+    if not keys:
+        return 0
+    lower = within.lower if within else None
+    upper = within.upper if within else None
+    return connection.execute(
+        fragments.compose(
+            "writing",
+            "delete_listed",
+            listed=fragments.listed(),
+            listed_is_destination=fragments.listed_is("d"),
+            destination_scope=fragments.bounds("d", lower=lower is not None, upper=upper is not None),
+        ),
+        {**fragments.key_lists(keys), "lower": lower, "upper": upper},
+    ).rowcount
+
+
+def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> int:
+    roles = fragments.vectorizer.destination_roles
+    columns = [*roles.key]
+    columns.extend(
+        name
+        for name in (roles.chunk_id, roles.chunk_index, roles.chunk, roles.embedding, roles.source_hash)
+        if name is not None
+    )
+    # COPY takes no parameters, so names need no doubled percent signs here.
+    statement_ = fragments.compose(
+        "writing", "copy", columns=sql.SQL(", ").join(identifier(name) for name in columns)
+    ).as_string(connection).replace("%%", "%")
+    buffer = copybuffer.rows(len(columns), _lines(fragments, items))
+    with connection.cursor() as cursor, cursor.copy(statement_.encode()) as copy:
+        copy.write(buffer)
+    return sum(len(item.chunks) for item in items)
+
+
+def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[bytes]]:
+    roles = fragments.vectorizer.destination_roles
+    for item in items:
+        document = item.document
+        assert item.vectors is not None
+        vectors = copybuffer.vector_fields(item.vectors, fragments.vectorizer.store)
+        prefix = "_".join(document.key)
+        hash_field = copybuffer.field(document.hash)
+        for chunk, vector in zip(item.chunks, vectors, strict=True):
+            line = [document.destination_key]
+            if roles.chunk_id is not None:
+                line.append(copybuffer.text_field(f"{prefix}_{chunk.index}"))
+            if roles.chunk_index is not None:
+                line.append(copybuffer.int4_field(chunk.index))
+            if roles.chunk is not None:
+                line.append(copybuffer.text_field(chunk.text))
+            line.append(vector)
+            if roles.source_hash is not None:
+                line.append(hash_field)
+            yield line

@@ -1,0 +1,19 @@
+-- What every connection needs, whatever it is for.
+
+-- name: transaction_settings
+-- Keys are compared as text only in this form; a pooler's next client must not inherit any of it, hence local.
+SELECT set_config('TimeZone', 'UTC', true),
+       set_config('DateStyle', 'ISO, YMD', true),
+       set_config('IntervalStyle', 'iso_8601', true),
+       set_config('bytea_output', 'hex', true),
+       set_config('extra_float_digits', '1', true),
+       set_config('statement_timeout', %(statement_timeout)s, true),
+       set_config('lock_timeout', %(lock_timeout)s, true),
+       set_config('idle_in_transaction_session_timeout', '60s', true),
+       set_config('transaction_read_only', %(read_only)s, true);
+
+-- name: pgvector
+SELECT n.nspname, e.extversion
+FROM pg_catalog.pg_extension e
+JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace
+WHERE e.extname = 'vector';

@@ -1,0 +1,27 @@
+-- Making destinations.
+
+-- name: create_table
+CREATE TABLE {destination} ({columns}, UNIQUE ({unique}));
+
+-- name: set_toast_target
+-- Keeps vectors in the row where three rows fit a page: no second look-up per vector.
+ALTER TABLE {destination} SET (toast_tuple_target = 8160);
+
+-- name: add_column
+ALTER TABLE {destination} ADD COLUMN {column} {type};
+
+-- name: create_index
+CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {destination} ({columns});
+
+-- name: drop_invalid_index
+SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE i.indrelid = %(oid)s::oid AND c.relname = %(name)s AND NOT i.indisvalid;
+
+-- name: count
+SELECT count(*) FROM {destination};
+
+-- name: count_vectors
+SELECT count({embedding}) FROM {destination};

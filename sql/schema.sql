@@ -1,0 +1,17 @@
+-- The schema's own version, and what `pgvec init` does before the migrations.
+
+-- name: version_table
+SELECT FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'pgvec' AND c.relname = 'alembic_version';
+
+-- name: revision
+SELECT version_num FROM pgvec.alembic_version;
+
+-- name: create_extension
+CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: prepare
+-- Two at once take turns; the number is the CRC-32 of 'pgvec.init'.
+SELECT pg_catalog.pg_advisory_xact_lock(2312187183);
+CREATE SCHEMA IF NOT EXISTS pgvec;

@@ -1,0 +1,57 @@
+-- Definitions, and the flags that steer them.
+
+-- name: by_name
+SELECT * FROM pgvec.vectorizers WHERE name = %(name)s;
+
+-- name: by_ids
+SELECT * FROM pgvec.vectorizers WHERE id = ANY (%(ids)s);
+
+-- name: names
+SELECT name FROM pgvec.vectorizers ORDER BY name;
+
+-- name: insert
+INSERT INTO pgvec.vectorizers (
+    name, source_schema, source_table, source_is_view, key_columns, key_types, text_columns, filter,
+    destination_kind, destination_schema, destination_table, destination_roles, destination_key_types,
+    destination_ordered, destination_created, store,
+    embedder, model, revision, endpoint, tokenizer, query_prompt, document_prompt, dimensions, trust_remote_code,
+    template, chunk_size, chunk_overlap, too_long, max_document_bytes, rows_per_job, priority, chunks_base)
+VALUES (
+    %(name)s, %(source_schema)s, %(source_table)s, %(source_is_view)s, %(key_columns)s, %(key_types)s,
+    %(text_columns)s, %(filter)s,
+    %(destination_kind)s, %(destination_schema)s, %(destination_table)s, %(destination_roles)s,
+    %(destination_key_types)s, %(destination_ordered)s, %(destination_created)s, %(store)s,
+    %(embedder)s, %(model)s, %(revision)s, %(endpoint)s, %(tokenizer)s, %(query_prompt)s, %(document_prompt)s,
+    %(dimensions)s, %(trust_remote_code)s,
+    %(template)s, %(chunk_size)s, %(chunk_overlap)s, %(too_long)s, %(max_document_bytes)s, %(rows_per_job)s,
+    %(priority)s, %(chunks_base)s)
+RETURNING *;
+
+-- name: steering
+-- What a second enqueue may change without touching a vector; it also lets a blocked or cancelled one go on.
+UPDATE pgvec.vectorizers
+SET rows_per_job = coalesce(%(rows_per_job)s, rows_per_job), priority = coalesce(%(priority)s, priority),
+    blocked_reason = NULL, blocked_at = NULL, cancelled = false
+WHERE id = %(id)s;
+
+-- name: pause
+UPDATE pgvec.vectorizers SET paused = true WHERE id = %(id)s;
+
+-- name: resume
+UPDATE pgvec.vectorizers
+SET paused = false, cancelled = false, blocked_reason = NULL, blocked_at = NULL WHERE id = %(id)s;
+
+-- name: cancel
+UPDATE pgvec.vectorizers SET cancelled = true WHERE id = %(id)s;
+
+-- name: block
+UPDATE pgvec.vectorizers
+SET blocked_reason = %(reason)s, blocked_at = clock_timestamp()
+WHERE id = %(id)s AND blocked_reason IS NULL;
+
+-- name: drop
+WITH gone AS (DELETE FROM pgvec.vectorizers WHERE id = %(id)s),
+     jobs AS (DELETE FROM pgvec.jobs WHERE vectorizer_id = %(id)s),
+     failures AS (DELETE FROM pgvec.failures WHERE vectorizer_id = %(id)s),
+     samples AS (DELETE FROM pgvec.samples WHERE vectorizer_id = %(id)s)
+DELETE FROM pgvec.counters WHERE vectorizer_id = %(id)s;

@@ -1,0 +1,137 @@
+-- The write of a slice, step by step; docs/architecture.md says why each step is there.
+
+-- name: fence
+-- Step 1. Locks the job if it is still as this worker last saw it. No row: the worker lost it, or its bound moved.
+SELECT true FROM pgvec.jobs
+WHERE id = %(id)s AND state = 'running' AND worker_id = %(worker)s AND epoch = %(epoch)s
+  AND checkpoint IS NOT DISTINCT FROM %(checkpoint)s::text[]
+  AND upper_key IS NOT DISTINCT FROM %(upper_key)s::text[]
+FOR NO KEY UPDATE;
+
+-- name: lock_shared
+-- Step 2, for a range: ranges are disjoint and may write side by side, but never beside a list of keys. 'PGVC' above the id.
+SELECT pg_advisory_xact_lock_shared((1346852419::bigint << 32) | %(vectorizer)s);
+
+-- name: lock_exclusive
+SELECT pg_advisory_xact_lock((1346852419::bigint << 32) | %(vectorizer)s);
+
+-- name: moved_in_range
+-- Step 3. Every row of the range that may have been changed since it was read, with what it is now.
+SELECT {key_text}, {xmin}::text, {hash}, {blank}, {settled}
+FROM {source} s WHERE {scope} AND {selected} AND {moved};
+
+-- name: count_and_gone
+SELECT (SELECT count(*) FROM {source} s WHERE {scope} AND {selected}),
+       ARRAY(SELECT u.ordinal FROM {listed}
+             WHERE NOT EXISTS (SELECT FROM {source} s WHERE {listed_is_source} AND {selected} AND NOT {blank}));
+
+-- name: present_keys
+SELECT u.ordinal, now.selected, now.xmin, now.hash, coalesce(now.blank, true), coalesce(now.settled, true)
+FROM {listed}
+LEFT JOIN LATERAL (
+    SELECT true AS selected, {xmin}::text AS xmin, {hash} AS hash, {blank} AS blank, {settled} AS settled
+    FROM {source} s WHERE {listed_is_source} AND {selected}
+) now ON true
+ORDER BY u.ordinal;
+
+-- name: delete_orphans
+-- Step 4. Chunks whose source row is gone, no longer selected or blank.
+DELETE FROM {destination} d
+WHERE {destination_scope}
+  AND NOT EXISTS (SELECT FROM {source} s
+                  WHERE {matches_destination} AND {scope} AND {selected} AND NOT {blank});
+
+-- name: delete_listed
+DELETE FROM {destination} d USING {listed} WHERE {listed_is_destination} AND {destination_scope};
+
+-- name: sweep
+-- For a destination whose key has another type: no order in common, so its own keys are looked up in the source.
+DELETE FROM {destination} d
+WHERE {destination_scope}
+  AND NOT EXISTS (SELECT FROM {source} s WHERE {key_from_destination} AND {matches_destination} AND {selected} AND NOT {blank});
+
+-- name: copy
+COPY {destination} ({columns}) FROM STDIN (FORMAT BINARY);
+
+-- name: lock_rows
+-- A column of the source: rows that somebody else holds are left for later, so that nobody waits for anybody.
+SELECT u.ordinal FROM {listed} JOIN {source} s ON {listed_is_source} FOR NO KEY UPDATE OF s SKIP LOCKED;
+
+-- name: update_rows
+UPDATE {source} s SET {embedding} = u.vector{set_hash}
+FROM {listed}
+WHERE {listed_is_source} AND {selected} AND NOT {blank} AND {hash} = u.hash
+RETURNING u.ordinal;
+
+-- name: clear_range
+WITH stale AS (
+    SELECT {key} FROM {source} s
+    WHERE {scope} AND {embedding} IS NOT NULL AND (({selected}) IS NOT TRUE OR {blank})
+    FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM stale WHERE {same_key};
+
+-- name: clear_listed
+WITH stale AS (
+    SELECT {key} FROM {listed} JOIN {source} s ON {listed_is_source}
+    WHERE s.{embedding} IS NOT NULL
+    FOR NO KEY UPDATE OF s SKIP LOCKED
+)
+UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM stale WHERE {same_key};
+
+-- name: requeue
+-- Rows that changed under the worker's hands become a list of keys, in the same transaction.
+INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows, run_after)
+VALUES (%(vectorizer)s, 'keys', %(keys)s, %(rows)s,
+        CASE WHEN %(delay)s > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s) END);
+
+-- name: quarantine
+INSERT INTO pgvec.failures AS f (vectorizer_id, key, source_hash, error_class, message, model)
+VALUES (%(vectorizer)s, %(key)s, %(hash)s, %(error_class)s, %(message)s, %(model)s)
+ON CONFLICT (vectorizer_id, key) DO UPDATE
+SET source_hash = excluded.source_hash, error_class = excluded.error_class, message = excluded.message,
+    model = excluded.model, attempts = f.attempts + 1, last_at = clock_timestamp();
+
+-- name: absolve
+-- Documents that are embedded now, or that are gone, leave the quarantine.
+DELETE FROM pgvec.failures f
+USING jsonb_array_elements(%(keys)s) listed
+WHERE f.vectorizer_id = %(vectorizer)s
+  AND EXISTS (SELECT FROM pgvec.failures WHERE vectorizer_id = %(vectorizer)s)
+  AND f.key = ARRAY(SELECT jsonb_array_elements_text(listed));
+
+-- name: checkpoint
+-- Step 5. How far the job is, in the transaction that makes it true.
+UPDATE pgvec.jobs
+SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s WHERE id = %(id)s;
+
+-- name: finish
+UPDATE pgvec.jobs
+SET checkpoint = coalesce(%(checkpoint)s, checkpoint), rows_seen = %(rows_seen)s,
+    state = 'done', worker_id = NULL, finished_at = clock_timestamp()
+WHERE id = %(id)s;
+
+-- name: count
+INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, chunks_written,
+                                 chunks_deleted, tokens, truncated, jobs_added, jobs_done)
+VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(chunks_written)s,
+        %(chunks_deleted)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
+ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
+SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
+    rows_adjusted = c.rows_adjusted + excluded.rows_adjusted,
+    chunks_written = c.chunks_written + excluded.chunks_written,
+    chunks_deleted = c.chunks_deleted + excluded.chunks_deleted, tokens = c.tokens + excluded.tokens,
+    truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
+    jobs_done = c.jobs_done + excluded.jobs_done;
+
+-- name: sample
+INSERT INTO pgvec.samples AS s (vectorizer_id, worker_id, at, rows, chunks, tokens)
+VALUES (%(vectorizer)s, %(worker)s,
+        date_bin('10 seconds', clock_timestamp(), timestamptz '2000-01-01 00:00:00+00'),
+        %(rows_right)s, %(chunks_written)s, %(tokens)s)
+ON CONFLICT (vectorizer_id, at, worker_id) DO UPDATE
+SET rows = s.rows + excluded.rows, chunks = s.chunks + excluded.chunks, tokens = s.tokens + excluded.tokens;
+
+-- name: vector_oid
+SELECT t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+WHERE n.nspname = %(schema)s AND t.typname = %(type)s;

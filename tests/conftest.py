@@ -1,0 +1,145 @@
+"""What all tests share: one real PostgreSQL per run, a fresh database per test, and an environment without surprises.
+
+``PGVEC_TEST_POSTGRES`` names the server's major version (18 when not set). Under pytest-xdist all workers share the
+server: the first one in starts it, the last one out stops it and removes its directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import settings
+from psycopg import sql
+
+from pgvec_queue import embedded
+from pgvec_queue.embedded_files import flock
+
+TEMPLATE = "template_vector"
+
+# A crash of the machine may lose the tests' data; nothing else is switched off.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
+MEMORY_WANTED = 4 * 2**30
+
+Connect = Callable[..., psycopg.Connection[tuple[Any, ...]]]
+
+
+def pytest_configure() -> None:
+    # Before collection: huggingface_hub and libpq's wrappers read some of these when a test module imports them.
+    for name in list(os.environ):
+        if name.startswith(("PG", "PGVEC_")) and not name.startswith("PGVEC_TEST_"):
+            del os.environ[name]
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    settings.register_profile("local", deadline=None)
+    settings.register_profile("ci", deadline=None, derandomize=True)
+    settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def reachable() -> Iterator[Path]:
+    """A directory for files that a server's own user must reach; root's ``tmp_path`` is closed to it."""
+    made = _reachable_directory()
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Server]:
+    """The run's server, up, with a template database that has the extension ``vector`` and nothing else."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with ExitStack() as stack:
+        with flock(shared / "postgres.lock", fcntl.LOCK_EX):
+            server = embedded.Server(
+                _directory(shared / "postgres.directory"),
+                version=int(os.environ.get("PGVEC_TEST_POSTGRES", embedded.DEFAULT_VERSION)),
+                settings=FAST,
+            )
+            stack.enter_context(server.used())
+            _make_template(server)
+        yield server
+        with flock(shared / "postgres.lock", fcntl.LOCK_EX):
+            stack.close()
+            if not server.running():
+                (shared / "postgres.directory").unlink()
+                shutil.rmtree(server.directory)
+
+
+@pytest.fixture(scope="session")
+def administration(postgres: embedded.Server) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """A superuser's connection to the run's server, in a database that no test uses."""
+    with psycopg.connect(_superuser(postgres), autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def database(postgres: embedded.Server, administration: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
+    """The DSN, as superuser, of a fresh database with the extension ``vector``; dropped afterwards."""
+    name = f"test_{uuid.uuid4().hex}"
+    administration.execute(_statement("CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE))
+    yield postgres.uri(user="postgres", database=name)
+    _end_sessions(administration, name)
+    administration.execute(_statement("DROP DATABASE {} WITH (FORCE)", name))
+
+
+@pytest.fixture
+def connect(database: str) -> Iterator[Connect]:
+    """Opens autocommit connections to the test's database (arguments as of ``psycopg.connect``), closed at its end."""
+    with ExitStack() as stack:
+
+        def open_connection(**arguments: Any) -> psycopg.Connection[tuple[Any, ...]]:
+            connection = psycopg.connect(database, **{"autocommit": True, **arguments})
+            stack.callback(connection.close)
+            return connection
+
+        yield open_connection
+
+
+def _directory(note: Path) -> Path:
+    """Returns the server's directory for this run, made and noted by the first who asks."""
+    if not note.exists():
+        note.write_text(str(_reachable_directory()))
+    return Path(note.read_text())
+
+
+def _reachable_directory() -> Path:
+    # In memory where there is room: a database takes 20 ms there, and 30 to 400 on a disk that others use too.
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_WANTED
+    made = Path(tempfile.mkdtemp(prefix="pgvec-test-", dir=memory if roomy else None))
+    made.chmod(0o711)
+    return made
+
+
+def _end_sessions(administration: psycopg.Connection[tuple[Any, ...]], name: str) -> None:
+    """Ends the sessions in a database and sees them gone; DROP DATABASE would look again only after 100 ms."""
+    ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+    for _ in range(50):
+        if administration.execute(ended, [name]).rowcount == 0:
+            break
+        time.sleep(0.002)
+
+
+def _make_template(server: embedded.Server) -> None:
+    with psycopg.connect(_superuser(server), autocommit=True) as connection:
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone() is None:
+            connection.execute(_statement("CREATE DATABASE {} TEMPLATE pgvec IS_TEMPLATE true", TEMPLATE))
+
+
+def _superuser(server: embedded.Server) -> str:
+    return server.uri(user="postgres", database="postgres")
+
+
+def _statement(text: str, *names: str) -> sql.Composed:
+    return sql.SQL(text).format(*map(sql.Identifier, names))
