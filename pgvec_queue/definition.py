@@ -117,10 +117,25 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
             {"id": known.id, "rows_per_job": options.rows_per_job, "priority": options.priority},
         )
         return Defined(vectorizer.get(connection, known.name), new=False)
-    if not options.text:
-        raise DefinitionError(f"no vectorizer is called {options.vectorizer_name!r} yet; say what to embed: --text COLUMN")
-    proposed, where_to = _propose(connection, options, versions)
+    proposed, where_to = _propose(connection, _with_text(options), versions)
     return Defined(_store(connection, proposed, where_to), new=True, remarks=where_to.remarks)
+
+
+def propose(connection: Connection, options: Options, versions: Versions) -> Vectorizer:
+    """Checks what ``define`` would, and returns what it would store; nothing is made."""
+    known = vectorizer.find(connection, options.vectorizer_name)
+    if known is not None:
+        _refuse_difference(connection, known, options)
+        return known
+    return _propose(connection, _with_text(options), versions)[0]
+
+
+def _with_text(options: Options) -> Options:
+    if not options.text:
+        raise DefinitionError(
+            f"no vectorizer is called {options.vectorizer_name!r} yet; say what to embed: --text COLUMN"
+        )
+    return options
 
 
 def _propose(
@@ -131,7 +146,10 @@ def _propose(
     key = _key(connection, source, options.key)
     _check_filter(connection, source, options.where)
     for column in Template.parse(options.template).columns if options.template else ():
-        source.column(column, "--template")
+        if column not in source.columns:
+            raise DefinitionError(
+                f"{source.label} has no column {column!r} (--template); it has: {', '.join(source.columns)}"
+            )
     info = embedders.describe(options.spec)
     chunk_size, chunk_overlap = _chunking(options, info)
     store = options.store or "vector"

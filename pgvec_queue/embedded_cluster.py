@@ -226,18 +226,18 @@ class Cluster:
         return "".join([head, "include 'data/postgresql.conf'\n", *lines])
 
     def _forget_dead_postmaster(self) -> None:
-        """Removes a postmaster.pid whose process is dead but not reaped, or by now some other program.
+        """Removes the lock files whose process is dead but not reaped, or by now some other program.
 
         PostgreSQL takes either for a running server. The first is seen in containers, whose process 1 may reap nothing,
         the second after a power cut, when process ids start over. What is left of a dead server's processes PostgreSQL
         finds by their shared memory all the same. Without ``ps`` the file stays, for a person to decide.
         """
-        pid_file = self.data / "postmaster.pid"
-        pid = read(pid_file).split("\n", 1)[0].strip()
-        if pid.isdigit() and _PS.exists():
-            status, process = programs.run(_PS, "-o", "stat=", "-o", "comm=", "-p", pid, account=None)
-            if status == 0 and (process.startswith("Z") or "postgres" not in process):
-                pid_file.unlink()
+        for lock in (self.data / "postmaster.pid", *self._socket_folder.glob(".s.PGSQL.*.lock")):
+            pid = read(lock).split("\n", 1)[0].strip()
+            if pid.isdigit() and _PS.exists():
+                status, process = programs.run(_PS, "-o", "stat=", "-o", "comm=", "-p", pid, account=None)
+                if status == 0 and (process.startswith("Z") or "postgres" not in process):
+                    lock.unlink()
 
 
 def _hba(endpoint: Endpoint | None) -> str:

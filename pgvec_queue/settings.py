@@ -34,12 +34,11 @@ KNOWN: Mapping[str, type] = {
     "batch_tokens": int,
     "threads": int,
     "memory": str,
-    "metrics_port": int,
     "listen": bool,
     "rows_per_job": int,
     "chunk_size": int,
     "chunk_overlap": int,
-    "limit": int,
+    "search_limit": int,
     "threshold": float,
 }
 """Settings that a file may hold, and their types. Each is ``PGVEC_<NAME>`` in the environment."""

@@ -122,8 +122,12 @@ def _rows(texts: Sequence[str], prompt: str) -> NDArray[np.intp]:
 
 @functools.lru_cache(maxsize=4)
 def _tables(dimensions: int) -> NDArray[np.int8]:
-    """Returns the tables, ``(tables, rows, dimensions)``, with two bits of SHAKE-256 output behind each entry."""
-    stream = hashlib.shake_256(b"pgvec-queue hashing embedder").digest(_TABLES * _ROWS * dimensions)
-    entries = (np.frombuffer(stream, np.uint8) & 3).astype(np.int8) * 2 - 3
-    entries.flags.writeable = False
-    return entries.astype(np.int8, copy=False).reshape(_TABLES, _ROWS, dimensions)
+    """Returns the tables, ``(tables, rows, dimensions)``; each byte of SHAKE-256 output gives four entries."""
+    stream = hashlib.shake_256(b"pgvec-queue hashing embedder").digest(_TABLES * _ROWS * dimensions // 4)
+    entries = np.empty((len(stream), 4), np.int8)
+    for quarter in range(4):
+        np.right_shift(np.frombuffer(stream, np.int8), 2 * quarter, out=entries[:, quarter])
+    entries &= 3
+    entries *= 2
+    entries -= 3
+    return entries.reshape(_TABLES, _ROWS, dimensions)

@@ -4,26 +4,25 @@ A request carries up to 256 texts and 100,000 tokens. What fails for the moment 
 then it is the caller's to back off. What a status says about the work at hand is one table, ``kind_of_status``.
 
 Keys come from the environment and appear in no error. ``PGVEC_ENDPOINT_KEY`` goes to whatever endpoint a vectorizer
-names. ``OPENAI_API_KEY`` goes to OpenAI alone: an endpoint is a column of the database, and whoever may write there must
-not be able to send the key to a host of their choice.
+names. ``OPENAI_API_KEY`` goes to OpenAI alone: endpoints are read from the database, and whoever may write there must
+not be able to have that key sent to a host of their choice.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import email.utils
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
 
 import httpx2
 import numpy as np
 import tenacity
 
 from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Tokenizer, Vectors
-from pgvec_queue.errors import EmbedderError, Kind, SettingsError
+from pgvec_queue.errors import EmbedderError, Kind
 from pgvec_queue.tokenizers import load_tokenizer
 
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
@@ -62,16 +61,14 @@ def kind_of_status(status: int) -> Kind:
 def describe(spec: ModelSpec) -> ModelInfo:
     """Returns what the model is; asks the endpoint with one word where neither its name nor the spec says.
 
-    Raises ``EmbedderError``, as the endpoint's answer has it, or ``VECTORIZER`` when more dimensions are asked for than
-    the model has, or other ones than it can give.
+    Raises ``EmbedderError``: as the endpoint answers, or ``VECTORIZER`` for dimensions that the model cannot give.
     """
-    dimensions = spec.dimensions
-    own = _KNOWN.get(_short_name(spec))
-    if dimensions is None and own is None:
-        embedder = OpenAIEmbedder(spec, DeviceOptions())
-        embedder.close()
-        return embedder.info
-    return _info(spec, own, dimensions)
+    dimensions = _dimensions(spec)
+    if dimensions is not None:
+        return _info(spec, dimensions)
+    embedder = OpenAIEmbedder(spec, DeviceOptions())
+    embedder.close()
+    return embedder.info
 
 
 class OpenAIEmbedder:
@@ -80,13 +77,11 @@ class OpenAIEmbedder:
     dtype = "remote"
     memory_bytes = 0
 
-    def __init__(
-        self, spec: ModelSpec, options: DeviceOptions, *, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, spec: ModelSpec, options: DeviceOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Connects to nothing yet, unless the dimensions have to be asked for; ``sleep`` takes seconds.
 
-        Raises ``EmbedderError`` (kind ``VECTORIZER``) for an endpoint that is no URL, and ``SettingsError`` when
-        OpenAI's key is not in the environment.
+        Raises ``EmbedderError``: as ``describe`` does, and (kind ``VECTORIZER``) for an endpoint that is no URL or
+        OpenAI's key missing in the environment.
         """
         self._spec = spec
         self._budget = min(options.batch_tokens or _BATCH_TOKENS, _MAX_BATCH_TOKENS)
@@ -98,14 +93,14 @@ class OpenAIEmbedder:
         self._key = _key(self._url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(timeout=_TIMEOUT, headers=headers)
-        own = _KNOWN.get(_short_name(spec))
-        if own is None and spec.dimensions is None:
+        dimensions = _dimensions(spec)
+        if dimensions is None:
             try:
-                own = len(self._request(["dimensions"])[0])
+                dimensions = len(self._request(["dimensions"])[0])
             except EmbedderError:
                 self.close()
                 raise
-        self.info = _info(spec, own, spec.dimensions)
+        self.info = _info(spec, dimensions)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -152,7 +147,7 @@ class OpenAIEmbedder:
     def _embed(self, texts: list[str]) -> Vectors:
         vectors = self._request(texts)
         for vector in vectors:
-            if vector.shape != (self.info.dimensions,):
+            if len(vector) != self.info.dimensions:
                 raise EmbedderError(
                     f"model '{self._spec.model}' at {self.device} gives {len(vector)} dimensions, not "
                     f"{self.info.dimensions}; give --dimensions {len(vector)}, or another model",
@@ -179,9 +174,7 @@ class OpenAIEmbedder:
         body["encoding_format"] = "float" if self._floats else "base64"
         try:
             response = self._client.post(self._url, json=body)
-        except httpx2.UnsupportedProtocol as error:
-            raise EmbedderError(f"endpoint {self.device} cannot be asked: {error}", Kind.VECTORIZER) from error
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             detail = self._without_key(str(error)) or type(error).__name__
             raise EmbedderError(f"endpoint {self.device} cannot be reached: {detail}", Kind.PASSING) from error
         if not response.is_success:
@@ -192,9 +185,9 @@ class OpenAIEmbedder:
             raise self._refusal(response)
         try:
             return _vectors(response.content, len(texts))
-        except (ValueError, TypeError, KeyError, binascii.Error) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise EmbedderError(
-                f"endpoint {self.device} gave an answer that is not one of an embeddings API: {error}", Kind.PASSING
+                f"endpoint {self.device} gave no proper embeddings: {type(error).__name__}: {error}", Kind.PASSING
             ) from error
 
     def _refusal(self, response: httpx2.Response) -> EmbedderError:
@@ -214,10 +207,117 @@ class OpenAIEmbedder:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _info(spec: ModelSpec, own: int | None, asked: int | None) -> ModelInfo:
-    name = _short_name(spec)
-    dimensions = asked if asked is not None else own
-    shortens = name.startswith(_SHORTENED_ON_REQUEST)
-    if dimensions is None or dimensions < 1 or (own is not None and not (dimensions == own or shortens > (dimensions > own))):
-        raise EmbedderError("", Kind.VECTORIZER)
-    return ModelInfo(dimensions, None, None, "", "")
+def _short_name(spec: ModelSpec) -> str:
+    """Returns the model's name without the vendor that routers put before it."""
+    return spec.model.rpartition("/")[2]
+
+
+def _dimensions(spec: ModelSpec) -> int | None:
+    """Returns the dimensions that the model's name or the spec tells; None when the endpoint has to be asked."""
+    own, asked = _KNOWN.get(_short_name(spec)), spec.dimensions
+    if asked is None:
+        return own
+    shortened = own is not None and asked < own and _short_name(spec).startswith(_SHORTENED_ON_REQUEST)
+    if asked < 1 or not (own is None or asked == own or shortened):
+        raise EmbedderError(
+            f"model '{spec.model}' cannot give {asked} dimensions" + (f"; it has {own}" if own else ""), Kind.VECTORIZER
+        )
+    return asked
+
+
+def _info(spec: ModelSpec, dimensions: int) -> ModelInfo:
+    return ModelInfo(
+        dimensions=dimensions,
+        max_tokens=_KNOWN_MAX_TOKENS if _short_name(spec) in _KNOWN else None,
+        revision=None,
+        query_prompt=spec.query_prompt or "",
+        document_prompt=spec.document_prompt or "",
+    )
+
+
+def _url(endpoint: str) -> httpx2.URL:
+    """Returns where embeddings are asked for; a query in the endpoint, such as an API version, stays."""
+    try:
+        url = httpx2.URL(endpoint)
+    except httpx2.InvalidURL:
+        url = httpx2.URL("")
+    # The text is not repeated in errors: it may hold a password, and is refused for it.
+    if url.scheme not in ("http", "https") or not url.host:
+        raise EmbedderError("the endpoint is no URL; give one such as https://host/v1", Kind.VECTORIZER)
+    if url.userinfo:
+        raise EmbedderError(
+            f"the endpoint at {url.host} has a user or password in its URL; give the key in PGVEC_ENDPOINT_KEY instead",
+            Kind.VECTORIZER,
+        )
+    return url.copy_with(path=url.path.rstrip("/") + "/embeddings")
+
+
+def _key(url: httpx2.URL) -> str | None:
+    """Returns the key for this endpoint; None where it needs none."""
+    key = os.environ.get("PGVEC_ENDPOINT_KEY", "").strip()
+    if url.host == _OPENAI_HOST:
+        if url.scheme == "https":
+            key = key or os.environ.get("OPENAI_API_KEY", "").strip()
+        if not key:
+            raise EmbedderError("OpenAI needs a key; set OPENAI_API_KEY in the worker's environment", Kind.VECTORIZER)
+    return key or None
+
+
+def _is_worth_a_retry(error: BaseException) -> bool:
+    """True for what may be over in seconds; a longer wait is the caller's, who has other work."""
+    return isinstance(error, EmbedderError) and error.kind is Kind.PASSING and (error.retry_after or 0) <= _LONGEST_WAIT
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Returns the seconds that the endpoint asked for, else a random time that doubles with each attempt."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, EmbedderError) and error.retry_after is not None:
+        return error.retry_after
+    return tenacity.wait_random_exponential(multiplier=0.5, max=_LONGEST_WAIT)(state)
+
+
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Returns the header's seconds; a date counts from the endpoint's own clock."""
+    value = headers.get("retry-after", "")
+    if value.isdecimal():
+        return float(value)
+    try:
+        wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError):
+        return None
+    return max(0.0, wait.total_seconds())
+
+
+def _detail(response: httpx2.Response) -> str:
+    """Returns in a line what the endpoint says is wrong."""
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = response.text
+    while isinstance(answer, dict):
+        answer = next((answer[name] for name in ("error", "message", "detail") if name in answer), "")
+    return " ".join(str(answer).split())[:200]
+
+
+def _vectors(content: bytes, count: int) -> list[Vectors]:
+    """Returns the answer's vectors in the order of the texts, by their index.
+
+    Raises ``ValueError``, ``TypeError`` or ``KeyError`` for anything but one vector for each of ``count`` texts.
+    """
+    data = json.loads(content)["data"]
+    vectors = {int(item["index"]): _vector(item["embedding"]) for item in data}
+    if len(data) != count or vectors.keys() != set(range(count)):
+        raise ValueError(f"{len(data)} vectors for {count} texts, or not numbered as they are")
+    return [vectors[index] for index in range(count)]
+
+
+def _vector(embedding: object) -> Vectors:
+    """Returns one embedding, from base64 of little-endian float32 or from a list; null becomes NaN."""
+    if isinstance(embedding, str):
+        vector = np.frombuffer(base64.b64decode(embedding, validate=True), "<f4").astype(np.float32)
+    else:
+        with np.errstate(over="ignore"):
+            vector = np.asarray(embedding, np.float64).astype(np.float32)
+    if vector.ndim != 1 or not len(vector):
+        raise ValueError("an embedding is no list of numbers")
+    return vector

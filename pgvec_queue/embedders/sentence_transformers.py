@@ -132,7 +132,10 @@ class SentenceTransformersEmbedder:
             )
         self._budget = max(1, len(batch) * longest // 2)
         logger.warning(
-            "%s is out of memory at %d tokens a batch; going on with %d", self.device, len(batch) * longest, self._budget
+            "%s is out of memory at %d tokens a batch; going on with %d",
+            self.device,
+            len(batch) * longest,
+            self._budget,
         )
         return None
 
@@ -205,7 +208,9 @@ def _load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> An
         )
     except Exception as error:
         if _is_out_of_memory(torch, error):
-            raise EmbedderError(f"model '{spec.model}' does not fit the memory of {device} now", Kind.PASSING) from error
+            raise EmbedderError(
+                f"model '{spec.model}' does not fit the memory of {device} now", Kind.PASSING
+            ) from error
         raise EmbedderError(f"model '{spec.model}' {_why_not_loaded(error)}", Kind.VECTORIZER) from error
     if next(model.parameters()).dtype != getattr(torch, dtype):
         # Not every kind of module heeds the keyword: a table of static embeddings does not.

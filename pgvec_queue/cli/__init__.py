@@ -1,0 +1,100 @@
+"""The command line. Commands are imported when they are called: `pgvec --help` has to come at once.
+
+Exit codes: 0 done, 1 an error (one line on stderr; the traceback only with --debug), 2 usage, 3 documents in quarantine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from pgvec_queue import __version__
+from pgvec_queue.errors import PgvecError
+
+_COMMANDS = {
+    "init": ("init", "Create or upgrade the schema pgvec."),
+    "enqueue": ("enqueue", "Plan the jobs that turn a table into vectors, or bring them up to date."),
+    "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
+    "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
+    "search": ("search", "Find the chunks nearest to a query."),
+    "failures": ("steer", "List the documents in quarantine."),
+    "pause": ("steer", "Stop claiming jobs of a vectorizer."),
+    "resume": ("steer", "Let a paused, blocked or cancelled vectorizer go on."),
+    "cancel": ("steer", "Give up a vectorizer's unfinished jobs."),
+    "drop": ("steer", "Remove a vectorizer; its destination stays."),
+    "workers": ("status", "List the workers."),
+    "doctor": ("doctor", "Check database and settings, and say where each came from."),
+    "db": ("db", "Run the embedded PostgreSQL server, for those who have none."),
+    "demo": ("demo", "Embed and search the docstrings of Python's standard library."),
+}
+
+
+class _Lazy(click.Group):
+    """Knows its commands by name, and imports the module of the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"pgvec_queue.cli.{_COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="pgvec")
+def program() -> None:
+    """Embeds the text of PostgreSQL tables into pgvector; the database is the only coordinator.
+
+    Every command takes --dsn (or PGVEC_DSN), --log-level, --log-format and --debug; see `pgvec COMMAND --help`.
+    """
+
+
+def main() -> None:
+    """The program ``pgvec``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; every error a user can meet ends as one line on stderr."""
+    try:
+        result = program.main(args=list(arguments), prog_name="pgvec", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("pgvec: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"pgvec: {_line(error)}", err=True)
+        return 1
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, PgvecError):
+        return " ".join(str(error).split())
+    if type(error).__module__.startswith("psycopg"):
+        from pgvec_queue.database import one_line
+
+        return f"the database refused: {one_line(error)}"
+    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (run again with --debug for the traceback)"

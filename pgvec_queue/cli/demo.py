@@ -1,0 +1,83 @@
+"""``pgvec demo``: the whole way from a table to answers, on a local server, with the real model."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from pgvec_queue import definition, embedders, schema, vectorizer
+from pgvec_queue import demo as corpus
+from pgvec_queue import search as searching
+from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.live import Live
+from pgvec_queue.cli.search import print_hits
+from pgvec_queue.cli.work import obey_signals
+from pgvec_queue.database import Connection, Versions, statement, versions
+from pgvec_queue.embedders import DeviceOptions
+from pgvec_queue.fragments import Fragments
+from pgvec_queue.planner import Planner
+from pgvec_queue.worker import Outcome, Worker, WorkerOptions
+
+_OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template="$name: $chunk", rows_per_job=100)
+
+
+@click.command()
+@click.option(
+    "--documents", type=click.IntRange(1), default=corpus.DEFAULT_DOCUMENTS, show_default=True,
+    help="How many docstrings, spread over the whole library.",
+)
+@click.option("--all", "take_all", is_flag=True, help="Take all of them, some 8,600.")
+@command
+def demo(session: Session, *, documents: int, take_all: bool) -> int:
+    """Embed docstrings of Python's standard library with all-MiniLM-L6-v2, and search them.
+
+    Without --dsn it runs on the embedded server, and stops it at the end. Run again, it goes on where it was.
+    """
+    started = time.monotonic()
+    schema.initialize(session.database)
+    connection = session.connect("demo")
+    found = versions(connection)
+    held = corpus.load(connection, None if take_all else documents)
+    _say(f"The table {corpus.TABLE} holds {held:,} docstrings of Python's standard library.")
+    defined = definition.define(connection, _OPTIONS, found).vectorizer
+    planned = Planner(connection, Fragments(defined, found.vector_schema)).plan()
+    _say(f"enqueue: {planned.jobs} jobs of up to {defined.rows_per_job} rows each; loading {defined.model} …")
+    worker = Worker(session.database, WorkerOptions(names=[defined.name], drain=True))
+    obey_signals(worker)
+    with Live(session.database, [defined.name]):
+        outcome = worker.run()
+    if outcome is Outcome.STOPPED:
+        _say("Stopped; what is embedded is kept. Run the demo again and it goes on from there.")
+        return 130
+    _search(connection, defined, found)
+    _say(f"That took {time.monotonic() - started:.0f} s. Now try, on the same table:")
+    _say(f'  pgvec search {defined.name} "your own question"')
+    _say("  pgvec status")
+    _say("  pgvec db start        # keeps the server running; stop it with: pgvec db stop")
+    _say("and on your own database: the four lines in README.md.")
+    return 0 if outcome is Outcome.COMPLETE else 1
+
+
+def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versions) -> None:
+    embedder = embedders.load(defined.spec, DeviceOptions())
+    try:
+        for query in corpus.QUERIES:
+            click.echo(f"\n? {query}")
+            answer = searching.search(connection, defined, found, embedder, query, limit=3)
+            print_hits(_named(connection, answer))
+    finally:
+        embedder.close()
+    click.echo()
+
+
+def _named(connection: Connection, answer: searching.Answer) -> searching.Answer:
+    """Puts the docstring's dotted name in the place of its key, which says nothing to a reader."""
+    ids = [hit.key[0] for hit in answer.hits]
+    names = dict(connection.execute(statement("demo", "names"), {"ids": ids}).fetchall())
+    hits = [searching.Hit([names.get(hit.key[0], hit.key[0])], hit.chunk_index, hit.chunk, hit.score) for hit in answer.hits]
+    return searching.Answer(hits, answer.best_score)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

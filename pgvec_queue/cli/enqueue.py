@@ -1,0 +1,144 @@
+"""``pgvec enqueue``: define a vectorizer, or bring one up to date."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from pgvec_queue import definition
+from pgvec_queue.cli.common import Session, command, setting
+from pgvec_queue.embedders import DEFAULT_MODEL, KINDS
+from pgvec_queue.fragments import Fragments
+from pgvec_queue.planner import Planner, PlanTakenOverError
+from pgvec_queue.vectorizer import ROLES, Vectorizer
+
+
+class _RoleColumn(click.ParamType):
+    """``ROLE=NAME``."""
+
+    name = "role=name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        role, separator, column = value.partition("=")
+        if not separator or not column or role not in ROLES:
+            self.fail(f"{value!r} is not ROLE=NAME; roles are {', '.join(ROLES)}", param, ctx)
+        return role, column
+
+
+@click.command()
+@click.argument("source")
+@click.option("--text", multiple=True, metavar="COLUMN", help="Column to embed; several are joined by a blank line.")
+@click.option("--name", help="The vectorizer's name.  [default: the source's]")
+@click.option("--key", multiple=True, metavar="COLUMN", help="Unique key.  [default: the primary key]")
+@click.option("--where", metavar="SQL", help="Only rows for which this is true.")
+@click.option("--limit", type=click.IntRange(1), help="Add at most this many more rows.")
+@click.option("--into", metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
+@click.option("--into-column", metavar="COLUMN", help="A vector column of the source instead of a table.")
+@click.option(
+    "--column", "columns", multiple=True, type=_RoleColumn(), metavar="ROLE=NAME",
+    help="Name of the destination's column for a role; roles: " + ", ".join(ROLES) + ".",
+)
+@setting("--model", key="model", help=f"The model.  [default: {DEFAULT_MODEL}]")
+@click.option("--revision", help="The model's revision on its hub.")
+@setting("--embedder", key="embedder", type=click.Choice(KINDS), help="What runs the model.  [default: by the model]")
+@setting("--endpoint", key="endpoint", metavar="URL", help="Base URL of an OpenAI-compatible endpoint.")
+@setting("--tokenizer", key="tokenizer", help="For an endpoint: the tokenizer by which lengths are counted.")
+@click.option("--query-prompt", help="Text before each query.  [default: the model's]")
+@click.option("--document-prompt", help="Text before each chunk.  [default: the model's]")
+@click.option("--dimensions", type=click.IntRange(1), help="Dimensions of the vectors.  [default: the model's]")
+@click.option("--trust-remote-code", is_flag=True, help="Let the model bring code of its own.")
+@click.option("--template", help="What is embedded per chunk, such as '$title: $chunk'.")
+@setting("--chunk-size", key="chunk_size", type=click.IntRange(4), help="Tokens per chunk.  [default: 128]")
+@setting("--chunk-overlap", key="chunk_overlap", type=click.IntRange(0), help="Tokens shared by neighbours.  [default: 20]")
+@click.option("--no-chunking", is_flag=True, help="Embed each document whole.")
+@click.option("--too-long", type=click.Choice(["quarantine", "truncate"]), help="For a whole document that is too long.  [default: quarantine]")
+@click.option("--store", type=click.Choice(["vector", "halfvec"]), help="Type of the vectors.  [default: vector]")
+@setting("--rows-per-job", key="rows_per_job", type=click.IntRange(1, 100_000_000), help="Source rows per job.  [default: 1000]")
+@click.option("--priority", type=int, help="Higher ones are worked on first.  [default: 0]")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+@command
+def enqueue(
+    session: Session, *, limit: int | None, columns: Sequence[tuple[str, str]], dry_run: bool, **given: Any
+) -> None:
+    """Plan the jobs that turn SOURCE (a table or schema.table) into vectors.
+
+    Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
+    nothing is embedded twice.
+    """
+    if given["into"] and given["into_column"]:
+        raise click.UsageError("--into and --into-column exclude each other")
+    column_map: dict[str, list[str]] = {}
+    for role, name in columns:
+        column_map.setdefault(role, []).append(name)
+    options = definition.Options(columns=column_map, **given)
+    connection, versions = session.connect_checked("enqueue")
+    if dry_run:
+        _tell_proposal(definition.propose(connection, options, versions))
+        return
+    defined = definition.define(connection, options, versions)
+    for remark in defined.remarks:
+        click.echo(f"pgvec: {remark}", err=True)
+    vectorizer = defined.vectorizer
+    with _Counter(vectorizer) as counter:
+        planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), counter)
+        try:
+            planned = planner.plan(limit)
+        except PlanTakenOverError as error:
+            click.echo(f"pgvec: {error}", err=True)
+            return
+    click.echo(
+        f"{vectorizer.name}: {planned.rows:,} rows in {planned.jobs:,} jobs, {vectorizer.source} "
+        f"→ {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
+    )
+    click.echo("pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True)
+
+
+def _destination(vectorizer: Vectorizer) -> str:
+    if vectorizer.into_column:
+        return f"{vectorizer.destination}.{vectorizer.destination_roles.embedding}"
+    return vectorizer.destination
+
+
+def _tell_proposal(vectorizer: Vectorizer) -> None:
+    chunking = f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
+    for label, value in (
+        ("name", vectorizer.name),
+        ("source", vectorizer.source),
+        ("key", ", ".join(f"{c} {t}" for c, t in zip(vectorizer.key_columns, vectorizer.key_types, strict=True))),
+        ("text", ", ".join(vectorizer.text_columns)),
+        ("where", vectorizer.filter or "all rows"),
+        ("destination", f"{_destination(vectorizer)} ({'new' if vectorizer.destination_created else 'exists'})"),
+        ("model", f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}"),
+        ("chunks", chunking),
+    ):
+        click.echo(f"{label + ':':13}{value}")
+
+
+class _Counter:
+    """Counts jobs on the terminal while a large table is planned; silent elsewhere, and for small ones."""
+
+    def __init__(self, vectorizer: Vectorizer) -> None:
+        self._name = vectorizer.name
+        self._shown_at = time.monotonic()
+        self._wide = 0
+        self._terminal = sys.stderr.isatty()
+
+    def __enter__(self) -> _Counter:
+        return self
+
+    def __call__(self, jobs: int, rows: int) -> None:
+        if self._terminal and time.monotonic() - self._shown_at > 0.25:
+            self._shown_at = time.monotonic()
+            text = f"planning {self._name}: {rows:,} rows in {jobs:,} jobs"
+            click.echo("\r" + text.ljust(self._wide), err=True, nl=False)
+            self._wide = len(text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._wide:
+            click.echo("\r" + " " * self._wide + "\r", err=True, nl=False)
