@@ -344,7 +344,8 @@ class _Layout:
         first = bisect_left(self._starts, end) - overlap
         low = max(start + 1, end - overlap * CHARACTERS_PER_TOKEN, self._ends[first - 1] if first > 0 else 0)
         # The overlap may not crowd out the next word, nor half of a chunk of it where it is too long for one.
-        word = boundaries.first_word_end(self._text, fresh, min(stop, fresh + longest)) or fresh + longest
+        reach = self._limit(fresh, stop, budget, longest)
+        word = boundaries.first_word_end(self._text, fresh, reach) or fresh + longest
         first = bisect_left(self._starts, word) - budget
         fits = max(word - longest, self._ends[first - 1] if first > 0 else 0)
         if fits > fresh:

@@ -18,7 +18,7 @@ QUERIES = (
     "parse a date from a string",
 )
 
-_SKIPPED = {"test", "tests", "idlelib", "site-packages", "__pycache__", "lib2to3", "turtledemo"}
+_SKIPPED = {"test", "tests", "site-packages"}
 
 
 @dataclass(frozen=True, slots=True)

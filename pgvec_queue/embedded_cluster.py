@@ -246,5 +246,4 @@ def _hba(endpoint: Endpoint | None) -> str:
 
 
 def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n")
-    return f"'{escaped}'"
+    return "'{}'".format(value.replace("\\", "\\\\").replace("'", "''"))

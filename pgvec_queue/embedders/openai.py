@@ -88,7 +88,7 @@ class OpenAIEmbedder:
         self._sleep = sleep
         self._floats = False
         self._tokenizer: Tokenizer | None = None
-        self._url = _url(spec.endpoint or DEFAULT_ENDPOINT)
+        self._url = _url(DEFAULT_ENDPOINT if spec.endpoint is None else spec.endpoint)
         self.device = self._url.netloc.decode()
         self._key = _key(self._url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}

@@ -218,7 +218,7 @@ def test_a_directory_whose_making_was_cut_off_is_made_anew(absent: Path) -> None
 
 
 def test_a_path_with_every_awkward_character_works(scratch: Path) -> None:
-    with embedded.use(scratch / "a b$(c)\"d'e;f\\g%20h\ni") as dsn:
+    with embedded.use(scratch / "a b$(c)\"d'e;f\\g%20h") as dsn:
         assert one(dsn, "SELECT 1") == 1
 
 
@@ -278,6 +278,20 @@ def test_the_default_directory_is_one_that_the_server_can_reach(tmp_path: Path) 
         assert embedded.default_directory() == Path("/var/lib/pgvec-queue/postgres")
     else:
         assert Path.home() in embedded.default_directory().parents
+
+
+def test_the_server_does_not_inherit_variables_that_may_hold_secrets(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGVEC_DSN", "postgresql://u:secret@h/d")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    server = embedded.Server(home)
+    with server.used(), psycopg.connect(server.uri(user="postgres")) as superuser:
+        superuser.execute("CREATE TEMP TABLE variable (line text)")
+        superuser.execute("COPY variable FROM PROGRAM 'env'")
+        lines = [line for (line,) in superuser.execute("SELECT line FROM variable")]
+    assert any(line.startswith("PATH=") for line in lines)
+    assert not any("secret" in line for line in lines)
 
 
 # Under root
@@ -441,6 +455,25 @@ def starts(directory: Path) -> bool:
             raise
         return False
     return embedded.Server(directory).stop()
+
+
+def test_whoever_comes_while_it_starts_waits_until_it_is_ready(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = embedded.Server(home)
+    with server.used():
+        pid_file = home / "data" / "postmaster.pid"
+        ready = pid_file.read_text()
+        pid_file.write_text(ready.replace("ready", "starting"))
+        assert not server.running()
+        waits: list[float] = []
+
+        def becomes_ready(seconds: float) -> None:
+            waits.append(seconds)
+            pid_file.write_text(ready)
+
+        monkeypatch.setattr("time.sleep", becomes_ready)
+        with server.used():
+            assert server.running()
+        assert len(waits) == 1
 
 
 def test_a_stale_process_id_that_another_program_has_now_does_not_prevent_a_start(home: Path) -> None:

@@ -76,9 +76,9 @@ def test_a_vector_is_the_scaled_sum_of_five_table_rows() -> None:
 
 @pytest.mark.parametrize("dimensions", [1, 2, 384, 16_000])
 def test_vectors_are_float32_of_length_one(dimensions: int) -> None:
-    vectors = embed(HashingEmbedder(spec(f"hashing-{dimensions}")), [f"text {i}" for i in range(100)])
+    vectors = embed(HashingEmbedder(spec(f"hashing-{dimensions}")), [f"text {i}" for i in range(50)])
     assert vectors.dtype == np.float32
-    assert vectors.shape == (100, dimensions)
+    assert vectors.shape == (50, dimensions)
     np.testing.assert_allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1.0, atol=2e-7)
 
 
@@ -97,8 +97,8 @@ def test_large_batches_are_the_same_as_small_ones(embedder: HashingEmbedder) -> 
 
 
 def test_other_texts_have_unrelated_vectors(embedder: HashingEmbedder) -> None:
-    vectors = embed(embedder, [f"text {i}" for i in range(2000)]).astype(np.float64)
-    similar = vectors @ vectors.T - np.eye(2000)
+    vectors = embed(embedder, [f"text {i}" for i in range(500)]).astype(np.float64)
+    similar = vectors @ vectors.T - np.eye(500)
     assert np.abs(similar).max() < 0.6
     assert abs(similar.mean()) < 0.01
 
@@ -122,7 +122,10 @@ def test_load_gives_an_embedder_that_says_what_it_is() -> None:
     embedder.close()
 
 
-@pytest.mark.parametrize("module", ["hashing", "openai", "model_files"])
-def test_importing_an_embedder_loads_no_torch(module: str) -> None:
-    code = f"import sys, pgvec_queue.embedders.{module}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+def test_importing_the_embedders_loads_no_torch() -> None:
+    code = (
+        "import sys, pgvec_queue.embedders.hashing, pgvec_queue.embedders.model_files, pgvec_queue.embedders.openai\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False)
+    assert found.stderr.strip() == ""
