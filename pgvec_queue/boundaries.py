@@ -32,7 +32,7 @@ _NOT_FIRST = (
 )
 _NOT_LAST = "\"'“‘«‹(\\[{〈《「『【〔〖〘［｛（＂＇\u0e40-\u0e44\u0ec0-\u0ec4"
 
-_BETWEEN = rf"(?<![\s{_NOT_LAST}])(?![\s{_NOT_FIRST}])(?:(?<=[{_UNSPACED}])|(?=[{_UNSPACED}]))"
+_BETWEEN = rf"(?<![\s{_NOT_LAST}])(?=[^\s{_NOT_FIRST}])(?:(?<=[{_UNSPACED}])|(?=[{_UNSPACED}]))"
 _GAP = r"(?<=\S)(?=\s)"
 _SENTENCE = (
     rf"[{_TERMINATORS}][{_CLOSING}]*(?=\s)"

@@ -36,7 +36,7 @@ PIECE = 65_536
 LONGEST_WORD = PIECE // 2
 """Characters without one of ``GAPS`` that surely stay in one piece."""
 
-_BATCH = 262_144
+_BATCH = PIECE
 _LAST_GAP = re.compile(rf"(?s:.*)(?=[{GAPS}])")
 _WORD = re.compile(r"\S+")
 
@@ -276,7 +276,7 @@ def _joined(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     filled = 0
     for part in parts:
         if filled + len(part) > len(joined):
-            joined.resize((max(filled + len(part), len(joined) * 5 // 4), 2), refcheck=False)
+            joined.resize((max(filled + len(part), len(joined) * 9 // 8), 2), refcheck=False)
         joined[filled : filled + len(part)] = part
         filled += len(part)
     joined.resize((filled, 2), refcheck=False)

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ import pytest
 from hypothesis import settings
 from psycopg import sql
 
-from pgvec_queue import embedded
+from pgvec_queue import embedded, schema
+from pgvec_queue.database import Database
 from pgvec_queue.embedded_files import flock
+from tests.support import Bench
 
 TEMPLATE = "template_vector"
+TEMPLATE_WITH_SCHEMA = "template_pgvec"
 
 # A crash of the machine may lose the tests' data; nothing else is switched off.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
@@ -86,11 +89,17 @@ def administration(postgres: embedded.Server) -> Iterator[psycopg.Connection[tup
 @pytest.fixture
 def database(postgres: embedded.Server, administration: psycopg.Connection[tuple[Any, ...]]) -> Iterator[str]:
     """The DSN, as superuser, of a fresh database with the extension ``vector``; dropped afterwards."""
-    name = f"test_{uuid.uuid4().hex}"
-    administration.execute(_statement("CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE))
-    yield postgres.uri(user="postgres", database=name)
-    _end_sessions(administration, name)
-    administration.execute(_statement("DROP DATABASE {} WITH (FORCE)", name))
+    with _fresh(administration, TEMPLATE) as name:
+        yield postgres.uri(user="postgres", database=name)
+
+
+@pytest.fixture
+def bench(postgres: embedded.Server, administration: psycopg.Connection[tuple[Any, ...]]) -> Iterator[Bench]:
+    """A fresh database with our schema, and the steps of the command line over it; dropped afterwards."""
+    with _fresh(administration, TEMPLATE_WITH_SCHEMA) as name:
+        bench = Bench(postgres.uri(user="postgres", database=name))
+        yield bench
+        bench.close()
 
 
 @pytest.fixture
@@ -104,6 +113,16 @@ def connect(database: str) -> Iterator[Connect]:
             return connection
 
         yield open_connection
+
+
+@contextmanager
+def _fresh(administration: psycopg.Connection[tuple[Any, ...]], template: str) -> Iterator[str]:
+    """Makes a database from a template and yields its name; dropped afterwards, with whoever is still in it."""
+    name = f"test_{uuid.uuid4().hex}"
+    administration.execute(_statement("CREATE DATABASE {} TEMPLATE {}", name, template))
+    yield name
+    _end_sessions(administration, name)
+    administration.execute(_statement("DROP DATABASE {} WITH (FORCE)", name))
 
 
 def _directory(note: Path) -> Path:
@@ -133,8 +152,11 @@ def _end_sessions(administration: psycopg.Connection[tuple[Any, ...]], name: str
 
 def _make_template(server: embedded.Server) -> None:
     with psycopg.connect(_superuser(server), autocommit=True) as connection:
-        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [TEMPLATE]).fetchone() is None:
-            connection.execute(_statement("CREATE DATABASE {} TEMPLATE pgvec IS_TEMPLATE true", TEMPLATE))
+        for name, original in ((TEMPLATE, "pgvec"), (TEMPLATE_WITH_SCHEMA, TEMPLATE)):
+            if connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+                connection.execute(_statement("CREATE DATABASE {} TEMPLATE {} IS_TEMPLATE true", name, original))
+                if name == TEMPLATE_WITH_SCHEMA:
+                    schema.initialize(Database(server.uri(user="postgres", database=name)))
 
 
 def _superuser(server: embedded.Server) -> str:

@@ -281,7 +281,8 @@ def _hub_error(spec: ModelSpec, error: Exception) -> NotHereError:
 
     if isinstance(error, errors.RevisionNotFoundError):
         return NotHereError(spec, f"has no revision '{spec.revision}' on the hub")
-    if isinstance(error, errors.RepositoryNotFoundError):
+    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
+    if refused or isinstance(error, errors.RepositoryNotFoundError):
         return NotHereError(
             spec, "is not on the hub, or is private or gated: check its name, or log in with `hf auth login`"
         )

@@ -283,15 +283,15 @@ def test_the_default_directory_is_one_that_the_server_can_reach(tmp_path: Path) 
 def test_the_server_does_not_inherit_variables_that_may_hold_secrets(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PGVEC_DSN", "postgresql://u:secret@h/d")
-    monkeypatch.setenv("PGPASSWORD", "secret")
+    monkeypatch.setenv("PGVEC_DSN", "postgresql://u:hunter2@h/d")
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
     server = embedded.Server(home)
     with server.used(), psycopg.connect(server.uri(user="postgres")) as superuser:
         superuser.execute("CREATE TEMP TABLE variable (line text)")
         superuser.execute("COPY variable FROM PROGRAM 'env'")
         lines = [line for (line,) in superuser.execute("SELECT line FROM variable")]
     assert any(line.startswith("PATH=") for line in lines)
-    assert not any("secret" in line for line in lines)
+    assert not any("hunter2" in line for line in lines)
 
 
 # Under root
