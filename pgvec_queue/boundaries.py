@@ -50,10 +50,10 @@ _NOT_SPACE = re.compile(r"\S")
 _JOINER = "\u200d"
 
 
-def next_text(text: str, start: int) -> int | None:
-    """Returns the first place at or after ``start`` that is no whitespace; None if there is none."""
+def next_text(text: str, start: int) -> int:
+    """Returns the first place at or after ``start`` that is no whitespace; ``len(text)`` if there is none."""
     found = _NOT_SPACE.search(text, start)
-    return found.start() if found else None
+    return found.start() if found else len(text)
 
 
 def last_sentence_end(text: str, low: int, high: int) -> int | None:

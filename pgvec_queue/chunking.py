@@ -15,7 +15,6 @@ one call, and those over the bound are cut smaller until none is left.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,13 +25,11 @@ from numpy.typing import NDArray
 from pgvec_queue import boundaries
 from pgvec_queue.embedders import Tokenizer
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
+from pgvec_queue.layout import CHARACTERS_PER_TOKEN, Layout
 from pgvec_queue.template import Columns, Template
-from pgvec_queue.tokenizers import GAPS, LONGEST_WORD
+from pgvec_queue.tokenizers import GAPS
 
 __all__ = ["Chunk", "Chunker", "DocumentTooLong", "Template"]
-
-CHARACTERS_PER_TOKEN = 16
-"""A tokenizer may make one unknown token of a word of any length; no chunk gets longer than this in characters."""
 
 _NOT_COUNTED = -1
 
@@ -76,6 +73,15 @@ class _Frame(NamedTuple):
     apart: bool
     """True when whitespace stands between it and the chunk, so that tokens can be added up."""
     truncated: bool = False
+
+    @property
+    def weight(self) -> int:
+        """The tokens that it takes up; by its characters where a tokenizer made one of a very long word."""
+        return max(self.tokens, (len(self.before) + len(self.after)) // CHARACTERS_PER_TOKEN)
+
+    def room(self, limit: int) -> tuple[int, int]:
+        """Returns the tokens and characters that it leaves of ``limit`` tokens, at least one."""
+        return max(1, limit - self.tokens), max(1, limit - self.weight) * CHARACTERS_PER_TOKEN
 
 
 class _Range(NamedTuple):
@@ -127,24 +133,24 @@ class Chunker:
     def chunks(self, document: str, columns: Columns | None = None) -> list[Chunk]:
         """Returns the document's chunks, in order; none when it is blank.
 
-        ``columns`` holds the row's values for the template. Where they leave less than a quarter of ``size`` (or 8
-        tokens) for the chunk, each value is cut, at a word end, to the same number of tokens, so that the chunk keeps
+        ``columns`` holds the row's values for the template. Where they leave less than a quarter of ``size`` for the
+        chunk, or than 8 tokens, each value is cut, at a word end, to the same number of tokens, so that the chunk keeps
         half of ``size``; such chunks are marked truncated.
         Raises ``EmbedderError`` (kind ``ROW``) when a single character has more tokens than fit, ``DefinitionError`` as
         ``check_room`` does.
         """
         self.check_room(self._size)
         start = boundaries.next_text(document, 0)
-        if start is None:
+        if start == len(document):
             return []
         end = len(document.rstrip())
         frame = self._frame(columns, self._size)
-        layout = _Layout(document, self._tokenizer.spans(document))
-        budget = max(1, self._size - frame.tokens)
+        layout = Layout(document, self._tokenizer.spans(document))
+        budget, longest = frame.room(self._size)
         overlap = min(self._overlap, budget - 1)
         ranges = [
             self._measured(layout, frame, _Range(a, b))
-            for a, b in layout.cover(start, end, end, budget, budget * CHARACTERS_PER_TOKEN, overlap)
+            for a, b in layout.cover(start, start, end, end, budget, longest, overlap)
         ]
         while unknown := [i for i, piece in enumerate(ranges) if piece.tokens == _NOT_COUNTED]:
             inputs = [frame.before + document[ranges[i].start : ranges[i].end] + frame.after for i in unknown]
@@ -163,15 +169,16 @@ class Chunker:
         Raises as ``chunks`` does otherwise.
         """
         start = boundaries.next_text(document, 0)
-        if start is None:
+        if start == len(document):
             return None
         end = len(document.rstrip())
-        frame = self._filled(columns)
+        frame = self._frame(columns, None)
         if max_tokens is not None:
             self.check_room(max_tokens)
             longest = max_tokens * CHARACTERS_PER_TOKEN
-            # Most of a very long document need not be tokenized to see that it is too long.
-            head = document[start : start + longest] if truncate and end - start > longest else ""
+            # Most of a very long document need not be tokenized to see that it is too long; the word that the head
+            # may break off could have fewer tokens in one piece.
+            head = document[start : start + longest].rsplit(None, 1)[0] if truncate and end - start > longest else ""
             if len(self._tokenizer.spans(head)) > max_tokens:
                 return self._truncated(document, start, end, columns, max_tokens)
         tokens = self._count([frame.before + document[start:end] + frame.after])[0]
@@ -183,32 +190,50 @@ class Chunker:
 
     def _truncated(self, document: str, start: int, end: int, columns: Columns | None, max_tokens: int) -> Chunk:
         frame = self._frame(columns, max_tokens)
-        budget = max(1, max_tokens - frame.tokens)
-        longest = min(end - start, budget * CHARACTERS_PER_TOKEN)
-        layout = _Layout(document, self._tokenizer.spans(document[start : start + longest]) + start)
+        budget, longest = frame.room(max_tokens)
+        layout = Layout(document, self._tokenizer.spans(document[start : min(end, start + longest)]) + start)
         piece = _Range(start, layout.prefix(start, end, budget, longest))
         while True:
             tokens = self._count([frame.before + document[start : piece.end] + frame.after])[0]
             if tokens <= max_tokens:
                 return _chunk(0, document, piece._replace(tokens=tokens), frame._replace(truncated=True))
-            budget, longest = layout.smaller(piece, tokens, max_tokens)
+            budget, longest = _smaller(layout, piece, tokens, max_tokens)
             piece = _Range(start, layout.prefix(start, piece.end, budget, longest), tries=piece.tries + 1)
 
-    def _bounded(self, layout: _Layout, frame: _Frame, ranges: list[_Range]) -> Iterator[_Range]:
+    def _bounded(self, layout: Layout, frame: _Frame, ranges: list[_Range]) -> Iterator[_Range]:
         """Yields the ranges, those over the bound replaced by smaller ones, which may have to be counted in turn."""
+        last: _Range | None = None
         for i, piece in enumerate(ranges):
             if piece.tokens <= self._size:
+                last = piece
                 yield piece
                 continue
-            budget, longest = layout.smaller(piece, piece.tokens, self._size)
-            # The next range already holds the end of this one, as far as they overlap.
             following = ranges[i + 1].start if i + 1 < len(ranges) else piece.end
-            needed = layout.text_end(piece.start, min(piece.end, following))
-            overlap = min(self._overlap, budget - 1)
-            for a, b in layout.cover(piece.start, piece.end, needed, budget, longest, overlap):
-                yield self._measured(layout, frame, _Range(a, b, tries=piece.tries + 1))
+            for smaller in self._cut_again(layout, frame, piece, last, following):
+                last = smaller
+                yield smaller
 
-    def _measured(self, layout: _Layout, frame: _Frame, piece: _Range) -> _Range:
+    def _cut_again(
+        self, layout: Layout, frame: _Frame, piece: _Range, before: _Range | None, following: int
+    ) -> Iterator[_Range]:
+        """Yields what replaces a range that is over the bound.
+
+        ``before`` is the range before it, ``following`` the start of the one after it, which holds the end of this one
+        as far as they overlap.
+        """
+        budget, longest = _smaller(layout, piece, piece.tokens, self._size)
+        overlap = min(self._overlap, budget - 1)
+        start = fresh = piece.start
+        if before is not None:
+            fresh = layout.next_text(before.end)
+            if following <= fresh:
+                return
+            start = layout.next_start(before.start, before.end, fresh, piece.end, budget, longest, overlap)
+        needed = layout.text_end(piece.start, min(piece.end, following))
+        for a, b in layout.cover(start, fresh, piece.end, needed, budget, longest, overlap):
+            yield self._measured(layout, frame, _Range(a, b, tries=piece.tries + 1))
+
+    def _measured(self, layout: Layout, frame: _Frame, piece: _Range) -> _Range:
         """Fills in the number of tokens where the document's own tokens surely tell it."""
         if self._tokenizer.splits_words or not frame.apart or not layout.stands_apart(piece.start, piece.end):
             return piece
@@ -223,134 +248,24 @@ class Chunker:
         apart = (not lead or lead[-1] in GAPS) and (not after or after[0] in GAPS)
         return _Frame(before, after, first + second - self._tokenizer.special_tokens, apart)
 
-    def _filled(self, columns: Columns | None) -> _Frame:
-        """Returns the frame with the row's column values as they are."""
-        if self._template is None or not self._template.columns:
-            return self._bare
-        return self._framed(*self._template.sides(columns or {}))
-
-    def _frame(self, columns: Columns | None, limit: int) -> _Frame:
+    def _frame(self, columns: Columns | None, limit: int | None) -> _Frame:
         """Returns the frame with the row's column values, cut where they leave too little of ``limit`` tokens."""
-        frame = self._filled(columns)
-        if (
-            self._template is None
-            or frame is self._bare
-            or limit - _weight(frame) >= min(limit // 2, max(8, limit // 4))
-        ):
+        template = self._template
+        if template is None or not template.columns:
+            return self._bare
+        frame = self._framed(*template.sides(columns or {}))
+        if limit is None or limit - frame.weight >= min(limit // 2, max(8, limit // 4)):
             return frame
-        values = {name: (columns or {})[name] or "" for name in self._template.columns}
+        values = {name: (columns or {})[name] or "" for name in template.columns}
         spans = {name: self._tokenizer.spans(value) for name, value in values.items()}
-        share = _share([len(spans[name]) for name in self._template.uses], limit - self._bare.tokens - limit // 2)
+        share = _share([len(spans[name]) for name in template.uses], limit - self._bare.tokens - limit // 2)
         while True:
             cut = {name: _prefix(value, spans[name], share) for name, value in values.items()}
-            frame = self._framed(*self._template.sides(cut))._replace(truncated=True)
-            excess = _weight(frame) - (limit - limit // 2)
+            frame = self._framed(*template.sides(cut))._replace(truncated=True)
+            excess = frame.weight - (limit - limit // 2)
             if excess <= 0 or share == 0:
                 return frame
-            share = max(0, share - max(1, excess // len(self._template.uses)))
-
-
-class _Layout:
-    """A document and where its tokens are; finds the places to cut it."""
-
-    def __init__(self, text: str, spans: NDArray[np.int64]) -> None:
-        self._text = text
-        # Looked up one by one, as each cut depends on the one before: bisecting a view beats searchsorted at that.
-        self._starts = spans[:, 0].data
-        self._ends = spans[:, 1].data
-
-    def cover(
-        self, start: int, stop: int, needed: int, budget: int, longest: int, overlap: int
-    ) -> Iterator[tuple[int, int]]:
-        """Yields ranges from ``start`` on, none beyond ``stop``, that together reach at least ``needed``.
-
-        Each holds at most ``budget`` tokens and ``longest`` characters, or one character; neighbours share at most
-        ``overlap`` tokens. ``start`` is at text, ``stop`` and ``needed`` right behind some.
-        """
-        fresh = start
-        while True:
-            end = self._end(start, fresh, stop, budget, longest)
-            yield start, end
-            following = boundaries.next_text(self._text, end)
-            if end >= needed or following is None:
-                return
-            fresh = following
-            start = self._next_start(start, end, fresh, stop, budget, longest, overlap)
-
-    def prefix(self, start: int, stop: int, budget: int, longest: int) -> int:
-        """Returns the last word end up to ``stop`` that ``budget`` tokens and ``longest`` characters reach."""
-        limit = self._limit(start, stop, budget, longest)
-        if limit >= stop:
-            return stop
-        return boundaries.last_word_end(self._text, start, limit) or boundaries.last_unit_end(self._text, start, limit)
-
-    def tokens(self, start: int, end: int) -> int:
-        """Returns the number of tokens that lie in the range, if only in part."""
-        return bisect_left(self._starts, end) - bisect_right(self._ends, start)
-
-    def stands_apart(self, start: int, end: int) -> bool:
-        """True when words do not go on beyond the range, and none in it was cut by the tokenizer's pieces."""
-        text = self._text
-        return (
-            (start == 0 or text[start - 1] in GAPS)
-            and (end == len(text) or text[end] in GAPS)
-            and end - start <= LONGEST_WORD
-        )
-
-    def text_end(self, start: int, end: int) -> int:
-        """Returns ``end`` without the whitespace before it."""
-        return start + len(self._text[start:end].rstrip())
-
-    def smaller(self, piece: _Range, tokens: int, limit: int) -> tuple[int, int]:
-        """Returns the tokens and characters to cut a range to whose input has ``tokens`` instead of ``limit`` tokens.
-
-        First by what it has too much; from then on by half, so that it soon ends: at one character, which raises
-        ``EmbedderError`` (kind ``ROW``).
-        """
-        characters = piece.end - piece.start
-        if characters == 1:
-            raise EmbedderError(
-                f"the character at position {piece.start + 1} of the document makes {tokens} tokens with what surrounds"
-                f" it, and {limit} fit; raise --chunk-size",
-                Kind.ROW,
-            )
-        inside = self.tokens(piece.start, piece.end)
-        if piece.tries == 0:
-            return max(1, inside - (tokens - limit)), characters - 1
-        return max(1, inside // 2), characters // 2
-
-    def _limit(self, start: int, stop: int, budget: int, longest: int) -> int:
-        beyond = bisect_right(self._ends, start) + budget
-        by_tokens = self._starts[beyond] if beyond < len(self._starts) else stop
-        return max(start + 1, min(stop, start + longest, by_tokens))
-
-    def _end(self, start: int, fresh: int, stop: int, budget: int, longest: int) -> int:
-        """Returns where the range from ``start`` ends; it holds at least the character at ``fresh``."""
-        limit = max(fresh + 1, self._limit(start, stop, budget, longest))
-        if limit >= stop:
-            return stop
-        fits = limit - start
-        return (
-            boundaries.last_sentence_end(self._text, max(fresh, start + fits // 4), limit)
-            or boundaries.last_gap(self._text, max(fresh, start + fits // 2), limit)
-            or boundaries.last_word_end(self._text, fresh, limit)
-            or boundaries.last_unit_end(self._text, fresh, limit)
-        )
-
-    def _next_start(self, start: int, end: int, fresh: int, stop: int, budget: int, longest: int, overlap: int) -> int:
-        """Returns where the range after ``start:end`` starts; ``fresh`` is the first text not covered yet."""
-        if overlap == 0:
-            return fresh
-        first = bisect_left(self._starts, end) - overlap
-        low = max(start + 1, end - overlap * CHARACTERS_PER_TOKEN, self._ends[first - 1] if first > 0 else 0)
-        # The overlap may not crowd out the next word, nor half of a chunk of it where it is too long for one.
-        reach = self._limit(fresh, stop, budget, longest)
-        word = boundaries.first_word_end(self._text, fresh, reach) or fresh + longest
-        first = bisect_left(self._starts, word) - budget
-        fits = max(word - longest, self._ends[first - 1] if first > 0 else 0)
-        if fits > fresh:
-            fits = fresh + 1 + longest // 2 - longest
-        return boundaries.first_word_start(self._text, max(low, fits), end) or fresh
+            share = max(0, share - max(1, excess // len(template.uses)))
 
 
 def _chunk(index: int, document: str, piece: _Range, frame: _Frame) -> Chunk:
@@ -358,9 +273,23 @@ def _chunk(index: int, document: str, piece: _Range, frame: _Frame) -> Chunk:
     return Chunk(index, text, piece.tokens, frame.before + text + frame.after, frame.truncated, piece.start)
 
 
-def _weight(frame: _Frame) -> int:
-    """Returns the tokens that a frame takes up; by its characters where a tokenizer made one of a very long word."""
-    return max(frame.tokens, (len(frame.before) + len(frame.after)) // CHARACTERS_PER_TOKEN)
+def _smaller(layout: Layout, piece: _Range, tokens: int, limit: int) -> tuple[int, int]:
+    """Returns the tokens and characters to cut a range to whose input has ``tokens`` instead of ``limit`` tokens.
+
+    First by what it has too much; from then on by half, so that it soon ends: at one character, which raises
+    ``EmbedderError`` (kind ``ROW``).
+    """
+    characters = piece.end - piece.start
+    if characters == 1:
+        raise EmbedderError(
+            f"the character at position {piece.start + 1} of the document makes {tokens} tokens with what surrounds it,"
+            f" and {limit} fit; raise --chunk-size",
+            Kind.ROW,
+        )
+    inside = layout.tokens(piece.start, piece.end)
+    if piece.tries == 0:
+        return max(1, inside - (tokens - limit)), characters - 1
+    return max(1, inside // 2), characters // 2
 
 
 def _share(lengths: list[int], room: int) -> int:
@@ -376,7 +305,7 @@ def _share(lengths: list[int], room: int) -> int:
 def _prefix(value: str, spans: NDArray[np.int64], tokens: int) -> str:
     """Returns the start of a column's value up to a word end, at most ``tokens`` long."""
     start = boundaries.next_text(value, 0)
-    if tokens == 0 or start is None:
+    if tokens == 0 or start == len(value):
         return ""
     stop = len(value.rstrip())
-    return value[: _Layout(value, spans).prefix(start, stop, tokens, tokens * CHARACTERS_PER_TOKEN)]
+    return value[: Layout(value, spans).prefix(start, stop, tokens, tokens * CHARACTERS_PER_TOKEN)]

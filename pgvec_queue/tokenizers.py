@@ -36,7 +36,6 @@ PIECE = 65_536
 LONGEST_WORD = PIECE // 2
 """Characters without one of ``GAPS`` that surely stay in one piece."""
 
-_BATCH = PIECE
 _LAST_GAP = re.compile(rf"(?s:.*)(?=[{GAPS}])")
 _WORD = re.compile(r"\S+")
 
@@ -255,13 +254,13 @@ def _pieces(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Yields the indexes of the texts of at most ``PIECE`` characters in groups that are tokenized together."""
+    """Yields the indexes of the texts of at most ``PIECE`` characters in groups of as many characters."""
     batch: list[int] = []
     characters = 0
     for i, text in enumerate(texts):
         if len(text) > PIECE:
             continue
-        if batch and characters + len(text) > _BATCH:
+        if batch and characters + len(text) > PIECE:
             yield batch
             batch, characters = [], 0
         batch.append(i)

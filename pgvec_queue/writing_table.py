@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from psycopg import sql
 
 from pgvec_queue import copybuffer
@@ -32,7 +33,6 @@ def _delete_orphans(connection: Connection, fragments: Fragments, part: Slice) -
         fragments.compose(
             "writing",
             "delete_orphans",
-            scope=fragments.bounds("s", lower=lower, upper=upper),
             destination_scope=fragments.bounds("d", lower=lower, upper=upper),
         ),
         {"lower": part.lower, "upper": part.upper},
@@ -77,13 +77,16 @@ def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded
 
 def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[bytes]]:
     roles = fragments.vectorizer.destination_roles
+    vectors = iter(
+        copybuffer.vector_fields(
+            np.concatenate([item.vectors for item in items if item.vectors is not None]), fragments.vectorizer.store
+        )
+    )
     for item in items:
         document = item.document
-        assert item.vectors is not None
-        vectors = copybuffer.vector_fields(item.vectors, fragments.vectorizer.store)
         prefix = "_".join(document.key)
         hash_field = copybuffer.field(document.hash)
-        for chunk, vector in zip(item.chunks, vectors, strict=True):
+        for chunk in item.chunks:
             line = [document.destination_key]
             if roles.chunk_id is not None:
                 line.append(copybuffer.text_field(f"{prefix}_{chunk.index}"))
@@ -91,7 +94,7 @@ def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[byt
                 line.append(copybuffer.int4_field(chunk.index))
             if roles.chunk is not None:
                 line.append(copybuffer.text_field(chunk.text))
-            line.append(vector)
+            line.append(next(vectors))
             if roles.source_hash is not None:
                 line.append(hash_field)
             yield line

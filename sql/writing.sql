@@ -35,11 +35,11 @@ LEFT JOIN LATERAL (
 ORDER BY u.ordinal;
 
 -- name: delete_orphans
--- Step 4. Chunks whose source row is gone, no longer selected or blank.
+-- Step 4. Chunks whose source row is gone, no longer selected or blank. The source is looked up by key alone: with the
+-- range as well, the planner, which takes a range for one row, may read the range once per chunk.
 DELETE FROM {destination} d
 WHERE {destination_scope}
-  AND NOT EXISTS (SELECT FROM {source} s
-                  WHERE {matches_destination} AND {scope} AND {selected} AND NOT {blank});
+  AND NOT EXISTS (SELECT FROM {source} s WHERE {matches_destination} AND {selected} AND NOT {blank});
 
 -- name: delete_listed
 DELETE FROM {destination} d USING {listed} WHERE {listed_is_destination} AND {destination_scope};

@@ -139,8 +139,9 @@ def describe(spec: ModelSpec) -> ModelInfo:
 def load(spec: ModelSpec, options: DeviceOptions) -> Embedder:
     """Returns the model, ready to embed on the asked-for device.
 
-    Raises ``MissingExtraError`` when the packages for it are not installed, ``EmbedderError`` (kind ``VECTORIZER``)
-    when the model is missing, does not fit the spec, or the device is not there.
+    Raises ``MissingExtraError`` when the packages for it are not installed, ``SettingsError`` when the device is not
+    there (this worker's own fault, so no reason to block the vectorizer for others), and ``EmbedderError`` when the
+    model is missing or does not fit the spec (kind ``VECTORIZER``), or cannot be fetched just now (``PASSING``).
     """
     if spec.embedder == "hashing":
         from pgvec_queue.embedders import hashing

@@ -105,8 +105,8 @@ class SentenceTransformersEmbedder:
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
-        """Returns ``(dimensions,) float32``."""
-        vector: Vectors = self._encode([text], query=True)[0].float().cpu().numpy()
+        """Returns ``(dimensions,) float32``; raises as ``embed_documents`` does."""
+        vector: Vectors = self._attempt([text], self.tokenizer.count([text])[0], query=True)[0].float().cpu().numpy()
         return vector
 
     def close(self) -> None:
@@ -114,10 +114,10 @@ class SentenceTransformersEmbedder:
         self._model = None
         self._release()
 
-    def _attempt(self, batch: list[str], longest: int) -> Any:
+    def _attempt(self, batch: list[str], longest: int, *, query: bool = False) -> Any:
         """Returns the batch's vectors on the device; None when it must be cut smaller, which has then been arranged."""
         try:
-            return self._encode(batch)
+            return self._encode(batch, query=query)
         except Exception as error:
             if _is_device_failure(self._torch, error):
                 raise

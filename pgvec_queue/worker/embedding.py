@@ -174,12 +174,13 @@ class EmbedStage:
                 *self._embed_documents(embedder, documents[:half]),
                 *self._embed_documents(embedder, documents[half:]),
             ]
+        all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
         for document, cut in documents:
             mine = vectors[at : at + len(cut)]
             at += len(cut)
-            if np.isfinite(mine).all():
+            if all_finite or np.isfinite(mine).all():
                 truncated = any(chunk.truncated for chunk in cut)
                 embedded.append(Embedded(document, cut, mine, truncated=truncated))
             else:
