@@ -74,10 +74,7 @@ class HuggingFaceTokenizer:
         return self._splits_words
 
     def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's tokens; both columns never fall.
-
-        Tokens of a byte-level tokenizer may share a character.
-        """
+        """Returns the character offsets ``(n, 2)`` of the text's tokens; those of a byte-level one may share some."""
         return _joined(self._spans_of_pieces(text))
 
     def count(self, texts: Sequence[str]) -> list[int]:
@@ -99,11 +96,8 @@ class HuggingFaceTokenizer:
         for start, piece in _pieces(text):
             offsets = self._tokenizer.encode(piece, add_special_tokens=False).offsets
             flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
-            spans = flat.reshape(-1, 2)
-            # A normalizer that reorders combining marks, or a token that it made up, can step back.
-            np.maximum.accumulate(spans, axis=0, out=spans)
-            spans += start
-            yield spans
+            flat += start
+            yield flat.reshape(-1, 2)
 
 
 class TiktokenTokenizer:

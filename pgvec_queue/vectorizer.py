@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -117,6 +118,11 @@ class Vectorizer:
 _COLUMNS = tuple(field.name for field in fields(Vectorizer))
 
 
+def _statement(name: str) -> sql.Composed:
+    # Only the definition's columns: a client reads the row's times in some of the server's date styles only.
+    return statement("vectorizer", name).format(columns=sql.SQL(", ").join(map(sql.Identifier, _COLUMNS)))
+
+
 def _from_row(row: dict[str, Any]) -> Vectorizer:
     values = {name: row[name] for name in _COLUMNS}
     for name in ("key_columns", "key_types", "text_columns", "destination_key_types"):
@@ -128,7 +134,7 @@ def _from_row(row: dict[str, Any]) -> Vectorizer:
 def find(connection: Connection, name: str) -> Vectorizer | None:
     """Returns the vectorizer of that name, or None."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(statement("vectorizer", "by_name"), {"name": name}).fetchone()
+        row = cursor.execute(_statement("by_name"), {"name": name}).fetchone()
     return _from_row(row) if row else None
 
 
@@ -145,7 +151,7 @@ def get(connection: Connection, name: str) -> Vectorizer:
 def by_ids(connection: Connection, ids: Sequence[int]) -> list[Vectorizer]:
     """Returns the vectorizers of these ids that still exist."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(statement("vectorizer", "by_ids"), {"ids": list(ids)}).fetchall()
+        rows = cursor.execute(_statement("by_ids"), {"ids": list(ids)}).fetchall()
     return [_from_row(row) for row in rows]
 
 
@@ -164,7 +170,7 @@ def insert(connection: Connection, vectorizer: Vectorizer, *, chunks_base: int) 
     values["destination_roles"] = Jsonb(vectorizer.destination_roles.as_json())
     values["chunks_base"] = chunks_base
     with connection.cursor(row_factory=dict_row) as cursor:
-        row = cursor.execute(statement("vectorizer", "insert"), values).fetchone()
+        row = cursor.execute(_statement("insert"), values).fetchone()
     assert row is not None
     return _from_row(row)
 

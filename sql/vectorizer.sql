@@ -1,10 +1,10 @@
 -- Definitions, and the flags that steer them.
 
 -- name: by_name
-SELECT * FROM pgvec.vectorizers WHERE name = %(name)s;
+SELECT {columns} FROM pgvec.vectorizers WHERE name = %(name)s;
 
 -- name: by_ids
-SELECT * FROM pgvec.vectorizers WHERE id = ANY (%(ids)s);
+SELECT {columns} FROM pgvec.vectorizers WHERE id = ANY (%(ids)s);
 
 -- name: names
 SELECT name FROM pgvec.vectorizers ORDER BY name;
@@ -25,7 +25,7 @@ VALUES (
     %(dimensions)s, %(trust_remote_code)s,
     %(template)s, %(chunk_size)s, %(chunk_overlap)s, %(too_long)s, %(max_document_bytes)s, %(rows_per_job)s,
     %(priority)s, %(chunks_base)s)
-RETURNING *;
+RETURNING {columns};
 
 -- name: steering
 -- What a second enqueue may change without touching a vector; it also lets a blocked or cancelled one go on.

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-_POLL = 0.02
+_POLL = 0.005
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, *, what: str = "the condition") -> None:
