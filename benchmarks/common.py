@@ -41,7 +41,9 @@ class Run:
 
 def start(dsn: str, *arguments: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PGVEC_DSN": dsn, "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen([sys.executable, "-m", "pgvec_queue", *arguments], env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pgvec_queue", *arguments], env=environment, stderr=subprocess.DEVNULL
+    )
 
 
 def finish(process: subprocess.Popen[bytes], started: float) -> Run:
@@ -60,5 +62,3 @@ def finish(process: subprocess.Popen[bytes], started: float) -> Run:
 def run(dsn: str, *arguments: str) -> Run:
     started = time.monotonic()
     return finish(start(dsn, *arguments), started)
-
-

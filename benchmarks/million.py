@@ -58,12 +58,9 @@ def _change(connection: Connection, key: str) -> None:
     connection.execute(f"DELETE FROM short WHERE id IN ({some.format(1000)})".encode())
     value = "gen_random_uuid()" if key == "uuid" else "1 + 2 * (hashint4(i) & 524287)"
     connection.execute(
-        f"INSERT INTO short SELECT {value}, 'new ' || i FROM generate_series(1, 1100) i"
-        " ON CONFLICT DO NOTHING".encode()
+        f"INSERT INTO short SELECT {value}, 'new ' || i FROM generate_series(1, 1100) i ON CONFLICT DO NOTHING".encode()
     )
-    connection.execute(
-        "DELETE FROM short WHERE id IN (SELECT id FROM short WHERE body LIKE 'new %' OFFSET 1000)"
-    )
+    connection.execute("DELETE FROM short WHERE id IN (SELECT id FROM short WHERE body LIKE 'new %' OFFSET 1000)")
 
 
 def _enqueue(dsn: str, what: str) -> None:

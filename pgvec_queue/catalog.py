@@ -56,9 +56,7 @@ class Relation:
         """Returns the column of that name, else of its lower-case form. Raises ``DefinitionError`` naming those there are."""
         found = self.columns.get(name) or self.columns.get(_unquoted(name))
         if found is None:
-            raise DefinitionError(
-                f"{self.label} has no column {name!r} ({purpose}); it has: {', '.join(self.columns)}"
-            )
+            raise DefinitionError(f"{self.label} has no column {name!r} ({purpose}); it has: {', '.join(self.columns)}")
         return found
 
 

@@ -1,8 +1,9 @@
-"""Connections to PostgreSQL, transactions as a pooler bears them, the named statements of ``sql/``, and what errors mean.
+"""Connections to PostgreSQL, transactions as a pooler bears them, the named statements of ``sql/``, and what errors
+mean.
 
-Everything here works behind pgbouncer in transaction mode: no prepared statements, no session state (``SET LOCAL`` only),
-no session locks. Every transaction has a statement timeout and a lock timeout, and pins the settings on which the
-canonical text of a key depends (ISO dates, UTC).
+Everything here works behind pgbouncer in transaction mode: no prepared statements, no session state (``SET LOCAL``
+only), no session locks. Every transaction has a statement timeout and a lock timeout, and pins the settings on which
+the canonical text of a key depends (ISO dates, UTC).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -54,7 +55,9 @@ class Database:
     """One database: makes connections and pools for it. Holds no connection itself."""
 
     def __init__(self, dsn: str) -> None:
-        """``dsn`` is a libpq URI or conninfo, empty for libpq's own variables. Raises ``DatabaseError`` if unreadable."""
+        """``dsn`` is a libpq URI or conninfo, empty for libpq's own variables. Raises ``DatabaseError`` if
+        unreadable.
+        """
         try:
             given = conninfo_to_dict(dsn)
         except psycopg.ProgrammingError:
@@ -118,8 +121,7 @@ def transaction(
 @functools.cache
 def statement(file: str, name: str) -> sql.SQL:
     """Returns the statement ``-- name: <name>`` of ``sql/<file>.sql``."""
-    # What lies in our own sql/ is as literal as code; psycopg's type asks for literals to keep user input out.
-    return sql.SQL(cast(LiteralString, resources.statements(file)[name]))
+    return sql.SQL(resources.statements(file)[name])
 
 
 def versions(connection: Connection) -> Versions:

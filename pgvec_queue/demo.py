@@ -46,7 +46,9 @@ def docstrings(library: Path | None = None) -> Iterator[Docstring]:
         yield from _of_node(tree, module)
 
 
-def _of_node(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Iterator[Docstring]:
+def _of_node(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
+) -> Iterator[Docstring]:
     text = ast.get_docstring(node)
     if text and text.strip():
         # PostgreSQL's text holds no NUL; one docstring has one.

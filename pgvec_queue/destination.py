@@ -79,7 +79,9 @@ def _design_table(
 ) -> Destination:
     schema, table = split_name(name)
     if len(table.encode()) > 63:
-        raise DefinitionError(f"the destination's name {table!r} is longer than 63 bytes; give a shorter one with --into")
+        raise DefinitionError(
+            f"the destination's name {table!r} is longer than 63 bytes; give a shorter one with --into"
+        )
     roles = Roles(
         key=tuple(column_map.get("key", [c.attname for c in key])),
         chunk_id=_mapped(column_map, "chunk_id", None),
@@ -220,7 +222,9 @@ def _existing_roles(table: Relation, key: Sequence[Column], column_map: Mapping[
     found: dict[str, str | None] = {}
     for role in ROLES[1:]:
         name = _mapped(column_map, role, None)
-        found[role] = table.column(name, f"--column {role}").attname if name else (role if role in table.columns else None)
+        found[role] = (
+            table.column(name, f"--column {role}").attname if name else (role if role in table.columns else None)
+        )
     keys = column_map.get("key", [c.attname for c in key])
     missing = [name for name in keys if name not in table.columns]
     if "key" not in column_map and missing:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from typing import LiteralString, cast
 
 from psycopg import sql
 from psycopg.adapt import PyFormat
 
-from pgvec_queue.chunking import Template
 from pgvec_queue.database import statement
+from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
 _AND = sql.SQL(" AND ")
@@ -23,7 +22,7 @@ _COMMA = sql.SQL(", ")
 
 def literal_sql(text: str) -> sql.SQL:
     """Takes SQL written by the operator (a filter) or by the catalog (a type's name) as it stands."""
-    return sql.SQL(cast(LiteralString, text.replace("%", "%%")))
+    return sql.SQL(text.replace("%", "%%"))
 
 
 def identifier(*names: str) -> sql.Identifier:
@@ -78,9 +77,7 @@ class Fragments:
             "xmin": sql.SQL("NULL::xid") if self.vectorizer.source_is_view else sql.SQL("s.xmin"),
             "moved": (
                 # A view has no xmin: every row has to be compared by its hash.
-                sql.SQL("true")
-                if self.vectorizer.source_is_view
-                else sql.SQL("age(s.xmin) <= age(%(horizon)s::xid)")
+                sql.SQL("true") if self.vectorizer.source_is_view else sql.SQL("age(s.xmin) <= age(%(horizon)s::xid)")
             ),
             "template_columns": self._template_text,
             "embedding": identifier(roles.embedding),
@@ -126,7 +123,9 @@ class Fragments:
     def matches_destination(self) -> sql.Composed:
         """Source key = destination key, in the destination's types so that its index serves."""
         return _AND.join(
-            sql.SQL("{} = {}").format(d, s if self.vectorizer.destination_ordered else sql.SQL("{}::{}").format(s, cast_to))
+            sql.SQL("{} = {}").format(
+                d, s if self.vectorizer.destination_ordered else sql.SQL("{}::{}").format(s, cast_to)
+            )
             for d, s, cast_to in zip(self.destination_key, self.source_key, self.destination_casts, strict=True)
         )
 
@@ -137,7 +136,10 @@ class Fragments:
             "({current} OR EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
             " AND f.key = {key_text} AND f.source_hash = {hash}))"
         ).format(
-            current=self.current, id=sql.Literal(self.vectorizer.id), key_text=self.text_array(self.source_key), hash=self.hash
+            current=self.current,
+            id=sql.Literal(self.vectorizer.id),
+            key_text=self.text_array(self.source_key),
+            hash=self.hash,
         )
 
     @property
@@ -163,7 +165,9 @@ class Fragments:
 
     def bounds(self, alias: str, *, lower: bool, upper: bool) -> sql.Composable:
         """The condition that a key of ``s`` or ``d`` lies in (``%(lower)s``, ``%(upper)s``], each a ``text[]``."""
-        key, casts = (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        key, casts = (
+            (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        )
         conditions = [
             sql.SQL("{} {} {}").format(_row(key), operator, self._parameter(name, casts))
             for name, operator, wanted in (("lower", sql.SQL(">"), lower), ("upper", sql.SQL("<="), upper))
@@ -188,15 +192,19 @@ class Fragments:
         columns = [identifier(f"k{i}") for i in range(count)]
         for item in extra:
             name, _, type_name = item.partition("::")
-            arrays.append(sql.SQL("{}::{}[]").format(
+            arrays.append(
+                sql.SQL("{}::{}[]").format(
                     sql.Placeholder(name, PyFormat.BINARY if name in binary else PyFormat.AUTO), literal_sql(type_name)
-                ))
+                )
+            )
             columns.append(identifier(name))
         return sql.SQL("unnest({}) WITH ORDINALITY AS u({}, ordinal)").format(_COMMA.join(arrays), _COMMA.join(columns))
 
     def listed_is(self, alias: str) -> sql.Composed:
         """The condition that a listed key is that of ``s`` or ``d``."""
-        key, casts = (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        key, casts = (
+            (self.source_key, self.key_casts) if alias == "s" else (self.destination_key, self.destination_casts)
+        )
         conditions = []
         for i, (column, cast_to) in enumerate(zip(key, casts, strict=True)):
             listed: sql.Composable = identifier("u", f"k{i}")

@@ -1,8 +1,8 @@
 """The queue: claim, release, reclaim, and the workers' own rows; thin over ``sql/queue.sql``.
 
-Guarantees: a job has at most one owner whose writes count (its epoch is raised at each claim, and ``writing`` checks it);
-a claimed job is finished, released, or returned by ``reclaim`` once its worker's heartbeat is older than its lease.
-Does not guarantee that a job runs once: it may run again from its checkpoint, and that changes nothing.
+Guarantees: a job has at most one owner whose writes count (its epoch is raised at each claim, and ``writing`` checks
+it); a claimed job is finished, released, or returned by ``reclaim`` once its worker's heartbeat is older than its
+lease. Does not guarantee that a job runs once: it may run again from its checkpoint, and that changes nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Job:
 
 @dataclass(slots=True)
 class Claimer:
-    """Claims jobs for one worker: picks the vectorizer, stays with it while it has work, remembers where its jobs begin."""
+    """Claims jobs for one worker: picks the vectorizer, stays with it, and remembers where its jobs begin."""
 
     worker: int
     names: Sequence[str] | None

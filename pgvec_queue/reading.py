@@ -1,8 +1,9 @@
 """Reads a slice: the part of a job that is embedded and committed together.
 
-One short read-only transaction, always on the primary. Left out, in SQL: rows that are current by their hash, blank ones,
-and those in quarantine unchanged. What is read is bounded by rows and bytes; a document over the vectorizer's limit is not
-fetched at all. Each row's xmin and the oldest transaction then running are kept, so that the write can tell what moved.
+One short read-only transaction, always on the primary. Left out, in SQL: rows that are current by their hash, blank
+ones, and those in quarantine unchanged. What is read is bounded by rows and bytes; a document over the vectorizer's
+limit is not fetched at all. Each row's xmin and the oldest transaction then running are kept, so that the write can
+tell what moved.
 """
 
 from __future__ import annotations
@@ -81,9 +82,7 @@ def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int
     assert horizon is not None
     documents = _documents(
         connection,
-        fragments.compose(
-            "reading", "read_keys", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")
-        ),
+        fragments.compose("reading", "read_keys", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")),
         {**fragments.key_lists(keys), "rows": rows, "bytes": max_bytes},
         fragments,
     )

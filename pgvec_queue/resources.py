@@ -1,6 +1,7 @@
 """Finds the files that ship with the package but stand at the top of the source tree: ``sql/`` and ``alembic/``.
 
-In a wheel they lie below ``pgvec_queue/``; in a checkout (editable install) beside it. This is the only place that knows.
+In a wheel they lie below ``pgvec_queue/``; in a checkout (editable install) beside it. This is the only place that
+knows.
 """
 
 from __future__ import annotations

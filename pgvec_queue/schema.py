@@ -1,6 +1,7 @@
 """The schema ``pgvec``: its migrations, its version, and the views that are made anew with each `pgvec init`.
 
-``initialize`` may run twice, and by two people at once: it takes a transaction lock first and does all in one transaction.
+``initialize`` may run twice, and by two people at once: it takes a transaction lock first and does all in one
+transaction.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ HEAD = "0001"
 def initialize(database: Database) -> str:
     """Creates or upgrades extension and schema; returns the revision that it found (empty for none).
 
-    Raises ``DatabaseError`` when the extension is missing and cannot be created, or the schema is newer than this program.
+    Raises ``DatabaseError`` when the extension is missing and cannot be created, or the schema is newer than this
+    program.
     """
     with database.connect("init") as connection:
         _ensure_extension(connection)
@@ -55,7 +57,9 @@ def require(connection: Connection) -> None:
         return
     if found > HEAD:
         raise _newer(found)
-    what = f"the pgvec schema is at revision {found}, this program needs {HEAD}" if found else "there is no pgvec schema"
+    what = (
+        f"the pgvec schema is at revision {found}, this program needs {HEAD}" if found else "there is no pgvec schema"
+    )
     raise SchemaOutdatedError(f"{what}; run: pgvec init")
 
 
@@ -86,8 +90,9 @@ def configure_and_run() -> None:
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:
     # Alembic brings SQLAlchemy, which costs a quarter of a second that no other command should pay.
-    from alembic import command
     from alembic.config import Config
+
+    from alembic import command
 
     config = Config(stdout=io.StringIO())
     config.set_main_option("script_location", str(resources.directory("alembic")))
@@ -129,8 +134,7 @@ def _ensure_extension(connection: Connection) -> None:
             connection.execute(statement("schema", "create_extension"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
-                "pgvector is not in this database and you may not add it; "
-                "ask an owner to run: CREATE EXTENSION vector"
+                "pgvector is not in this database and you may not add it; ask an owner to run: CREATE EXTENSION vector"
             ) from error
         except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported) as error:
             raise DatabaseError(

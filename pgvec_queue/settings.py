@@ -1,7 +1,8 @@
-"""Where the database is and what the defaults are: flags, then ``PGVEC_*``, then ``pgvec.toml``, then built-in defaults.
+"""Where the database is and what the defaults are: flags, then ``PGVEC_*``, then ``pgvec.toml``, then built-in
+defaults.
 
-The file is ``pgvec.toml`` in the working directory, else in the user's configuration directory. Its keys are the settings
-below; anything else in it is an error, so that a misspelt key is not silently without effect.
+The file is ``pgvec.toml`` in the working directory, else in the user's configuration directory. Its keys are the
+settings below; anything else in it is an error, so that a misspelt key is not silently without effect.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class DsnSource:
 
 
 def read_file(directory: Path | None = None) -> FileSettings:
-    """Reads ``pgvec.toml`` from ``directory`` (default: the working directory), else the user's configuration directory.
+    """Reads ``pgvec.toml`` from ``directory`` (default: the working directory), else the user's configuration
+    directory.
 
     Raises ``SettingsError`` when the file is no TOML, or a key is unknown or has a value of the wrong type.
     """
@@ -98,7 +100,8 @@ def _checked(path: Path, values: dict[str, Any]) -> dict[str, Any]:
 def find_database(
     flag: str | None, file: FileSettings, environment: Mapping[str, str] | None = None, *, embedded_default: Path
 ) -> DsnSource:
-    """Decides which database is meant: flag or ``PGVEC_DSN``, the file, libpq's own variables, else the embedded server.
+    """Decides which database is meant: flag or ``PGVEC_DSN``, the file, libpq's own variables, else the embedded
+    server.
 
     Raises ``SettingsError`` for an ``embedded://`` address without an absolute directory.
     """

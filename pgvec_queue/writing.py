@@ -1,8 +1,8 @@
 """Writes a slice: vectors and progress in one short READ COMMITTED transaction, after the model has run.
 
-What it guarantees: a worker that lost its job writes nothing (the fence); the destination ends with the chunks of the text
-as it is at the write, since every row of the slice is looked at again; rows that changed meanwhile are left alone and
-queued as a list of keys. The steps and why each is there: docs/architecture.md.
+What it guarantees: a worker that lost its job writes nothing (the fence); the destination ends with the chunks of the
+text as it is at the write, since every row of the slice is looked at again; rows that changed meanwhile are left
+alone and queued as a list of keys. The steps and why each is there: docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from pgvec_queue.slices import Embedded, Fate, Plan, Slice, Written
 from pgvec_queue.writing_column import write_column
 from pgvec_queue.writing_table import write_table
 
-
 KEYS_PER_JOB = 1_000
 RETRY_LATER = 1.0
 """Seconds before rows are tried again that somebody else holds locked."""
 
 
-def write(connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], worker: int) -> Written:
+def write(
+    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], worker: int
+) -> Written:
     """Writes one slice and moves its job's checkpoint, all or nothing.
 
-    ``embedded`` holds one entry per document of the slice, in its order. Raises what psycopg raises; nothing is written then.
+    ``embedded`` holds one entry per document of the slice, in its order. Raises what psycopg raises; nothing is
+    written then.
     """
     vectorizer = fragments.vectorizer
     job = part.job

@@ -66,9 +66,11 @@ def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded
         if name is not None
     )
     # COPY takes no parameters, so names need no doubled percent signs here.
-    statement_ = fragments.compose(
-        "writing", "copy", columns=sql.SQL(", ").join(identifier(name) for name in columns)
-    ).as_string(connection).replace("%%", "%")
+    statement_ = (
+        fragments.compose("writing", "copy", columns=sql.SQL(", ").join(identifier(name) for name in columns))
+        .as_string(connection)
+        .replace("%%", "%")
+    )
     buffer = copybuffer.rows(len(columns), _lines(fragments, items))
     with connection.cursor() as cursor, cursor.copy(statement_.encode()) as copy:
         copy.write(buffer)

@@ -16,11 +16,14 @@ from pgvec_queue.definition import Defined, Options
 from pgvec_queue.embedders import DeviceOptions, load
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planned, Planner
-from pgvec_queue.slices import Embedded, Slice
+from pgvec_queue.slices import Embedded, Slice, Written
 from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau".split()
+WORDS = [
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau"),
+]
 
 
 @dataclass
@@ -123,7 +126,7 @@ class Bench:
 
     def write(
         self, vectorizer: Vectorizer, part: Slice, embedded: Sequence[Embedded], worker: int, connection: Any = None
-    ) -> writing.Written:
+    ) -> Written:
         return writing.write(connection or self.connection, self.fragments(vectorizer), part, embedded, worker)
 
 
@@ -163,6 +166,3 @@ def run_pgvec(*arguments: str, dsn: str | None = None, env: dict[str, str] | Non
         process.communicate()
         raise
     return Ran(process.returncode, out, err)
-
-
-

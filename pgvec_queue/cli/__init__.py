@@ -97,4 +97,6 @@ def _line(error: Exception) -> str:
         from pgvec_queue.database import one_line
 
         return f"the database refused: {one_line(error)}"
-    return f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (run again with --debug for the traceback)"
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (run again with --debug for the traceback)"
+    )

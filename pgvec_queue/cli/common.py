@@ -90,7 +90,9 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         session = Session(context, dsn)
         values = session.file.values
-        configure(log_level or values.get("log_level", "info"), log_format or values.get("log_format", "text"), debug=debug)
+        configure(
+            log_level or values.get("log_level", "info"), log_format or values.get("log_format", "text"), debug=debug
+        )
         return function(session, **arguments)
 
     return wrapped
@@ -115,5 +117,3 @@ def confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Give --yes to say so, since there is no terminal to ask on.")
     click.confirm(question, abort=True, err=True)
-
-

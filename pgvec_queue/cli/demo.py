@@ -24,7 +24,10 @@ _OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template
 
 @click.command()
 @click.option(
-    "--documents", type=click.IntRange(1), default=corpus.DEFAULT_DOCUMENTS, show_default=True,
+    "--documents",
+    type=click.IntRange(1),
+    default=corpus.DEFAULT_DOCUMENTS,
+    show_default=True,
     help="How many docstrings, spread over the whole library.",
 )
 @click.option("--all", "take_all", is_flag=True, help="Take all of them, some 8,600.")
@@ -75,7 +78,9 @@ def _named(connection: Connection, answer: searching.Answer) -> searching.Answer
     """Puts the docstring's dotted name in the place of its key, which says nothing to a reader."""
     ids = [hit.key[0] for hit in answer.hits]
     names = dict(connection.execute(statement("demo", "names"), {"ids": ids}).fetchall())
-    hits = [searching.Hit([names.get(hit.key[0], hit.key[0])], hit.chunk_index, hit.chunk, hit.score) for hit in answer.hits]
+    hits = [
+        searching.Hit([names.get(hit.key[0], hit.key[0])], hit.chunk_index, hit.chunk, hit.score) for hit in answer.hits
+    ]
     return searching.Answer(hits, answer.best_score)
 
 

@@ -15,7 +15,9 @@ from pgvec_queue.errors import PgvecError
 
 
 @click.command()
-@click.option("--wait", type=click.FloatRange(0), default=0, metavar="SECONDS", help="Wait this long for database and schema.")
+@click.option(
+    "--wait", type=click.FloatRange(0), default=0, metavar="SECONDS", help="Wait this long for database and schema."
+)
 @command
 def doctor(session: Session, *, wait: float) -> int:
     """Check the database and say where each setting came from; exit code 1 where something would fail."""

@@ -41,7 +41,11 @@ class _RoleColumn(click.ParamType):
 @click.option("--into", metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
 @click.option("--into-column", metavar="COLUMN", help="A vector column of the source instead of a table.")
 @click.option(
-    "--column", "columns", multiple=True, type=_RoleColumn(), metavar="ROLE=NAME",
+    "--column",
+    "columns",
+    multiple=True,
+    type=_RoleColumn(),
+    metavar="ROLE=NAME",
     help="Name of the destination's column for a role; roles: " + ", ".join(ROLES) + ".",
 )
 @setting("--model", key="model", help=f"The model.  [default: {DEFAULT_MODEL}]")
@@ -55,11 +59,22 @@ class _RoleColumn(click.ParamType):
 @click.option("--trust-remote-code", is_flag=True, help="Let the model bring code of its own.")
 @click.option("--template", help="What is embedded per chunk, such as '$title: $chunk'.")
 @setting("--chunk-size", key="chunk_size", type=click.IntRange(4), help="Tokens per chunk.  [default: 128]")
-@setting("--chunk-overlap", key="chunk_overlap", type=click.IntRange(0), help="Tokens shared by neighbours.  [default: 20]")
+@setting(
+    "--chunk-overlap", key="chunk_overlap", type=click.IntRange(0), help="Tokens shared by neighbours.  [default: 20]"
+)
 @click.option("--no-chunking", is_flag=True, help="Embed each document whole.")
-@click.option("--too-long", type=click.Choice(["quarantine", "truncate"]), help="For a whole document that is too long.  [default: quarantine]")
+@click.option(
+    "--too-long",
+    type=click.Choice(["quarantine", "truncate"]),
+    help="For a whole document that is too long.  [default: quarantine]",
+)
 @click.option("--store", type=click.Choice(["vector", "halfvec"]), help="Type of the vectors.  [default: vector]")
-@setting("--rows-per-job", key="rows_per_job", type=click.IntRange(1, 100_000_000), help="Source rows per job.  [default: 1000]")
+@setting(
+    "--rows-per-job",
+    key="rows_per_job",
+    type=click.IntRange(1, 100_000_000),
+    help="Source rows per job.  [default: 1000]",
+)
 @click.option("--priority", type=int, help="Higher ones are worked on first.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @command
@@ -96,7 +111,9 @@ def enqueue(
         f"{vectorizer.name}: {planned.rows:,} rows in {planned.jobs:,} jobs, {vectorizer.source} "
         f"→ {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
     )
-    click.echo("pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True)
+    click.echo(
+        "pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True
+    )
 
 
 def _destination(vectorizer: Vectorizer) -> str:
@@ -106,7 +123,9 @@ def _destination(vectorizer: Vectorizer) -> str:
 
 
 def _tell_proposal(vectorizer: Vectorizer) -> None:
-    chunking = f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
+    chunking = (
+        f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
+    )
     for label, value in (
         ("name", vectorizer.name),
         ("source", vectorizer.source),
@@ -114,7 +133,10 @@ def _tell_proposal(vectorizer: Vectorizer) -> None:
         ("text", ", ".join(vectorizer.text_columns)),
         ("where", vectorizer.filter or "all rows"),
         ("destination", f"{_destination(vectorizer)} ({'new' if vectorizer.destination_created else 'exists'})"),
-        ("model", f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}"),
+        (
+            "model",
+            f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}",
+        ),
         ("chunks", chunking),
     ):
         click.echo(f"{label + ':':13}{value}")

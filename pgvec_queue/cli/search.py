@@ -41,9 +41,7 @@ def search(
     found = vectorizer.get(connection, name)
     embedder = embedders.load(found.spec, DeviceOptions(device or "auto"))
     try:
-        answer = searching.search(
-            connection, found, versions, embedder, query, limit=limit or 10, threshold=threshold
-        )
+        answer = searching.search(connection, found, versions, embedder, query, limit=limit or 10, threshold=threshold)
     finally:
         embedder.close()
     if as_json:

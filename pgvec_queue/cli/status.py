@@ -64,8 +64,15 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
 def _table(rows: list[progress.Progress]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title, right in (
-        ("name", False), ("state", False), ("rows", True), ("done", True), ("failed", True), ("chunks", True),
-        ("jobs left", True), ("rate", True), ("", False),
+        ("name", False),
+        ("state", False),
+        ("rows", True),
+        ("done", True),
+        ("failed", True),
+        ("chunks", True),
+        ("jobs left", True),
+        ("rate", True),
+        ("", False),
     ):
         table.add_column(title, justify="right" if right else "left", overflow="fold")
     for one in rows:
@@ -106,7 +113,13 @@ def workers(session: Session, *, as_json: bool) -> None:
         table.add_column(title)
     for row in rows:
         table.add_row(
-            str(row["worker_id"]), row["host"], str(row["pid"]), row["state"], row["device"] or "",
-            ", ".join(row["models"]), str(row["jobs"]), f"{row['since_beat'].total_seconds():.0f} s ago",
+            str(row["worker_id"]),
+            row["host"],
+            str(row["pid"]),
+            row["state"],
+            row["device"] or "",
+            ", ".join(row["models"]),
+            str(row["jobs"]),
+            f"{row['since_beat'].total_seconds():.0f} s ago",
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)

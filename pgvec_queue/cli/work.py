@@ -48,15 +48,27 @@ class _Device(click.ParamType):
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @setting("--device", key="device", type=_Device(), help="auto, cpu, mps, cuda or cuda:N.  [default: auto]")
 @setting(
-    "--dtype", key="dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    "--dtype",
+    key="dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     help="Precision of the model.  [default: auto]",
 )
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
-@setting("--lease", key="lease", type=click.FloatRange(1, 3600), metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
-@setting("--batch-tokens", key="batch_tokens", type=click.IntRange(16), help="Tokens per device batch.  [default: by device]")
+@setting(
+    "--lease",
+    key="lease",
+    type=click.FloatRange(1, 3600),
+    metavar="SECONDS",
+    help="Silence after which others take over.  [default: 30]",
+)
+@setting(
+    "--batch-tokens", key="batch_tokens", type=click.IntRange(16), help="Tokens per device batch.  [default: by device]"
+)
 @setting("--threads", key="threads", type=click.IntRange(1), help="CPU threads for the model.  [default: torch's]")
 @setting("--memory", key="memory", type=_Size(), metavar="SIZE", help="What loaded models may hold, such as 8G.")
-@setting("--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]")
+@setting(
+    "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
+)
 @command
 def work(
     session: Session,
@@ -120,7 +132,10 @@ def _tell(session: Session, outcome: Outcome) -> None:
     if outcome is Outcome.QUARANTINED:
         for one in rows:
             if one.rows_failed:
-                click.echo(f"pgvec: {one.name}: {one.rows_failed:,} documents are in quarantine; see `pgvec failures {one.name}`", err=True)
+                click.echo(
+                    f"pgvec: {one.name}: {one.rows_failed:,} documents are in quarantine; see `pgvec failures {one.name}`",
+                    err=True,
+                )
     elif outcome is Outcome.BLOCKED:
         for one in rows:
             if one.reason and one.state in ("blocked", "active"):

@@ -1,7 +1,7 @@
 """The middle stages: documents become chunks, and chunks vectors; nothing of the database is open while they run.
 
-A document that cannot be chunked or embedded costs itself only: the slice is halved until it is alone, and it goes on to
-the writer as a failure. An endpoint that is down is waited for; a model that cannot work blocks its vectorizer.
+A document that cannot be chunked or embedded costs itself only: the slice is halved until it is alone, and it goes on
+to the writer as a failure. An endpoint that is down is waited for; a model that cannot work blocks its vectorizer.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ class EmbedStage:
             vectors = self._state.patiently(functools.partial(embedder.embed_documents, texts, lengths))
             if vectors.shape != (len(group), dimensions):
                 raise EmbedderError(
-                    f"the model returned vectors of shape {vectors.shape} instead of {(len(group), dimensions)}", Kind.ROW
+                    f"the model returned vectors of shape {vectors.shape} instead of {(len(group), dimensions)}",
+                    Kind.ROW,
                 )
             parts.append(vectors)
             start = end

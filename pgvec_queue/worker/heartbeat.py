@@ -1,8 +1,9 @@
-"""The heartbeat: one row per worker, on a connection and a thread of its own; also listens for work, and takes over jobs.
+"""The heartbeat: one row per worker, on a connection and a thread of its own; also listens for work, and takes over
+jobs.
 
-A worker whose row is not fresh for a lease is declared gone by any other; its jobs go back to the queue, and it may beat
-no more: then it gives up what it has and registers afresh. A worker judges others only after its own heartbeat was
-unbroken for one lease, so that the first one back after an outage does not declare everybody dead.
+A worker whose row is not fresh for a lease is declared gone by any other; its jobs go back to the queue, and it may
+beat no more: then it gives up what it has and registers afresh. A worker judges others only after its own heartbeat
+was unbroken for one lease, so that the first one back after an outage does not declare everybody dead.
 """
 
 from __future__ import annotations

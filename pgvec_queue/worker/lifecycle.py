@@ -111,7 +111,9 @@ class Worker:
         return Outcome.STOPPED if self._told_to_stop else self._outcome()
 
     def _cannot_serve(self, connection: psycopg.Connection) -> set[int]:
-        """Vectorizers whose model this installation cannot run; raises ``MissingExtraError`` when that is all of them."""
+        """Vectorizers whose model this installation cannot run; raises ``MissingExtraError`` when that is all of
+        them.
+        """
         chosen = [
             one
             for name in (self._options.names or vectorizer.names(connection))
@@ -167,7 +169,9 @@ class Worker:
         return [
             Stage("reader", state, reader.run, read),
             Stage("chunker", state, ChunkStage(state, self._models, read, chunked, blocker("chunker")).run, chunked),
-            Stage("embedder", state, EmbedStage(state, self._models, chunked, embedded, blocker("embedder")).run, embedded),
+            Stage(
+                "embedder", state, EmbedStage(state, self._models, chunked, embedded, blocker("embedder")).run, embedded
+            ),
             Stage("writer", state, writer.run),
         ]
 

@@ -1,4 +1,6 @@
-"""The models that a worker holds: loaded when a job needs one, least recently used out first, within a budget of memory."""
+"""The models that a worker holds: loaded when a job needs one, least recently used out first, within a budget of
+memory.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about one second
-of the device's work, measured as the worker goes.
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about one
+second of the device's work, measured as the worker goes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ class Reader:
         return min(max(round(rate), _LEAST_ROWS), _MOST_ROWS) if rate else _FIRST_ROWS
 
     def _block(self, run: Run, error: psycopg.Error) -> None:
-        block(self._link, self._state, self.claimer.worker, run, f"reading {run.fragments.vectorizer.source}: {one_line(error)}")
+        block(
+            self._link,
+            self._state,
+            self.claimer.worker,
+            run,
+            f"reading {run.fragments.vectorizer.source}: {one_line(error)}",
+        )
 
     def _wait(self) -> None:
         if self._state.in_flight == 0:
@@ -124,5 +130,3 @@ def block(link: Link, state: State, worker: int, run: Run, reason: str) -> None:
     log.error("%s is blocked: %s", name, reason)
     link.call(lambda connection: vectorizer.block(connection, run.job.vectorizer_id, reason))
     link.call(lambda connection: queue.release(connection, worker, vectorizer=run.job.vectorizer_id))
-
-

@@ -1,4 +1,4 @@
-"""The stages of a worker and the bounded queues between them; each stage is a thread that ends by passing the end on."""
+"""The stages of a worker, and the bounded queues between them; a stage ends by passing the end on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Channel:
         """Waits for room. Raises ``StoppedError`` when the session was aborted meanwhile."""
         while True:
             try:
-                return self._queue.put(work, timeout=_LOOK)
+                self._queue.put(work, timeout=_LOOK)
+                return
             except queue.Full:
                 if self._state.aborted.is_set():
                     raise StoppedError from None
@@ -34,7 +35,8 @@ class Channel:
         """Tells the next stage that nothing more comes."""
         while True:
             try:
-                return self._queue.put(None, timeout=_LOOK)
+                self._queue.put(None, timeout=_LOOK)
+                return
             except queue.Full:
                 if self._state.aborted.is_set():
                     # The next stage looks at the same event.
@@ -66,7 +68,8 @@ class Stage(threading.Thread):
             self._body()
         except StoppedError:
             pass
-        except BaseException as error:  # noqa: BLE001 - a thread ends here, and the session with it
+        # A thread ends here, and the session with it.
+        except BaseException as error:
             log.debug("stage %s failed", self.name, exc_info=True)
             self._state.fail(error)
         finally:

@@ -18,7 +18,7 @@ from pgvec_queue.errors import Kind
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, Written, position
 from pgvec_queue.worker.reader import block
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import Link, Run, State, Work
+from pgvec_queue.worker.state import Link, Run, State
 
 log = logging.getLogger("pgvec.worker")
 
@@ -74,9 +74,7 @@ class Writer:
                 log.info("job %d: %s; writing again", part.job.id, one_line(error))
         raise AssertionError("the last try raises")
 
-    def _write_halves(
-        self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error
-    ) -> None:
+    def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
             reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
             block(self._link, self._state, self._worker, run, reason)
@@ -87,7 +85,9 @@ class Writer:
                 block(self._link, self._state, self._worker, run, one_line(error))
                 return
             failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
-            log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(embedded[0].document.key), failure.message)
+            log.warning(
+                "%s: %s: %s", run.fragments.vectorizer.name, ", ".join(embedded[0].document.key), failure.message
+            )
             self._write(run, part, [Embedded(embedded[0].document, failure=failure)])
             return
         half = len(embedded) // 2

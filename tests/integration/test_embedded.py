@@ -404,6 +404,11 @@ def test_after_ctrl_c_the_last_user_still_stops_the_server_in_order(home: Path, 
     assert server.log.read_text().rstrip().endswith("database system is shut down")
 
 
+def test_the_programs_run_out_of_reach_of_ctrl_c() -> None:
+    _, group = embedded_programs.run(Path("/bin/sh"), "-c", "ps -o pgid= -p $$", account=None)
+    assert int(group) != os.getpgrp()
+
+
 @pytest.mark.parametrize("stage", ["data.new/base", "data/server.log", "data/postmaster.pid"])
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(absent: Path, spawn: Spawn, stage: str) -> None:
     holder = spawn(HOLD, absent)

@@ -164,7 +164,9 @@ def test_a_list_of_keys_waits_for_a_range_that_is_being_written(bench: Bench, ch
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     wait_until(lambda: bench.value(waiting) == 1)
     bench.sql(change)
-    bench.sql("INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows) VALUES (%s, 'keys', '[[\"7\"]]', 1)", vectorizer.id)
+    bench.sql(
+        "INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows) VALUES (%s, 'keys', '[[\"7\"]]', 1)", vectorizer.id
+    )
     keys = bench.read(vectorizer, bench.claim(worker))
     second = bench.database.connect("second")
     listed = threading.Thread(
@@ -187,7 +189,10 @@ def test_a_failed_document_goes_into_quarantine_and_its_old_chunks_go(bench: Ben
     bench.plan(vectorizer)
     worker = bench.register()
     part = bench.read(vectorizer, bench.claim(worker))
-    failed = [replace(one, chunks=(), vectors=None, failure=Failure("Test", "no\0 good")) for one in bench.embed(vectorizer, part)]
+    failed = [
+        replace(one, chunks=(), vectors=None, failure=Failure("Test", "no\0 good"))
+        for one in bench.embed(vectorizer, part)
+    ]
     assert bench.write(vectorizer, part, failed, worker).failed == 1
     assert bench.sql("SELECT key, error_class FROM pgvec.failures") == [(["5"], "Test")]
     assert bench.sql("SELECT id FROM docs_vectors WHERE id = 5") == []
