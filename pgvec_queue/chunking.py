@@ -175,11 +175,7 @@ class Chunker:
         frame = self._frame(columns, None)
         if max_tokens is not None:
             self.check_room(max_tokens)
-            longest = max_tokens * CHARACTERS_PER_TOKEN
-            # Most of a very long document need not be tokenized to see that it is too long; the word that the head
-            # may break off could have fewer tokens in one piece.
-            head = document[start : start + longest].rsplit(None, 1)[0] if truncate and end - start > longest else ""
-            if len(self._tokenizer.spans(head)) > max_tokens:
+            if truncate and self._surely_longer(document, start, end, max_tokens):
                 return self._truncated(document, start, end, columns, max_tokens)
         tokens = self._count([frame.before + document[start:end] + frame.after])[0]
         if max_tokens is None or tokens <= max_tokens:
@@ -187,6 +183,16 @@ class Chunker:
         if not truncate:
             raise DocumentTooLong(tokens, max_tokens)
         return self._truncated(document, start, end, columns, max_tokens)
+
+    def _surely_longer(self, document: str, start: int, end: int, max_tokens: int) -> bool:
+        """Tells from the head of a long document alone that it has too many tokens, where its words allow that."""
+        longest = max_tokens * CHARACTERS_PER_TOKEN
+        if end - start <= longest:
+            return False
+        head = document[start : start + longest]
+        # A word that breaks off can have more tokens than in one piece, where that would be an unknown one.
+        whole_words = head[: max(head.rfind(" "), head.rfind("\n"), 0)]
+        return len(self._tokenizer.spans(whole_words)) > max_tokens
 
     def _truncated(self, document: str, start: int, end: int, columns: Columns | None, max_tokens: int) -> Chunk:
         frame = self._frame(columns, max_tokens)

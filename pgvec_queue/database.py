@@ -14,6 +14,7 @@ import re
 import socket
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ from pgvec_queue import resources
 from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
 
 Connection = psycopg.Connection[TupleRow]
+Pool = ConnectionPool[Connection]
+
+stage: ContextVar[str | None] = ContextVar("stage", default=None)
+"""What this thread does for a worker; shown in ``application_name`` while a pooled connection is in its hands."""
 
 MINIMUM_SERVER = 140000
 MINIMUM_PGVECTOR = (0, 7)
@@ -70,8 +75,7 @@ class Database:
 
     def conninfo(self, stage: str) -> str:
         """Returns the connection string with an ``application_name`` that tells host and stage."""
-        name = f"pgvec {stage} @{socket.gethostname()}:{os.getpid()}"
-        return make_conninfo(**{"application_name": name[:63], **self._parameters})
+        return make_conninfo(**{**self._parameters, "application_name": _application_name(stage)})
 
     @property
     def address(self) -> str:
@@ -88,17 +92,21 @@ class Database:
         except psycopg.OperationalError as error:
             raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
 
-    def pool(self, stage: str, *, size: int) -> ConnectionPool[Connection]:
-        """Returns an open pool of at most ``size`` connections; whoever asked closes it."""
+    def pool(self, stage: str, *, size: int) -> Pool:
+        """Returns an open pool of at most ``size`` connections, made when they are needed; whoever asked closes it."""
         return ConnectionPool(
             self.conninfo(stage),
             min_size=0,
             max_size=size,
             kwargs={"autocommit": True, "prepare_threshold": None},
-            timeout=30.0,
+            timeout=15.0,
+            reconnect_timeout=10.0,
             open=True,
-            check=ConnectionPool.check_connection,
         )
+
+
+def _application_name(stage: str) -> str:
+    return f"pgvec {stage} @{socket.gethostname()}:{os.getpid()}"[:63]
 
 
 @contextmanager
@@ -106,6 +114,7 @@ def transaction(
     connection: Connection, *, statement_timeout: float = 60.0, lock_timeout: float = 5.0, read_only: bool = False
 ) -> Generator[None]:
     """Runs a READ COMMITTED transaction with timeouts (seconds) and the settings that canonical keys depend on."""
+    doing = stage.get()
     with connection.transaction():
         connection.execute(
             statement("database", "transaction_settings"),
@@ -113,6 +122,7 @@ def transaction(
                 "statement_timeout": f"{round(statement_timeout * 1000)}ms",
                 "lock_timeout": f"{round(lock_timeout * 1000)}ms",
                 "read_only": "on" if read_only else "off",
+                "application_name": _application_name(doing) if doing else None,
             },
         )
         yield

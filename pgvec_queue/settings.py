@@ -36,6 +36,7 @@ KNOWN: Mapping[str, type] = {
     "threads": int,
     "memory": str,
     "listen": bool,
+    "pool_size": int,
     "rows_per_job": int,
     "chunk_size": int,
     "chunk_overlap": int,

@@ -7,16 +7,17 @@ lease runs out and others take over. Neither counts an attempt for any job.
 from __future__ import annotations
 
 import enum
+import functools
 import importlib.util
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
 
 from pgvec_queue import queue, schema, vectorizer
-from pgvec_queue.database import Database, versions
+from pgvec_queue.database import Database, Pool, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, MissingExtraError
 from pgvec_queue.queue import Pending
@@ -48,6 +49,8 @@ class WorkerOptions:
     """Seconds without a heartbeat after which others take over."""
     memory: int | None = None
     """Bytes that loaded models may hold; None: no bound."""
+    pool_size: int = 3
+    """Connections of its stages, apart from the heartbeat's own."""
     listen: bool = True
     """Wake on NOTIFY; off for a connection through a transaction-mode pooler, where polling does it alone."""
 
@@ -137,7 +140,8 @@ class Worker:
         heartbeat = Heartbeat(self._database, state, self._models, worker, options.lease, options.listen)
         beating = threading.Thread(target=heartbeat.run, name="pgvec-heartbeat", daemon=True)
         beating.start()
-        stages = self._stages(state, worker, refused)
+        pool = self._database.pool("worker", size=options.pool_size)
+        stages = self._stages(state, pool, worker, refused)
         for stage in stages:
             stage.start()
         try:
@@ -150,22 +154,20 @@ class Worker:
         finally:
             heartbeat.stop()
             beating.join(5)
+            pool.close()
         if not state.lease_lost.is_set():
             self._leave(worker)
 
-    def _stages(self, state: State, worker: int, refused: set[int]) -> list[Stage]:
+    def _stages(self, state: State, pool: Pool, worker: int, refused: set[int]) -> list[Stage]:
         options = self._options
         read, chunked, embedded = Channel(state, 1), Channel(state, _SLICES_AHEAD), Channel(state, _SLICES_AHEAD)
 
-        def link(stage: str) -> Link:
-            return Link(self._database, stage, state)
+        def blocker(stage: str) -> Callable[[Run, str], None]:
+            return functools.partial(reading_stage.block, Link(pool, stage, state), state, worker)
 
-        def blocker(stage: str) -> Blocker:
-            return Blocker(link(stage), state, worker)
-
-        reader = Reader(link("reader"), state, read, worker, options.names, drain=options.drain)
+        reader = Reader(Link(pool, "reader", state), state, read, worker, options.names, drain=options.drain)
         reader.claimer.refused.update(refused)
-        writer = Writer(link("writer"), state, embedded, worker)
+        writer = Writer(Link(pool, "writer", state), state, embedded, worker)
         return [
             Stage("reader", state, reader.run, read),
             Stage("chunker", state, ChunkStage(state, self._models, read, chunked, blocker("chunker")).run, chunked),
@@ -190,21 +192,6 @@ class Worker:
         if any(_is_stuck(one) for one in left):
             return Outcome.BLOCKED
         return Outcome.QUARANTINED if failed else Outcome.COMPLETE
-
-
-class Blocker:
-    """Blocks a vectorizer from a stage that needs no connection otherwise."""
-
-    def __init__(self, link: Link, state: State, worker: int) -> None:
-        self._link = link
-        self._state = state
-        self._worker = worker
-
-    def __call__(self, run: Run, reason: str) -> None:
-        try:
-            reading_stage.block(self._link, self._state, self._worker, run, reason)
-        finally:
-            self._link.close()
 
 
 def _ends(stage: Stage) -> bool:

@@ -44,19 +44,16 @@ class Reader:
         self._fragments: dict[int, Fragments] = {}
 
     def run(self) -> None:
-        try:
-            while not self._state.ending:
-                self._state.wake.clear()
-                run = self._claim()
-                if run is not None:
-                    self._state.activity = "working"
-                    self._read_job(run)
-                elif self._state.in_flight == 0 and self._drain and self._is_drained():
-                    self._state.drained.set()
-                else:
-                    self._wait()
-        finally:
-            self._link.close()
+        while not self._state.ending:
+            self._state.wake.clear()
+            run = self._claim()
+            if run is not None:
+                self._state.activity = "working"
+                self._read_job(run)
+            elif self._state.in_flight == 0 and self._drain and self._is_drained():
+                self._state.drained.set()
+            else:
+                self._wait()
 
     def _claim(self) -> Run | None:
         job = self._link.call(self.claimer.claim)

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
+from pgvec_queue.database import stage
 from pgvec_queue.worker.state import State, StoppedError, Work
 
 log = logging.getLogger("pgvec.worker")
@@ -64,6 +65,7 @@ class Stage(threading.Thread):
         self._out = out
 
     def run(self) -> None:
+        stage.set(self.name.removeprefix("pgvec-"))
         try:
             self._body()
         except StoppedError:

@@ -13,9 +13,9 @@ import psycopg
 import tenacity
 
 from pgvec_queue.chunking import Chunk
-from pgvec_queue.database import Connection, Database, kind_of, one_line
+from pgvec_queue.database import Connection, Pool, kind_of, one_line
 from pgvec_queue.embedders import Embedder
-from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
+from pgvec_queue.errors import EmbedderError, Kind
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Embedded, Failure, Slice
@@ -150,47 +150,32 @@ class State:
 
 
 class Link:
-    """One stage's connection: opened when needed, and again after it broke, until the stage has to stop."""
+    """A stage's way to the database: a connection of the worker's pool, for as long as one call takes."""
 
-    def __init__(self, database: Database, stage: str, state: State) -> None:
-        self._database = database
+    def __init__(self, pool: Pool, stage: str, state: State) -> None:
+        self._pool = pool
         self._stage = stage
         self._state = state
-        self._connection: Connection | None = None
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """Runs ``work`` on the connection; passing errors back off and try again, anything else is raised.
+        """Runs ``work`` on a connection; passing errors back off and try again, anything else is raised.
 
         Raises ``StoppedError`` when the worker is to end before it succeeds.
         """
-        wait = tenacity.wait_random_exponential(multiplier=0.2, max=10)
         for attempt in tenacity.Retrying(
-            wait=wait,
-            retry=tenacity.retry_if_exception(self._passes),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            retry=tenacity.retry_if_exception(_passes),
             sleep=self._state.pause,
             before_sleep=lambda call: _tell(self._stage, call),
             reraise=True,
         ):
-            with attempt:
-                return work(self._open())
+            with attempt, self._pool.connection() as connection:
+                return work(connection)
         raise AssertionError("tenacity returns or raises")
 
-    def _open(self) -> Connection:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._database.connect(self._stage)
-        return self._connection
 
-    def _passes(self, error: BaseException) -> bool:
-        if not isinstance(error, psycopg.Error | DatabaseError | OSError) or kind_of(error) is not Kind.PASSING:
-            return False
-        if self._connection is not None and (self._connection.broken or not isinstance(error, psycopg.Error)):
-            self.close()
-        return True
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+def _passes(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error | OSError) and kind_of(error) is Kind.PASSING
 
 
 def _asked_for(call: tenacity.RetryCallState) -> float:

@@ -35,15 +35,12 @@ class Writer:
         self._worker = worker
 
     def run(self) -> None:
-        try:
-            for work in self._source:
-                if not work.run.dropped:
-                    self._write(work.run, work.part, work.embedded)
-                if work.part.last or work.run.dropped:
-                    self._state.end(work.run)
-                self._state.leave()
-        finally:
-            self._link.close()
+        for work in self._source:
+            if not work.run.dropped:
+                self._write(work.run, work.part, work.embedded)
+            if work.part.last or work.run.dropped:
+                self._state.end(work.run)
+            self._state.leave()
 
     def _write(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
         part = replace(part, job=replace(part.job, rows_seen=run.job.rows_seen))

@@ -238,13 +238,12 @@ def test_a_worker_survives_lost_connections(bench: Bench) -> None:
     worker = Worker(bench.database, WorkerOptions())
     ending = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name LIKE 'pgvec %%' AND application_name NOT LIKE '%%test%%'"
-        " AND pid <> pg_backend_pid() AND %s"
+        " WHERE datname = current_database() AND application_name LIKE 'pgvec %' AND pid <> pg_backend_pid()"
     )
     with _running(worker) as ended:
         for share in (0.2, 0.5, 0.8):
             wait_until(lambda s=share: bench.progress("docs").rows_done >= 2_000 * s, 30)  # type: ignore[misc]
-            bench.sql(ending, True)
+            bench.sql(ending)
         wait_until(lambda: bench.progress("docs").state == "complete", 60)
         assert not ended
     assert bench.wrong(vectorizer) == RIGHT
@@ -258,12 +257,16 @@ def test_no_transaction_is_open_while_the_model_runs(bench: Bench) -> None:
         bench.enqueue("docs", "body", **_remote(url))
         with _running(Worker(bench.database, WorkerOptions())):
             wait_until(lambda: gate.waiting, 20)
-            open_ = bench.sql(
+            # Stages before the model may still be reading ahead; once their queues are full, nothing is left open.
+            open_ = (
                 "SELECT application_name, state FROM pg_stat_activity WHERE datname = current_database()"
-                " AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND state <> 'active'"
+                " AND pid <> pg_backend_pid() AND xact_start IS NOT NULL"
             )
-            assert open_ == []
-            gate.open.set()
+            try:
+                wait_until(lambda: not bench.sql(open_), 10, what="no transaction open while the model runs")
+                assert gate.waiting
+            finally:
+                gate.open.set()
             wait_until(lambda: bench.progress("docs").state == "complete", 30)
 
 
