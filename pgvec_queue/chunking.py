@@ -23,11 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgvec_queue import boundaries
-from pgvec_queue.embedders import Tokenizer
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.layout import CHARACTERS_PER_TOKEN, Layout
 from pgvec_queue.template import Columns, Template
-from pgvec_queue.tokenizers import GAPS
+from pgvec_queue.tokenizers import GAPS, Tokenizer
 
 __all__ = ["Chunk", "Chunker", "DocumentTooLong", "Template"]
 

@@ -37,7 +37,7 @@ class Destination:
     ordered: bool
     created: bool
     """It does not exist yet: ``statements`` make it."""
-    statements: tuple[sql.Composable, ...] = ()
+    statements: tuple[sql.Composed, ...] = ()
     index_on: tuple[str, ...] = ()
     """Columns that need an index before the first slice."""
     remarks: tuple[str, ...] = ()

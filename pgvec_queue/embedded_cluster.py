@@ -32,6 +32,8 @@ from pgvec_queue.errors import DatabaseError
 _SETTINGS: Mapping[str, str] = {
     "shared_buffers": "256MB",
     "maintenance_work_mem": "256MB",
+    # A parallel index build shares maintenance_work_mem; /dev/shm has 64 MB in a container, so keep room of our own.
+    "min_dynamic_shared_memory": "288MB",
     "max_wal_size": "4GB",
     "max_connections": "200",
 }

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,6 @@ from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError
 if TYPE_CHECKING:
     import tiktoken
     import tokenizers
-
-    from pgvec_queue.embedders import Tokenizer
 
 GAPS = "\t\n\r \xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 """Whitespace that ends a word for every tokenizer. Python's also has control characters (form feed, NEL, …): BERT drops
@@ -43,6 +41,27 @@ _WORD = re.compile(r"\S+")
 _WORDWISE_NORMALIZERS = {None, "BertNormalizer", "Lowercase", "StripAccents", "NFD"}
 _WORDWISE_PRE_TOKENIZERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _WORDWISE_MODELS = {"WordPiece", "WordLevel"}
+
+
+class Tokenizer(Protocol):
+    """Counts and locates a model's tokens. Must be usable from another thread than the embedder's."""
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that the model adds to every input, such as [CLS] and [SEP]."""
+
+    @property
+    def splits_words(self) -> bool:
+        """True when a text cut out at word ends may have other tokens than it had in its document (byte-level BPE)."""
+
+    def spans(self, text: str) -> NDArray[np.int64]:
+        """Returns the character offsets ``(n, 2)`` of the text's tokens, in order, special tokens left out.
+
+        Works through long texts piece by piece, so memory grows by 16 bytes per token and no more.
+        """
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns each text's number of tokens, special tokens included, as the model would see them untruncated."""
 
 
 class HuggingFaceTokenizer:

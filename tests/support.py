@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
 from pgvec_queue import definition, progress, queue, reading, writing
 from pgvec_queue.chunking import Chunker
 from pgvec_queue.database import Connection, Database, versions

@@ -30,7 +30,10 @@ def db() -> None:
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Port for --listen; by default 5433 or the next free one.")
 def start(directory: Path, listen: str | None, port: int | None) -> None:
-    """Start the server, and leave it running until `pgvec db stop`; print how to reach it."""
+    """Start the server, leave it running until `pgvec db stop`, and print how to reach it.
+
+    A running one is restarted when it has to open or close TCP.
+    """
     if port is not None and listen is None:
         raise click.UsageError("--port needs --listen")
     server = embedded.Server(directory)

@@ -67,6 +67,9 @@ class _Device(click.ParamType):
 @setting("--threads", key="threads", type=click.IntRange(1), help="CPU threads for the model.  [default: torch's]")
 @setting("--memory", key="memory", type=_Size(), metavar="SIZE", help="What loaded models may hold, such as 8G.")
 @setting(
+    "--pool-size", key="pool_size", type=click.IntRange(1, 64), help="Connections, apart from the heartbeat's.  [default: 3]"
+)
+@setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
 )
 @command
@@ -81,6 +84,7 @@ def work(
     batch_tokens: int | None,
     threads: int | None,
     memory: int | None,
+    pool_size: int | None,
     listen: bool | None,
 ) -> int:
     """Claim jobs of the vectorizers NAME (default: all), embed and write.
@@ -94,6 +98,7 @@ def work(
         drain=drain,
         lease=lease or DEFAULT_LEASE,
         memory=memory,
+        pool_size=pool_size or 3,
         listen=True if listen is None else listen,
     )
     worker = Worker(session.database, options)

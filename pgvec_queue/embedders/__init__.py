@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pgvec_queue.tokenizers import Tokenizer
+
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("sentence-transformers", "openai", "hashing")
 
@@ -62,27 +64,6 @@ class DeviceOptions:
     batch_tokens: int | None = None
     """Tokens per device batch, padding included; None: what suits the device."""
     threads: int | None = None
-
-
-class Tokenizer(Protocol):
-    """Counts and locates a model's tokens. Must be usable from another thread than the embedder's."""
-
-    @property
-    def special_tokens(self) -> int:
-        """Tokens that the model adds to every input, such as [CLS] and [SEP]."""
-
-    @property
-    def splits_words(self) -> bool:
-        """True when a text cut out at word ends may have other tokens than it had in its document (byte-level BPE)."""
-
-    def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's tokens, in order, special tokens left out.
-
-        Works through long texts piece by piece, so memory grows by 16 bytes per token and no more.
-        """
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Returns each text's number of tokens, special tokens included, as the model would see them untruncated."""
 
 
 class Embedder(Protocol):

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pgvec_queue.embedders import ModelInfo, ModelSpec, Tokenizer, Vectors
+from pgvec_queue.embedders import ModelInfo, ModelSpec, Vectors
 from pgvec_queue.errors import EmbedderError, Kind
-from pgvec_queue.tokenizers import WordTokenizer
+from pgvec_queue.tokenizers import Tokenizer, WordTokenizer
 
 # The most that pgvector's type takes; 15² times this is below 2²⁴, which keeps the sum of squares exact in float32.
 MAX_DIMENSIONS = 16_000

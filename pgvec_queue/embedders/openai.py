@@ -21,9 +21,9 @@ import httpx2
 import numpy as np
 import tenacity
 
-from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Tokenizer, Vectors
+from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors
 from pgvec_queue.errors import EmbedderError, Kind
-from pgvec_queue.tokenizers import load_tokenizer
+from pgvec_queue.tokenizers import Tokenizer, load_tokenizer
 
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Tokenizer, Vectors, model_files
+from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
+from pgvec_queue.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ def _tokenizer(spec: ModelSpec, model: Any) -> Tokenizer:
     """Returns a private copy of the model's tokenizer: every call of the model changes its own."""
     import tokenizers
 
-    from pgvec_queue.tokenizers import HuggingFaceTokenizer
+    from pgvec_queue.tokenizers import HuggingFaceTokenizer, Tokenizer
 
     own = getattr(model, "tokenizer", None)
     backend = own if isinstance(own, tokenizers.Tokenizer) else getattr(own, "backend_tokenizer", None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import pytest
 
 from pgvec_queue.vectorizer import Vectorizer
 from tests.oracle import assert_right
 from tests.support import Bench
+
 
 @dataclass(frozen=True)
 class Keys:

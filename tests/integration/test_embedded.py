@@ -164,6 +164,7 @@ def test_a_new_directory_gets_a_server_of_the_asked_version_with_pgvector(absent
             ("data_checksums", "on"),
             ("shared_buffers", "256MB"),
             ("maintenance_work_mem", "256MB"),
+            ("min_dynamic_shared_memory", "288MB"),
             ("max_wal_size", "4GB"),
             ("max_connections", "200"),
             ("listen_addresses", ""),

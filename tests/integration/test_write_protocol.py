@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,7 +16,7 @@ from tests.support import Bench
 from tests.waiting import wait_until
 
 
-def _documents(bench: Bench, count: int = 10, **options: object) -> Vectorizer:
+def _documents(bench: Bench, count: int = 10, **options: Any) -> Vectorizer:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text, other int)")
     bench.sql("INSERT INTO docs SELECT i, 'document ' || i FROM generate_series(1, %s) i", count)
     return bench.enqueue("docs", "body", **options)

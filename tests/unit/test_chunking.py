@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
 from pgvec_queue.chunking import Chunk, Chunker, DocumentTooLong
-from pgvec_queue.embedders import Tokenizer
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.layout import CHARACTERS_PER_TOKEN
 from pgvec_queue.template import Template
-from pgvec_queue.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, WordTokenizer
+from pgvec_queue.tokenizers import HuggingFaceTokenizer, TiktokenTokenizer, Tokenizer, WordTokenizer
 
 ENGLISH = (
     "The database is the coordinator: it alone knows who works on what, and how far they are. A worker holds no state "
