@@ -32,12 +32,13 @@ _NOT_FIRST = (
 )
 _NOT_LAST = "\"'“‘«‹(\\[{〈《「『【〔〖〘［｛（＂＇\u0e40-\u0e44\u0ec0-\u0ec4"
 
-_BETWEEN = rf"(?<![\s{_NOT_LAST}])(?=[^\s{_NOT_FIRST}])(?:(?<=[{_UNSPACED}])|(?=[{_UNSPACED}]))"
-_GAP = r"(?<=\S)(?=\s)"
+# What fails most often comes first: these are tried at every character.
+_BETWEEN = rf"(?:(?=[{_UNSPACED}])|(?<=[{_UNSPACED}]))(?=[^\s{_NOT_FIRST}])(?<![\s{_NOT_LAST}])"
+_GAP = r"(?=\s)(?<=\S)"
 _SENTENCE = (
     rf"[{_TERMINATORS}][{_CLOSING}]*(?=\s)"
     rf"|[{_WIDE_TERMINATORS}][{_CLOSING}]*(?=[^{_CLOSING}{_TERMINATORS}{_WIDE_TERMINATORS}０-９])"
-    r"|(?<=\S)(?=[^\S\n]*\n[^\S\n]*\n|\u2029)"
+    rf"|{_GAP}(?=[^\S\n]*\n[^\S\n]*\n|\u2029)"
 )
 
 _LAST_SENTENCE = re.compile(f"(?s:.*)(?:{_SENTENCE})")

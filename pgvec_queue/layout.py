@@ -53,16 +53,15 @@ class Layout:
         """Returns where the range after ``start:end`` starts; ``fresh`` is the first text not covered yet."""
         if overlap == 0:
             return fresh
+        word = boundaries.first_word_end(self._text, fresh, self._limit(fresh, stop, budget, longest))
+        if word is None:  # it is longer than a chunk
+            return fresh
         first = bisect_left(self._starts, end) - overlap
         low = max(start + 1, end - overlap * CHARACTERS_PER_TOKEN, self._ends[first - 1] if first > 0 else 0)
-        # The overlap may not crowd out the next word, nor half of a chunk of it where it is too long for one.
-        reach = self._limit(fresh, stop, budget, longest)
-        word = boundaries.first_word_end(self._text, fresh, reach) or fresh + longest
+        # The overlap may not crowd out the next word.
         first = bisect_left(self._starts, word) - budget
-        fits = max(word - longest, self._ends[first - 1] if first > 0 else 0)
-        if fits > fresh:
-            fits = fresh + 1 + longest // 2 - longest
-        return boundaries.first_word_start(self._text, max(low, fits), end) or fresh
+        low = max(low, word - longest, self._ends[first - 1] if first > 0 else 0)
+        return boundaries.first_word_start(self._text, low, end) or fresh
 
     def prefix(self, start: int, stop: int, budget: int, longest: int) -> int:
         """Returns the last word end up to ``stop`` that ``budget`` tokens and ``longest`` characters reach."""

@@ -187,3 +187,12 @@ def failures(connection: Connection, vectorizer_id: int) -> list[dict[str, Any]]
     """Returns the quarantine of a vectorizer, oldest first."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement("progress", "failures"), {"id": vectorizer_id}).fetchall()
+
+
+def retry(connection: Connection, vectorizer_id: int, error_class: str | None) -> int:
+    """Takes documents out of quarantine, all or those of one error class, and queues them; returns how many."""
+    with transaction(connection, statement_timeout=300):
+        row = connection.execute(
+            statement("queue", "retry"), {"id": vectorizer_id, "error_class": error_class}
+        ).fetchone()
+    return int(row[0]) if row else 0

@@ -8,18 +8,20 @@ settings below; anything else in it is an error, so that a misspelt key is not s
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import platformdirs
 
 from pgvec_queue.errors import SettingsError
 
 APPLICATION = "pgvec-queue"
-EMBEDDED_SCHEME = "embedded://"
+_EMBEDDED = "embedded:"
 
 KNOWN: Mapping[str, type] = {
     "dsn": str,
@@ -44,6 +46,8 @@ KNOWN: Mapping[str, type] = {
     "threshold": float,
 }
 """Settings that a file may hold, and their types. Each is ``PGVEC_<NAME>`` in the environment."""
+
+_IN_WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 _LIBPQ = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
 
@@ -94,19 +98,22 @@ def _checked(path: Path, values: dict[str, Any]) -> dict[str, Any]:
             raise SettingsError(f"{path} has an unknown setting {key!r}; known are: {', '.join(sorted(KNOWN))}")
         number = expected is float and isinstance(value, int) and not isinstance(value, bool)
         if not number and type(value) is not expected:
-            raise SettingsError(f"{path}: {key} must be a {expected.__name__}, not {value!r}")
+            # What stands there may hold a password, so it is not shown.
+            raise SettingsError(f"{path}: {key} must be {_IN_WORDS[expected]}")
     return values
 
 
 def find_database(
     flag: str | None, file: FileSettings, environment: Mapping[str, str] | None = None, *, embedded_default: Path
 ) -> DsnSource:
-    """Decides which database is meant: flag or ``PGVEC_DSN``, the file, libpq's own variables, else the embedded
-    server.
+    """Decides which database is meant: flag, ``PGVEC_DSN``, the file, libpq's own variables, else the embedded server.
 
-    Raises ``SettingsError`` for an ``embedded://`` address without an absolute directory.
+    Raises ``SettingsError`` for an ``embedded:`` address without an absolute directory, and for a URI in which a password
+    stands where host, port or database should: the address is shown to people, so it must not be taken as it is.
     """
     environment = os.environ if environment is None else environment
+    if flag is not None and not flag.strip():
+        raise SettingsError("--dsn is empty; leave it out to use PGVEC_DSN, pgvec.toml or the PG* variables")
     for dsn, origin in (
         (flag, "--dsn"),
         (environment.get("PGVEC_DSN"), "PGVEC_DSN"),
@@ -116,14 +123,33 @@ def find_database(
             return _parse_dsn(dsn, origin)
     used = [name for name in _LIBPQ if environment.get(name)]
     if used:
+        if "://" in environment.get("PGDATABASE", ""):
+            raise SettingsError("PGDATABASE holds a URI, where libpq wants a name; put it into PGVEC_DSN")
         return DsnSource("", None, ", ".join(used))
     return DsnSource(None, embedded_default, "default")
 
 
 def _parse_dsn(dsn: str, origin: str) -> DsnSource:
-    if not dsn.startswith(EMBEDDED_SCHEME):
+    dsn = dsn.strip()
+    if not dsn.startswith(_EMBEDDED):
+        _refuse_misplaced_password(dsn, origin)
         return DsnSource(dsn, None, origin)
-    directory = Path(dsn.removeprefix(EMBEDDED_SCHEME))
+    directory = Path(unquote(dsn.removeprefix(_EMBEDDED).removeprefix("//")))
     if not directory.is_absolute() or directory == Path("/"):
         raise SettingsError(f"{dsn!r} ({origin}) names no directory; write embedded:///absolute/directory")
     return DsnSource(None, directory, origin)
+
+
+def _refuse_misplaced_password(dsn: str, origin: str) -> None:
+    """Raises for a URI whose password holds a bare @, / or ?, or stands where the port should."""
+    scheme, separator, rest = dsn.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres"):
+        return
+    authority, _, path = rest.partition("?")[0].partition("/")
+    host = authority.rpartition("@")[2]
+    port = re.sub(r"\[[^\]]*\]", "", host).partition(":")[2]
+    if "@" in path or authority.count("@") > 1 or not re.fullmatch(r"[0-9]*(,[^:@]*(:[0-9]*)?)*", port):
+        raise SettingsError(
+            f"the connection string ({origin}) cannot be read: the port is no number, or the password holds a "
+            "character that must be written as %40 (@), %2F (/), %3A (:) or %3F (?)"
+        )

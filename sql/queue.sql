@@ -134,3 +134,23 @@ SELECT pg_notify('pgvec_jobs', %(payload)s);
 
 -- name: listen
 LISTEN pgvec_jobs;
+
+-- name: retry
+-- Documents leave the quarantine and become lists of keys; until they are done they count as right no longer.
+WITH freed AS (
+    DELETE FROM pgvec.failures
+    WHERE vectorizer_id = %(id)s AND (%(error_class)s::text IS NULL OR error_class = %(error_class)s)
+    RETURNING key
+), numbered AS (
+    SELECT key, (row_number() OVER () - 1) / 1000 AS part FROM freed
+), lists AS (
+    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows)
+    SELECT %(id)s, 'keys', jsonb_agg(to_jsonb(key)), count(*) FROM numbered GROUP BY part
+    RETURNING rows
+), counted AS (
+    INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, jobs_added)
+    SELECT %(id)s, 0, -sum(rows), count(*) FROM lists HAVING count(*) > 0
+    ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
+    SET rows_right = c.rows_right + excluded.rows_right, jobs_added = c.jobs_added + excluded.jobs_added
+)
+SELECT coalesce(sum(rows), 0)::bigint FROM lists;

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error (one line on stderr; the traceback only with --de
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -57,17 +58,23 @@ class _Lazy(click.Group):
 def program() -> None:
     """Embeds the text of PostgreSQL tables into pgvector; the database is the only coordinator.
 
-    Every command takes --dsn (or PGVEC_DSN), --log-level, --log-format and --debug; see `pgvec COMMAND --help`.
+    Commands take --dsn (or PGVEC_DSN), --log-level, --log-format and --debug; see `pgvec COMMAND --help`.
     """
 
 
 def main() -> None:
     """The program ``pgvec``."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A result that the terminal's encoding cannot show is written as its escapes, as stderr does by itself.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; every error a user can meet ends as one line on stderr."""
+    if any("\udc80" <= character <= "\udcff" for argument in arguments for character in argument):
+        click.echo("pgvec: an argument is not valid text in this locale's encoding", err=True)
+        return 2
     try:
         result = program.main(args=list(arguments), prog_name="pgvec", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -91,12 +98,14 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _line(error: Exception) -> str:
+    from pgvec_queue.cli.texts import plain
+
     if isinstance(error, PgvecError):
-        return " ".join(str(error).split())
+        return plain(str(error))
     if type(error).__module__.startswith("psycopg"):
         from pgvec_queue.database import one_line
 
-        return f"the database refused: {one_line(error)}"
-    return (
-        f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (run again with --debug for the traceback)"
-    )
+        # An error without an SQLSTATE is the client's own: a connection that broke, or a parameter that makes no sense.
+        who = "the database refused" if getattr(error, "sqlstate", None) else "the database cannot be used"
+        return f"{who}: {plain(one_line(error))}"
+    return f"unexpected {type(error).__name__}: {plain(str(error))} (run again with --debug for the traceback)"

@@ -1,20 +1,20 @@
-"""What all commands share: where the database is, logging, and settings from flags, environment and file."""
+"""What all commands share: where the database is, logging, and asking before something is lost."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from pgvec_queue import embedded, settings
 from pgvec_queue.cli.logs import configure
+from pgvec_queue.cli.types import setting
 from pgvec_queue.database import Connection, Database, Versions, versions
+from pgvec_queue.errors import PgvecError
 from pgvec_queue.settings import DsnSource, FileSettings
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Session:
@@ -63,19 +63,10 @@ class Session:
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options that every command has; it gets a ``Session`` as its first argument."""
 
-    @click.option("--dsn", envvar="PGVEC_DSN", help="The database: a libpq URI or conninfo, or embedded:///directory.")
-    @click.option(
-        "--log-level",
-        envvar="PGVEC_LOG_LEVEL",
-        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
-        help="What is logged to stderr.  [default: info]",
-    )
-    @click.option(
-        "--log-format",
-        envvar="PGVEC_LOG_FORMAT",
-        type=click.Choice(["text", "json"]),
-        help="How it is logged.  [default: text]",
-    )
+    # PGVEC_DSN is read by `settings`, which has to know who named the database.
+    @click.option("--dsn", help="The database: a libpq URI or conninfo, or embedded:///directory.")
+    @setting("--log-level", key="log_level", help="What is logged to stderr.  [default: info]")
+    @setting("--log-format", key="log_format", help="How it is logged.  [default: text]")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @click.pass_context
     @functools.wraps(function)
@@ -88,32 +79,23 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         debug: bool,
         **arguments: Any,
     ) -> Any:
-        session = Session(context, dsn)
-        values = session.file.values
-        configure(
-            log_level or values.get("log_level", "info"), log_format or values.get("log_format", "text"), debug=debug
-        )
-        return function(session, **arguments)
+        configure(log_level or "info", log_format or "text", debug=debug)
+        return function(Session(context, dsn), **arguments)
 
     return wrapped
-
-
-def setting(*names: str, key: str, **attributes: Any) -> Callable[[F], F]:
-    """An option that may also be set by ``PGVEC_<KEY>`` and by ``key`` in ``pgvec.toml``."""
-
-    def from_file() -> Any:
-        return settings.read_file().values.get(key)
-
-    return click.option(*names, envvar=f"PGVEC_{key.upper()}", default=from_file, **attributes)
 
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Asks on a terminal; elsewhere it refuses, so that no script hangs. Raises ``click.UsageError`` then."""
+    """Asks on a terminal; elsewhere it refuses, so that no script hangs.
+
+    Raises ``click.UsageError`` then, and ``PgvecError`` for a no.
+    """
     if yes:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{question} Give --yes to say so, since there is no terminal to ask on.")
-    click.confirm(question, abort=True, err=True)
+    if not click.confirm(question, err=True):
+        raise PgvecError("nothing was changed")

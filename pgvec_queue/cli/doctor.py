@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
 
 import click
 
-from pgvec_queue import schema, settings
+from pgvec_queue import schema
 from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.types import SETTINGS, Number
 from pgvec_queue.database import versions
-from pgvec_queue.errors import PgvecError
+from pgvec_queue.errors import DatabaseError, SettingsError
 
 
 @click.command()
-@click.option(
-    "--wait", type=click.FloatRange(0), default=0, metavar="SECONDS", help="Wait this long for database and schema."
-)
+@click.option("--wait", type=Number(0), default=0, metavar="SECONDS", help="Wait this long for database and schema.")
 @command
 def doctor(session: Session, *, wait: float) -> int:
     """Check the database and say where each setting came from; exit code 1 where something would fail."""
+    origins = list(_origins(session))
     deadline = time.monotonic() + wait
     while True:
         try:
             findings = _check(session)
             break
-        except PgvecError:
+        except DatabaseError:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
-    for line in (*findings, *_origins(session)):
+    for line in (*findings, *origins):
         click.echo(line)
     return 0
 
@@ -40,22 +42,33 @@ def _check(session: Session) -> list[str]:
         found = versions(connection)
         schema.require(connection)
         major, minor = divmod(found.server, 10000)
+        source = session.source
+        where = f"embedded server in {source.directory}" if source.directory else session.database.address
         return [
-            f"database: {session.database.address}, PostgreSQL {major}.{minor} (from {session.source.origin})",
+            f"database: {where}, PostgreSQL {major}.{minor} (from {source.origin})",
             f"pgvector: {found.pgvector} in schema {found.vector_schema}",
             f"schema:   pgvec at revision {schema.HEAD}",
             f"python:   {sys.version.split()[0]}",
         ]
 
 
-def _origins(session: Session) -> list[str]:
-    lines = []
-    for name in settings.KNOWN:
-        if name == "dsn":
-            continue
+def _origins(session: Session) -> Iterator[str]:
+    """Yields a line per setting that is not at its default. Raises ``SettingsError`` for a value of no use."""
+    for name, type_ in SETTINGS.items():
         variable = f"PGVEC_{name.upper()}"
-        if variable in os.environ:
-            lines.append(f"{name} = {os.environ[variable]} (from {variable})")
+        if os.environ.get(variable):
+            value, origin = os.environ[variable], variable
         elif name in session.file.values:
-            lines.append(f"{name} = {session.file.values[name]} (from {session.file.path})")
-    return lines or ["settings: all at their defaults"]
+            value, origin = session.file.values[name], str(session.file.path)
+        else:
+            continue
+        try:
+            type_.convert(value, None, None)
+        except click.BadParameter as error:
+            raise SettingsError(f"{name} (from {origin}): {error.message}") from error
+        yield f"{name} = {_without_password(str(value))} (from {origin})"
+    yield "settings: all others at their defaults"
+
+
+def _without_password(value: str) -> str:
+    return re.sub(r"(?<=://)[^/\s]*@", "***@", value)

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pgvec_queue import definition
-from pgvec_queue.cli.common import Session, command, setting
-from pgvec_queue.embedders import DEFAULT_MODEL, KINDS
+from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.types import NewName, Text, Whole, setting
+from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError
 from pgvec_queue.vectorizer import ROLES, Vectorizer
@@ -32,14 +34,14 @@ class _RoleColumn(click.ParamType):
 
 
 @click.command()
-@click.argument("source")
-@click.option("--text", multiple=True, metavar="COLUMN", help="Column to embed; several are joined by a blank line.")
-@click.option("--name", help="The vectorizer's name.  [default: the source's]")
-@click.option("--key", multiple=True, metavar="COLUMN", help="Unique key.  [default: the primary key]")
-@click.option("--where", metavar="SQL", help="Only rows for which this is true.")
-@click.option("--limit", type=click.IntRange(1), help="Add at most this many more rows.")
-@click.option("--into", metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
-@click.option("--into-column", metavar="COLUMN", help="A vector column of the source instead of a table.")
+@click.argument("source", type=Text())
+@click.option("--text", multiple=True, type=Text(), metavar="COLUMN", help="Column to embed; several are joined by a blank line.")
+@click.option("--name", type=NewName(), help="The vectorizer's name.  [default: the source's]")
+@click.option("--key", multiple=True, type=Text(), metavar="COLUMN", help="Unique key.  [default: the primary key]")
+@click.option("--where", type=Text(), metavar="SQL", help="Only rows for which this is true.")
+@click.option("--limit", type=Whole(1), help="Add at most this many more rows.")
+@click.option("--into", type=Text(), metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
+@click.option("--into-column", type=Text(), metavar="COLUMN", help="A vector column of the source instead of a table.")
 @click.option(
     "--column",
     "columns",
@@ -49,18 +51,18 @@ class _RoleColumn(click.ParamType):
     help="Name of the destination's column for a role; roles: " + ", ".join(ROLES) + ".",
 )
 @setting("--model", key="model", help=f"The model.  [default: {DEFAULT_MODEL}]")
-@click.option("--revision", help="The model's revision on its hub.")
-@setting("--embedder", key="embedder", type=click.Choice(KINDS), help="What runs the model.  [default: by the model]")
+@click.option("--revision", type=Text(), help="The model's revision on its hub.")
+@setting("--embedder", key="embedder", help="What runs the model.  [default: by the model]")
 @setting("--endpoint", key="endpoint", metavar="URL", help="Base URL of an OpenAI-compatible endpoint.")
 @setting("--tokenizer", key="tokenizer", help="For an endpoint: the tokenizer by which lengths are counted.")
 @click.option("--query-prompt", help="Text before each query.  [default: the model's]")
 @click.option("--document-prompt", help="Text before each chunk.  [default: the model's]")
-@click.option("--dimensions", type=click.IntRange(1), help="Dimensions of the vectors.  [default: the model's]")
+@click.option("--dimensions", type=Whole(1), help="Dimensions of the vectors.  [default: the model's]")
 @click.option("--trust-remote-code", is_flag=True, help="Let the model bring code of its own.")
-@click.option("--template", help="What is embedded per chunk, such as '$title: $chunk'.")
-@setting("--chunk-size", key="chunk_size", type=click.IntRange(4), help="Tokens per chunk.  [default: 128]")
+@click.option("--template", type=Text(), help="What is embedded per chunk, such as '$title: $chunk'.")
+@setting("--chunk-size", key="chunk_size", help="Tokens per chunk.  [default: 128]")
 @setting(
-    "--chunk-overlap", key="chunk_overlap", type=click.IntRange(0), help="Tokens shared by neighbours.  [default: 20]"
+    "--chunk-overlap", key="chunk_overlap", help="Tokens shared by neighbours.  [default: 20]"
 )
 @click.option("--no-chunking", is_flag=True, help="Embed each document whole.")
 @click.option(
@@ -72,10 +74,9 @@ class _RoleColumn(click.ParamType):
 @setting(
     "--rows-per-job",
     key="rows_per_job",
-    type=click.IntRange(1, 100_000_000),
     help="Source rows per job.  [default: 1000]",
 )
-@click.option("--priority", type=int, help="Higher ones are worked on first.  [default: 0]")
+@click.option("--priority", type=Whole(-1_000_000, 1_000_000), help="Higher ones are worked on first.  [default: 0]")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @command
 def enqueue(
@@ -86,8 +87,7 @@ def enqueue(
     Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
     nothing is embedded twice.
     """
-    if given["into"] and given["into_column"]:
-        raise click.UsageError("--into and --into-column exclude each other")
+    _refuse_contradictions(click.get_current_context())
     column_map: dict[str, list[str]] = {}
     for role, name in columns:
         column_map.setdefault(role, []).append(name)
@@ -109,11 +109,35 @@ def enqueue(
             return
     click.echo(
         f"{vectorizer.name}: {planned.rows:,} rows in {planned.jobs:,} jobs, {vectorizer.source} "
-        f"→ {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
+        f"-> {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
     )
     click.echo(
         "pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True
     )
+
+
+def _refuse_contradictions(context: click.Context) -> None:
+    """Raises ``click.UsageError`` for options of which one would silently have no effect.
+
+    Only what stands on the command line counts: a file's ``chunk_size`` is for the vectorizers that have chunks.
+    """
+    said = {
+        parameter.name: max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    }
+    for one, others in (
+        ("into_column", ("into", "chunk_size", "chunk_overlap")),
+        ("no_chunking", ("chunk_size", "chunk_overlap")),
+    ):
+        for other in others:
+            if one in said and other in said:
+                raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
+    if "too_long" in said and not {"no_chunking", "into_column"} & said.keys():
+        raise click.UsageError("--too-long is about documents that stay whole; add --no-chunking or --into-column")
+    for other in ("endpoint", "tokenizer"):
+        if other in said and context.params["embedder"] not in (None, "openai"):
+            raise click.UsageError(f"{said[other]} is for the embedder openai, not {context.params['embedder']}")
 
 
 def _destination(vectorizer: Vectorizer) -> str:

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 
 import psycopg
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from pgvec_queue import progress
-from pgvec_queue.cli.texts import duration, rate
+from pgvec_queue.cli.texts import console, duration, plain, rate
 from pgvec_queue.database import Connection, Database
 from pgvec_queue.errors import DatabaseError
 
@@ -18,7 +18,7 @@ _EVERY = 0.5
 
 
 class Live:
-    """Shows the progress of vectorizers on stderr while inside; reads the view on a connection of its own."""
+    """Shows the progress of vectorizers while inside, where stderr is a terminal; reads the view on its own connection."""
 
     def __init__(self, database: Database, names: Sequence[str] | None) -> None:
         self._database = database
@@ -26,25 +26,31 @@ class Live:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pgvec-live", daemon=True)
         self._tasks: dict[str, TaskID] = {}
+        out = console(err=True)
+        self._terminal = out.is_terminal
+        name = Column(no_wrap=True, overflow="ellipsis", max_width=max(out.width // 4, 8))
         self._display = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} rows"),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False, table_column=name),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            *(
+                TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right", table_column=Column(no_wrap=True))
+                for field in ("rows", "rate", "left")
+            ),
+            console=out,
             expand=True,
         )
 
     def __enter__(self) -> Live:
-        self._display.start()
-        self._thread.start()
+        if self._terminal:
+            self._display.start()
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._display.stop()
+        if self._terminal:
+            self._stop.set()
+            self._thread.join()
+            self._display.stop()
 
     def _watch(self) -> None:
         connection: Connection | None = None
@@ -64,17 +70,19 @@ class Live:
 
     def _draw(self, rows: Sequence[progress.Progress]) -> None:
         for one in rows:
-            if (self._names and one.name not in self._names) or one.state in ("paused", "cancelled"):
+            if self._names and one.name not in self._names:
                 continue
             if one.name not in self._tasks:
-                if one.state == "complete":
+                if one.state in ("complete", "paused", "cancelled"):
                     continue
-                self._tasks[one.name] = self._display.add_task(one.name, total=0, rate="", left="")
-            left = "" if one.state == "complete" else one.reason or duration(one.eta_seconds)
+                self._tasks[one.name] = self._display.add_task(plain(one.name), total=0, rows="", rate="", left="")
+            done = one.rows_done + one.rows_failed
+            left = duration(one.eta_seconds)
             self._display.update(
                 self._tasks[one.name],
                 total=one.rows_total,
-                completed=one.rows_done + one.rows_failed,
-                rate=rate(one.rows_per_second, one.chunks_per_second) if one.state == "active" else "",
-                left=left,
+                completed=done,
+                rows=f"{done:,} of {one.rows_total:,} rows",
+                rate=rate(one.rows_per_second) if one.state == "active" else "",
+                left=f"{left} left" if one.state == "active" and left else one.state,
             )

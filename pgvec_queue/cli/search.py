@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-import sys
-import textwrap
 
 import click
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text as Shown
 
 from pgvec_queue import embedders, vectorizer
 from pgvec_queue import search as searching
-from pgvec_queue.cli.common import Session, command, setting
+from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.texts import console, plain
+from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.embedders import DeviceOptions
 
 _LINES = 4
+_WIDTH = 100
+_INDENT = 7
 
 
 @click.command()
-@click.argument("name")
-@click.argument("query")
-@setting("--limit", key="search_limit", type=click.IntRange(1, 10_000), help="Most hits.  [default: 10]")
-@setting("--threshold", key="threshold", type=click.FloatRange(-1, 1), help="Least cosine similarity.")
-@setting("--device", key="device", help="Where the model runs.  [default: auto]")
+@click.argument("name", type=Text())
+@click.argument("query", type=Text())
+@setting("--limit", key="search_limit", help="Most hits.  [default: 10]")
+@setting("--threshold", key="threshold", help="Least cosine similarity.")
+@setting("--device", key="device", help="Where the model runs: auto, cpu, mps, cuda or cuda:N.  [default: auto]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per hit and line.")
 @command
 def search(
@@ -46,7 +47,7 @@ def search(
         embedder.close()
     if as_json:
         for hit in answer.hits:
-            click.echo(json.dumps(hit.as_json(), ensure_ascii=False))
+            click.echo(json.dumps(hit.as_json()))
     else:
         print_hits(answer)
     if not answer.hits:
@@ -55,16 +56,19 @@ def search(
 
 def print_hits(answer: searching.Answer) -> None:
     """Prints hits for people: score, key and the first lines of the text."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    out = console()
+    width = max(min(out.width, _WIDTH) - _INDENT, 20)
     for hit in answer.hits:
-        place = "" if hit.chunk_index is None else f" · chunk {hit.chunk_index}"
-        console.print(f"[bold]{hit.score:.3f}[/bold]  {escape(', '.join(hit.key))}{place}")
-        text = " ".join((hit.chunk or "").split())
-        lines = textwrap.wrap(text, width=max(min(console.width, 100) - 7, 20))
+        place = "" if hit.chunk_index is None else f", chunk {hit.chunk_index}"
+        out.print(Shown.assemble((f"{hit.score:.3f}", "bold"), f"  {plain(', '.join(hit.key))}{place}"), soft_wrap=True)
+        # Wrapping a whole document takes seconds, and four lines of it are shown.
+        start = plain((hit.chunk or "")[: 3 * _LINES * width])
+        lines = Shown(start).wrap(out, width)
         if len(lines) > _LINES:
-            lines = [*lines[: _LINES - 1], lines[_LINES - 1] + " …"]
-        for line in lines:
-            console.print(f"       {escape(line)}", style="dim")
+            lines[_LINES - 1].truncate(width - 4)
+            lines[_LINES - 1].append(" ...")
+        for line in lines[:_LINES]:
+            out.print(Shown(" " * _INDENT + line.plain.rstrip(), style="dim"), soft_wrap=True)
 
 
 def _why_nothing(name: str, answer: searching.Answer, threshold: float | None) -> str:

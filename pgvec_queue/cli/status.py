@@ -8,18 +8,23 @@ import time
 
 import click
 from psycopg.rows import dict_row
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text as Shown
 
 from pgvec_queue import progress, vectorizer
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.texts import duration, rate
+from pgvec_queue.cli.texts import console, duration, plain, rate
+from pgvec_queue.cli.types import Text
 from pgvec_queue.database import Connection, statement
+
+_WIDE = 120
+"""Columns of a terminal that has room for everything; a narrower one shows the rest with --json."""
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=Text())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per vectorizer and line.")
 @click.option("--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
 @command
@@ -28,32 +33,42 @@ def status(session: Session, *, name: str | None, as_json: bool, watch: bool) ->
     connection, _ = session.connect_checked("status")
     if name is not None:
         vectorizer.get(connection, name)
-    if as_json:
-        _print_json(connection, name, again=watch)
-    elif watch and sys.stdout.isatty():
-        with Live(_table(progress.read(connection, name)), console=Console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(1)
-                live.update(_table(progress.read(connection, name)), refresh=True)
-    else:
-        _print_text(connection, name, again=watch)
+    try:
+        if as_json:
+            _print_json(connection, name, again=watch)
+        elif watch and sys.stdout.isatty():
+            _watch(connection, name)
+        else:
+            _print_text(connection, name, again=watch)
+    except KeyboardInterrupt:
+        # That is how watching ends.
+        if not watch:
+            raise
 
 
 def _print_json(connection: Connection, name: str | None, *, again: bool) -> None:
     while True:
         for one in progress.read(connection, name):
-            click.echo(json.dumps(one.as_json(), ensure_ascii=False))
+            click.echo(json.dumps(one.as_json()))
         if not again:
             return
         time.sleep(1)
 
 
+def _watch(connection: Connection, name: str | None) -> None:
+    out = console()
+    with Live(_shown(progress.read(connection, name), out.width), console=out, auto_refresh=False) as live:
+        while True:
+            time.sleep(1)
+            live.update(_shown(progress.read(connection, name), out.width), refresh=True)
+
+
 def _print_text(connection: Connection, name: str | None, *, again: bool) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    out = console()
     while True:
         rows = progress.read(connection, name)
         if rows:
-            console.print(_table(rows))
+            out.print(_shown(rows, out.width))
         else:
             click.echo("pgvec: there is no vectorizer yet; make one with `pgvec enqueue`", err=True)
         if not again:
@@ -61,34 +76,32 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
         time.sleep(1)
 
 
-def _table(rows: list[progress.Progress]) -> Table:
+def _shown(rows: list[progress.Progress], width: int) -> RenderableType:
+    """Returns the table, and below it, in a line each, why something does not move."""
+    reasons = [Shown(f"{plain(one.name)}: {plain(one.reason)}") for one in rows if one.reason]
+    return Group(_table(rows, wide=width >= _WIDE), *reasons)
+
+
+def _table(rows: list[progress.Progress], *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title, right in (
-        ("name", False),
-        ("state", False),
-        ("rows", True),
-        ("done", True),
-        ("failed", True),
-        ("chunks", True),
-        ("jobs left", True),
-        ("rate", True),
-        ("", False),
-    ):
-        table.add_column(title, justify="right" if right else "left", overflow="fold")
+    table.add_column("name", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("rows", "done", "failed", *(("chunks", "jobs left") if wide else ()), "rate", "left"):
+        table.add_column(title, justify="right", no_wrap=True)
     for one in rows:
         share = 100 * (one.rows_done + one.rows_failed) / one.rows_total if one.rows_total else 100.0
         # A share of 99.96 % is not yet 100.
-        shown = "100" if share >= 100 else f"{min(share, 99.9):.1f}"
+        shown = "100 %" if share >= 100 else f"{min(share, 99.9):.1f} %"
+        moving = one.state == "active"
         table.add_row(
-            one.name,
+            Shown(plain(one.name)),
             one.state,
             f"{one.rows_total:,}",
-            f"{one.rows_done:,} ({shown} %)",
+            f"{one.rows_done:,} ({shown})" if wide else shown,
             f"{one.rows_failed:,}",
-            f"{one.chunks:,}",
-            f"{one.jobs['queued'] + one.jobs['running']:,}",
-            rate(one.rows_per_second, one.chunks_per_second),
-            one.reason or ("" if one.state == "complete" else duration(one.eta_seconds)),
+            *((f"{one.chunks:,}", f"{one.jobs['queued'] + one.jobs['running']:,}") if wide else ()),
+            rate(one.rows_per_second, one.chunks_per_second if wide else None) if moving else "",
+            duration(one.eta_seconds) if moving else "",
         )
     return table
 
@@ -109,17 +122,17 @@ def workers(session: Session, *, as_json: bool) -> None:
         click.echo("pgvec: no worker is running; start one with `pgvec work`", err=True)
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("worker", "host", "pid", "state", "device", "models", "jobs", "last beat"):
-        table.add_column(title)
+    for title in ("worker", "host", "pid", "state", "device", "jobs", "last beat", "models"):
+        table.add_column(title, justify="right" if title in ("jobs", "last beat") else "left", overflow="fold")
     for row in rows:
         table.add_row(
             str(row["worker_id"]),
-            row["host"],
+            Shown(plain(row["host"])),
             str(row["pid"]),
             row["state"],
             row["device"] or "",
-            ", ".join(row["models"]),
             str(row["jobs"]),
             f"{row['since_beat'].total_seconds():.0f} s ago",
+            Shown(plain(", ".join(row["models"]))),
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    console().print(table)

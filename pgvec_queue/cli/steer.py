@@ -8,11 +8,13 @@ import click
 
 from pgvec_queue import queue, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
+from pgvec_queue.cli.texts import plain
+from pgvec_queue.cli.types import Text
 from pgvec_queue.database import statement, transaction
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=Text())
 @command
 def pause(session: Session, *, name: str) -> None:
     """Claim no more jobs of NAME; workers finish the slices in hand."""
@@ -22,7 +24,7 @@ def pause(session: Session, *, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=Text())
 @command
 def resume(session: Session, *, name: str) -> None:
     """Let NAME go on after a pause, a block or a cancellation."""
@@ -33,7 +35,7 @@ def resume(session: Session, *, name: str) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=Text())
 @yes_option
 @command
 def cancel(session: Session, *, name: str, yes: bool) -> None:
@@ -46,7 +48,7 @@ def cancel(session: Session, *, name: str, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=Text())
 @yes_option
 @command
 def drop(session: Session, *, name: str, yes: bool) -> None:
@@ -60,7 +62,7 @@ def drop(session: Session, *, name: str, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=Text())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per document and line.")
 @command
 def failures(session: Session, *, name: str, as_json: bool) -> None:
@@ -69,8 +71,8 @@ def failures(session: Session, *, name: str, as_json: bool) -> None:
     found = queue.failures(connection, vectorizer.get(connection, name).id)
     for row in found:
         if as_json:
-            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+            click.echo(json.dumps(row, default=str))
         else:
-            click.echo(f"{', '.join(row['key'])}\t{row['error_class']}\t{row['message']}")
+            click.echo("\t".join(map(plain, (", ".join(row["key"]), row["error_class"], row["message"]))))
     if not found:
         click.echo(f"pgvec: {name} has no document in quarantine", err=True)

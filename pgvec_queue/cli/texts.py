@@ -1,30 +1,58 @@
-"""Numbers and times as people read them."""
+"""Numbers, times and foreign text as people read them, and where they are printed."""
 
 from __future__ import annotations
 
+import re
+import sys
+
+from rich.console import Console
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Off a terminal nothing is wrapped: a line stays a line.
+_UNBOUNDED = 100_000
+
+
+def console(*, err: bool = False) -> Console:
+    """Returns a console for stdout, or for stderr; plain text where that is no terminal, whatever the environment says."""
+    stream = sys.stderr if err else sys.stdout
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=None if terminal else False,
+        width=None if terminal else _UNBOUNDED,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def plain(text: str) -> str:
+    """Returns ``text`` in one line with control characters written out: it may come from a table, or from a server."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), " ".join(text.split()))
+
 
 def duration(seconds: float | None) -> str:
-    """Returns the time left, such as ``2 h 5 min left``; empty when it is not known."""
+    """Returns a time, such as ``2 h 5 min``; empty when it is not known."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
-        return f"{days} d {hours} h left"
+        return f"{days} d {hours} h"
     if hours:
-        return f"{hours} h {minutes} min left"
+        return f"{hours} h {minutes} min"
     if minutes:
-        return f"{minutes} min {rest} s left"
-    return f"{rest} s left"
+        return f"{minutes} min {rest} s"
+    return f"{rest} s"
 
 
-def rate(rows: float, chunks: float) -> str:
-    """Returns rows and chunks per second; empty when nothing moves."""
+def rate(rows: float, chunks: float | None = None) -> str:
+    """Returns rows per second, and chunks where they are given and differ; empty when nothing moves."""
     if not rows and not chunks:
         return ""
-    both = abs(chunks - rows) > 0.05 * rows
-    return f"{_rounded(rows)} rows/s" + (f", {_rounded(chunks)} chunks/s" if both else "")
+    both = chunks is not None and abs(chunks - rows) > 0.05 * rows
+    return f"{_rounded(rows)} rows/s" + (f", {_rounded(chunks or 0)} chunks/s" if both else "")
 
 
 def _rounded(number: float) -> str:

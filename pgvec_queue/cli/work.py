@@ -3,71 +3,46 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import click
 
-from pgvec_queue.cli.common import Session, command, setting
+from pgvec_queue import progress
+from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live
+from pgvec_queue.cli.texts import plain
+from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 from pgvec_queue.worker.lifecycle import DEFAULT_LEASE
 
 _EXIT_CODES = {Outcome.STOPPED: 0, Outcome.COMPLETE: 0, Outcome.BLOCKED: 1, Outcome.QUARANTINED: 3}
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-class _Size(click.ParamType):
-    """Bytes, such as 800M or 1.5GB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
-        if found is None or not float(found[1]):
-            self.fail(f"{value!r} is no size; write it like 800M or 4G", param, ctx)
-        return round(float(found[1]) * _UNITS[found[2].upper()])
-
-
-class _Device(click.ParamType):
-    name = "device"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-            self.fail(f"{value!r} is none of auto, cpu, mps, cuda, cuda:N", param, ctx)
-        return str(value)
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@setting("--device", key="device", type=_Device(), help="auto, cpu, mps, cuda or cuda:N.  [default: auto]")
+@click.argument("names", nargs=-1, type=Text(), metavar="[NAME]...")
+@setting("--device", key="device", help="auto, cpu, mps, cuda or cuda:N.  [default: auto]")
 @setting(
     "--dtype",
     key="dtype",
-    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
     help="Precision of the model.  [default: auto]",
 )
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
 @setting(
     "--lease",
     key="lease",
-    type=click.FloatRange(1, 3600),
     metavar="SECONDS",
     help="Silence after which others take over.  [default: 30]",
 )
 @setting(
-    "--batch-tokens", key="batch_tokens", type=click.IntRange(16), help="Tokens per device batch.  [default: by device]"
+    "--batch-tokens", key="batch_tokens", help="Tokens per device batch.  [default: by device]"
 )
-@setting("--threads", key="threads", type=click.IntRange(1), help="CPU threads for the model.  [default: torch's]")
-@setting("--memory", key="memory", type=_Size(), metavar="SIZE", help="What loaded models may hold, such as 8G.")
+@setting("--threads", key="threads", help="CPU threads for the model.  [default: torch's]")
+@setting("--memory", key="memory", metavar="SIZE", help="What loaded models may hold, such as 8G.")
 @setting(
-    "--pool-size", key="pool_size", type=click.IntRange(1, 64), help="Connections, apart from the heartbeat's.  [default: 3]"
+    "--pool-size", key="pool_size", help="Connections, apart from the heartbeat's.  [default: 3]"
 )
 @setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"

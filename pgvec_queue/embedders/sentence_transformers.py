@@ -242,7 +242,7 @@ def _tokenizer(spec: ModelSpec, model: Any) -> Tokenizer:
     """Returns a private copy of the model's tokenizer: every call of the model changes its own."""
     import tokenizers
 
-    from pgvec_queue.tokenizers import HuggingFaceTokenizer, Tokenizer
+    from pgvec_queue.tokenizers import HuggingFaceTokenizer
 
     own = getattr(model, "tokenizer", None)
     backend = own if isinstance(own, tokenizers.Tokenizer) else getattr(own, "backend_tokenizer", None)

@@ -10,7 +10,6 @@ import enum
 import functools
 import importlib.util
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -74,7 +73,6 @@ class Worker:
         self._database = database
         self._options = options
         self._models = Models(options.device, options.memory)
-        self._lock = threading.Lock()
         self._told_to_stop = False
         self._state: State | None = None
 
@@ -138,7 +136,7 @@ class Worker:
             worker = queue.register(connection, names=options.names, lease=options.lease)
         log.info("worker %d is ready", worker)
         heartbeat = Heartbeat(self._database, state, self._models, worker, options.lease, options.listen)
-        beating = threading.Thread(target=heartbeat.run, name="pgvec-heartbeat", daemon=True)
+        beating = Stage("heartbeat", state, heartbeat.run)
         beating.start()
         pool = self._database.pool("worker", size=options.pool_size)
         stages = self._stages(state, pool, worker, refused)

@@ -416,3 +416,30 @@ def test_two_workers_never_claim_the_same_job(bench: Bench) -> None:
     for thread in threads:
         thread.join()
     assert len(claimed) == len(set(claimed)) == 101
+
+
+def test_documents_that_are_retried_leave_the_quarantine_when_they_succeed(bench: Bench) -> None:
+    _fill(bench, 50)
+    vectorizer = bench.enqueue("docs", "body", rows_per_job=20)
+    bench.sql("ALTER TABLE docs_vectors ADD CONSTRAINT picky CHECK (id NOT IN (17, 30))")
+    assert bench.drain() is Outcome.QUARANTINED
+    bench.sql("ALTER TABLE docs_vectors DROP CONSTRAINT picky")
+    assert queue.retry(bench.connection, vectorizer.id, "SQLSTATE 99999") == 0
+    assert queue.retry(bench.connection, vectorizer.id, "SQLSTATE 23514") == 2
+    assert bench.progress("docs").rows_done == 48
+    assert bench.drain() is Outcome.COMPLETE
+    done = bench.progress("docs")
+    assert (done.rows_total, done.rows_done, done.rows_failed) == (50, 50, 0)
+    assert bench.wrong(vectorizer) == RIGHT
+
+
+@pytest.mark.parametrize(("poll", "listen"), [((300.0, 300.0), True), ((0.05, 0.1), False)])
+def test_an_idle_worker_is_woken_by_notify_and_without_it_by_polling(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, poll: tuple[float, float], listen: bool
+) -> None:
+    monkeypatch.setattr("pgvec_queue.worker.reader._IDLE_POLL", poll)
+    _fill(bench, 10)
+    with _running(Worker(bench.database, WorkerOptions(listen=listen))):
+        wait_until(lambda: bench.sql("SELECT FROM pgvec.workers WHERE state = 'idle'"), 20)
+        bench.enqueue("docs", "body")
+        wait_until(lambda: bench.progress("docs").state == "complete", 20)

@@ -337,6 +337,21 @@ def test_neighbours_share_up_to_the_overlap_and_start_at_words(kind: str) -> Non
     assert not any(shared_tokens(tokenizer, document, Chunker(tokenizer, 64, 0).chunks(document)))
 
 
+def test_a_form_feed_is_no_surer_word_end_than_the_tokenizer_takes_it_for() -> None:
+    # BERT drops control characters first, so that "interna\x0ctional" is one token, and its halves are two each.
+    document = "interna\x0ctionalxqzvkw, " * 40
+    for size in range(10, 30):
+        for chunk in Chunker(minilm(), size, 3).chunks(document):
+            assert chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= size
+
+
+def test_a_word_that_the_tokenizers_pieces_cut_is_counted_in_one() -> None:
+    document = "a " * 5_000 + "x" * 60_000 + " b"
+    chunks = Chunker(minilm(), 4_096, 0).chunks(document)
+    assert chunks[1].text.endswith(" " + "x" * 60_000 + " b")
+    assert [chunk.tokens for chunk in chunks] == [len(raw_minilm().encode(chunk.input).ids) for chunk in chunks]
+
+
 def test_the_overlap_gives_way_to_a_long_word() -> None:
     document = "one two three four five six " + "x" * 153 + " seven eight nine ten"
     texts = [chunk.text for chunk in Chunker(WordTokenizer(), 10, 5).chunks(document)]

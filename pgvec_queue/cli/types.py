@@ -1,0 +1,144 @@
+"""What the values of options and settings look like, and how a setting is found: flag, environment, file, default."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from pgvec_queue import settings
+from pgvec_queue.embedders import KINDS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Text(click.ParamType):
+    """A name, a column, a model: anything but nothing."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty", param, ctx)
+        return str(value)
+
+
+class NewName(Text):
+    """A name that is given: it will stand in lines of output, so it has to stay in one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = super().convert(value, param, ctx)
+        if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
+            self.fail(f"{name!r} holds control characters", param, ctx)
+        return name
+
+
+class Whole(click.IntRange):
+    """A whole number that PostgreSQL's ``integer`` holds."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number: int = super().convert(value, param, ctx)
+        if abs(number) >= 2**31:
+            self.fail(f"{number} is too large.", param, ctx)
+        return number
+
+
+class Number(click.FloatRange):
+    """A number that is one: not NaN."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a valid number.", param, ctx)
+        return number
+
+
+class Size(click.ParamType):
+    """Bytes, such as 800M or 1.5GB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) *([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+        size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+        if not size:
+            self.fail(f"{value!r} is no size; write it like 800M or 4G", param, ctx)
+        return size
+
+
+class Device(click.ParamType):
+    """Where a model runs; whether the machine has it is seen when a model is loaded."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", value):
+            self.fail(f"{value!r} is none of auto, cpu, mps, cuda, cuda:N", param, ctx)
+        return str(value)
+
+
+SETTINGS: Mapping[str, click.ParamType] = {
+    "log_level": click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    "log_format": click.Choice(["text", "json"]),
+    "model": Text(),
+    "embedder": click.Choice(KINDS),
+    "endpoint": Text(),
+    "tokenizer": Text(),
+    "device": Device(),
+    "dtype": click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    "lease": Number(1, 3600),
+    "batch_tokens": Whole(16),
+    "threads": Whole(1, 4096),
+    "memory": Size(),
+    "pool_size": Whole(1, 64),
+    "listen": click.BOOL,
+    "rows_per_job": Whole(1, 100_000_000),
+    "chunk_size": Whole(4, 1_000_000),
+    "chunk_overlap": Whole(0, 500_000),
+    "search_limit": Whole(1, 10_000),
+    "threshold": Number(-1, 1),
+}
+"""The type of every setting but the DSN."""
+
+
+class _Setting(click.Option):
+    """An option that may also stand in the environment or in the file; an error in its value says where it stands."""
+
+    def __init__(self, *arguments: Any, key: str, **attributes: Any) -> None:
+        self._key = key
+        super().__init__(*arguments, **attributes)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        source = ctx.get_parameter_source(self.name) if ctx and self.name else None
+        if source is ParameterSource.ENVIRONMENT:
+            return f"PGVEC_{self._key.upper()}"
+        if source is ParameterSource.DEFAULT:
+            return f"'{self._key}' in {settings.read_file().path}"
+        return super().get_error_hint(ctx)
+
+
+def setting(*names: str, key: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that may also be set by ``PGVEC_<KEY>`` and by ``key`` in ``pgvec.toml``."""
+
+    def from_file() -> Any:
+        return settings.read_file().values.get(key)
+
+    return click.option(
+        *names,
+        cls=_Setting,
+        key=key,
+        type=SETTINGS[key],
+        envvar=f"PGVEC_{key.upper()}",
+        default=from_file,
+        **attributes,
+    )
