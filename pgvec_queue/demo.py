@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sysconfig
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ def docstrings(library: Path | None = None) -> Iterator[Docstring]:
             continue
         module = ".".join(parts).removesuffix(".__init__")
         try:
-            tree = ast.parse(path.read_bytes())
+            with warnings.catch_warnings():
+                # What the library's own code is warned about is no news to whoever runs the demo.
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
             # A few files of the library are broken on purpose, for its own tests.
             continue

@@ -108,8 +108,8 @@ def find_database(
 ) -> DsnSource:
     """Decides which database is meant: flag, ``PGVEC_DSN``, the file, libpq's own variables, else the embedded server.
 
-    Raises ``SettingsError`` for an ``embedded:`` address without an absolute directory, and for a URI in which a password
-    stands where host, port or database should: the address is shown to people, so it must not be taken as it is.
+    Raises ``SettingsError`` for an ``embedded:`` address without an absolute directory, and for a URI in which a
+    password stands where host, port or database should: those are shown to people.
     """
     environment = os.environ if environment is None else environment
     if flag is not None and not flag.strip():

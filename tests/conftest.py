@@ -57,11 +57,15 @@ def reachable() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Server]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of the run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def postgres(shared: Path) -> Iterator[embedded.Server]:
     """The run's server, up, with a template database that has the extension ``vector`` and nothing else."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
     with ExitStack() as stack:
         with flock(shared / "postgres.lock", fcntl.LOCK_EX):
             server = embedded.Server(

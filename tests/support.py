@@ -43,7 +43,7 @@ class Bench:
     def sql(self, text: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Runs a statement of the test's own; returns its rows, if it has any."""
         cursor = self.connection.execute(text.encode(), parameters or None)
-        return cursor.fetchall() if cursor.description else []
+        return cursor.fetchall() if cursor.description is not None else []
 
     def value(self, text: str, *parameters: Any) -> Any:
         return self.sql(text, *parameters)[0][0]

@@ -1,6 +1,7 @@
 """The command line. Commands are imported when they are called: `pgvec --help` has to come at once.
 
-Exit codes: 0 done, 1 an error (one line on stderr; the traceback only with --debug), 2 usage, 3 documents in quarantine.
+Exit codes: 0 done, 1 an error (one line on stderr; the traceback only with --debug), 2 usage, 3 some documents are in
+quarantine.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ _COMMANDS = {
 class _Lazy(click.Group):
     """Knows its commands by name, and imports the module of the one that is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"pgvec_queue.cli.{_COMMANDS[cmd_name][0]}")
@@ -48,7 +49,7 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 

@@ -68,19 +68,12 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @setting("--log-level", key="log_level", help="What is logged to stderr.  [default: info]")
     @setting("--log-format", key="log_format", help="How it is logged.  [default: text]")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-    @click.pass_context
     @functools.wraps(function)
     def wrapped(
-        context: click.Context,
-        *,
-        dsn: str | None,
-        log_level: str | None,
-        log_format: str | None,
-        debug: bool,
-        **arguments: Any,
+        *, dsn: str | None, log_level: str | None, log_format: str | None, debug: bool, **arguments: Any
     ) -> Any:
         configure(log_level or "info", log_format or "text", debug=debug)
-        return function(Session(context, dsn), **arguments)
+        return function(Session(click.get_current_context(), dsn), **arguments)
 
     return wrapped
 

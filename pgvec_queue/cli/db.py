@@ -29,7 +29,10 @@ def db() -> None:
 @db.command(short_help="Start the server, and leave it running.")
 @_directory
 @click.option(
-    "--listen", type=Text(), metavar="ADDRESS", help="Open it to a network, such as 192.168.1.10/24 (this machine's address)."
+    "--listen",
+    type=Text(),
+    metavar="ADDRESS",
+    help="Open it to a network, such as 192.168.1.10/24 (this machine's address).",
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Port for --listen; by default 5433 or the next free one.")
 @command

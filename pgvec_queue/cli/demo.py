@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import click
+from click.core import ParameterSource
 
 from pgvec_queue import definition, embedders, schema, vectorizer
 from pgvec_queue import demo as corpus
@@ -12,7 +14,8 @@ from pgvec_queue import search as searching
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live
 from pgvec_queue.cli.search import print_hits
-from pgvec_queue.cli.work import obey_signals
+from pgvec_queue.cli.types import Whole
+from pgvec_queue.cli.work import EXIT_CODES, obey_signals, tell
 from pgvec_queue.database import Connection, Versions, statement, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.fragments import Fragments
@@ -25,7 +28,7 @@ _OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template
 @click.command()
 @click.option(
     "--documents",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=corpus.DEFAULT_DOCUMENTS,
     show_default=True,
     help="How many docstrings, spread over the whole library.",
@@ -37,7 +40,11 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
 
     Without --dsn it runs on the embedded server, and stops it at the end. Run again, it goes on where it was.
     """
+    documents_said = click.get_current_context().get_parameter_source("documents")
+    if take_all and documents_said is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--documents and --all exclude each other")
     started = time.monotonic()
+    _say("Reading the docstrings of Python's standard library ...")
     schema.initialize(session.database)
     connection = session.connect("demo")
     found = versions(connection)
@@ -45,7 +52,7 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     _say(f"The table {corpus.TABLE} holds {held:,} docstrings of Python's standard library.")
     defined = definition.define(connection, _OPTIONS, found).vectorizer
     planned = Planner(connection, Fragments(defined, found.vector_schema)).plan()
-    _say(f"enqueue: {planned.jobs} jobs of up to {defined.rows_per_job} rows each; loading {defined.model} …")
+    _say(f"enqueue: {planned.jobs} jobs of up to {defined.rows_per_job} rows each; loading {defined.model} ...")
     worker = Worker(session.database, WorkerOptions(names=[defined.name], drain=True))
     obey_signals(worker)
     with Live(session.database, [defined.name]):
@@ -53,13 +60,25 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     if outcome is Outcome.STOPPED:
         _say("Stopped; what is embedded is kept. Run the demo again and it goes on from there.")
         return 130
+    tell(session, outcome, [defined.name])
+    if outcome is Outcome.BLOCKED:
+        return 1
     _search(connection, defined, found)
     _say(f"That took {time.monotonic() - started:.0f} s. Now try, on the same table:")
-    _say(f'  pgvec search {defined.name} "your own question"')
-    _say("  pgvec status")
-    _say("  pgvec db start        # keeps the server running; stop it with: pgvec db stop")
+    for line in _next_steps(session, defined.name):
+        _say(f"  {line}")
     _say("and on your own database: the four lines in README.md.")
-    return 0 if outcome is Outcome.COMPLETE else 1
+    return EXIT_CODES[outcome]
+
+
+def _next_steps(session: Session, name: str) -> Iterator[str]:
+    source = session.source
+    # A DSN of --dsn is not repeated: it may hold a password.
+    dsn = " --dsn ..." if source.origin == "--dsn" else ""
+    yield f'pgvec search{dsn} {name} "your own question"'
+    yield f"pgvec status{dsn}"
+    if source.directory is not None:
+        yield f"pgvec db start{dsn}        # keeps the server running; stop it with: pgvec db stop{dsn}"
 
 
 def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versions) -> None:
@@ -77,7 +96,7 @@ def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versi
 def _named(connection: Connection, answer: searching.Answer) -> searching.Answer:
     """Puts the docstring's dotted name in the place of its key, which says nothing to a reader."""
     ids = [hit.key[0] for hit in answer.hits]
-    names = dict(connection.execute(statement("demo", "names"), {"ids": ids}).fetchall())
+    names: dict[str, str] = dict(connection.execute(statement("demo", "names"), {"ids": ids}).fetchall())
     hits = [
         searching.Hit([names.get(hit.key[0], hit.key[0])], hit.chunk_index, hit.chunk, hit.score) for hit in answer.hits
     ]

@@ -19,7 +19,7 @@ from pgvec_queue.planner import Planner, PlanTakenOverError
 from pgvec_queue.vectorizer import ROLES, Vectorizer
 
 
-class _RoleColumn(click.ParamType):
+class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
     """``ROLE=NAME``."""
 
     name = "role=name"
@@ -35,7 +35,9 @@ class _RoleColumn(click.ParamType):
 
 @click.command()
 @click.argument("source", type=Text())
-@click.option("--text", multiple=True, type=Text(), metavar="COLUMN", help="Column to embed; several are joined by a blank line.")
+@click.option(
+    "--text", multiple=True, type=Text(), metavar="COLUMN", help="Column to embed; several are joined by a blank line."
+)
 @click.option("--name", type=NewName(), help="The vectorizer's name.  [default: the source's]")
 @click.option("--key", multiple=True, type=Text(), metavar="COLUMN", help="Unique key.  [default: the primary key]")
 @click.option("--where", type=Text(), metavar="SQL", help="Only rows for which this is true.")
@@ -61,9 +63,7 @@ class _RoleColumn(click.ParamType):
 @click.option("--trust-remote-code", is_flag=True, help="Let the model bring code of its own.")
 @click.option("--template", type=Text(), help="What is embedded per chunk, such as '$title: $chunk'.")
 @setting("--chunk-size", key="chunk_size", help="Tokens per chunk.  [default: 128]")
-@setting(
-    "--chunk-overlap", key="chunk_overlap", help="Tokens shared by neighbours.  [default: 20]"
-)
+@setting("--chunk-overlap", key="chunk_overlap", help="Tokens shared by neighbours.  [default: 20]")
 @click.option("--no-chunking", is_flag=True, help="Embed each document whole.")
 @click.option(
     "--too-long",

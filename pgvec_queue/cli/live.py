@@ -18,7 +18,7 @@ _EVERY = 0.5
 
 
 class Live:
-    """Shows the progress of vectorizers while inside, where stderr is a terminal; reads the view on its own connection."""
+    """Shows the progress of vectorizers while inside, where stderr is a terminal; has a connection of its own."""
 
     def __init__(self, database: Database, names: Sequence[str] | None) -> None:
         self._database = database
@@ -33,7 +33,9 @@ class Live:
             TextColumn("{task.description}", markup=False, table_column=name),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             *(
-                TextColumn(f"{{task.fields[{field}]}}", markup=False, justify="right", table_column=Column(no_wrap=True))
+                TextColumn(
+                    f"{{task.fields[{field}]}}", markup=False, justify="right", table_column=Column(no_wrap=True)
+                )
                 for field in ("rows", "rate", "left")
             ),
             console=out,

@@ -13,7 +13,7 @@ _UNBOUNDED = 100_000
 
 
 def console(*, err: bool = False) -> Console:
-    """Returns a console for stdout, or for stderr; plain text where that is no terminal, whatever the environment says."""
+    """Returns a console for stdout or stderr; plain text where that is no terminal, whatever the environment says."""
     stream = sys.stderr if err else sys.stdout
     terminal = stream.isatty()
     return Console(

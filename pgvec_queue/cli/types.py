@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-class Text(click.ParamType):
+class Text(click.ParamType):  # type: ignore[type-arg]
     """A name, a column, a model: anything but nothing."""
 
     name = "text"
@@ -63,7 +63,7 @@ class Number(click.FloatRange):
         return number
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]
     """Bytes, such as 800M or 1.5GB."""
 
     name = "size"
@@ -76,7 +76,7 @@ class Size(click.ParamType):
         return size
 
 
-class Device(click.ParamType):
+class Device(click.ParamType):  # type: ignore[type-arg]
     """Where a model runs; whether the machine has it is seen when a model is loaded."""
 
     name = "device"
@@ -87,7 +87,7 @@ class Device(click.ParamType):
         return str(value)
 
 
-SETTINGS: Mapping[str, click.ParamType] = {
+SETTINGS: Mapping[str, Any] = {
     "log_level": click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     "log_format": click.Choice(["text", "json"]),
     "model": Text(),

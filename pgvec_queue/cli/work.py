@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 import click
@@ -18,32 +18,21 @@ from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 from pgvec_queue.worker.lifecycle import DEFAULT_LEASE
 
-_EXIT_CODES = {Outcome.STOPPED: 0, Outcome.COMPLETE: 0, Outcome.BLOCKED: 1, Outcome.QUARANTINED: 3}
+EXIT_CODES = {Outcome.STOPPED: 0, Outcome.COMPLETE: 0, Outcome.BLOCKED: 1, Outcome.QUARANTINED: 3}
+# A live display hides it.
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=Text(), metavar="[NAME]...")
 @setting("--device", key="device", help="auto, cpu, mps, cuda or cuda:N.  [default: auto]")
-@setting(
-    "--dtype",
-    key="dtype",
-    help="Precision of the model.  [default: auto]",
-)
+@setting("--dtype", key="dtype", help="Precision of the model.  [default: auto]")
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
-@setting(
-    "--lease",
-    key="lease",
-    metavar="SECONDS",
-    help="Silence after which others take over.  [default: 30]",
-)
-@setting(
-    "--batch-tokens", key="batch_tokens", help="Tokens per device batch.  [default: by device]"
-)
+@setting("--lease", key="lease", metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
+@setting("--batch-tokens", key="batch_tokens", help="Tokens per device batch.  [default: by device]")
 @setting("--threads", key="threads", help="CPU threads for the model.  [default: torch's]")
 @setting("--memory", key="memory", metavar="SIZE", help="What loaded models may hold, such as 8G.")
-@setting(
-    "--pool-size", key="pool_size", help="Connections, apart from the heartbeat's.  [default: 3]"
-)
+@setting("--pool-size", key="pool_size", help="Connections, apart from the heartbeat's.  [default: 3]")
 @setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
 )
@@ -64,8 +53,8 @@ def work(
 ) -> int:
     """Claim jobs of the vectorizers NAME (default: all), embed and write.
 
-    Stops on SIGINT or SIGTERM after the slice in hand; a second signal stops at once. With --drain the exit code is 0 when
-    every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
+    Stops on SIGINT or SIGTERM after the slice in hand; a second signal stops at once. With --drain the exit code is 0
+    when every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
     """
     options = WorkerOptions(
         names=names or None,
@@ -78,23 +67,25 @@ def work(
     )
     worker = Worker(session.database, options)
     obey_signals(worker)
-    if drain and sys.stderr.isatty():
+    if drain:
         with Live(session.database, names or None):
             outcome = worker.run()
     else:
         outcome = worker.run()
-    _tell(session, outcome)
-    return _EXIT_CODES[outcome]
+    tell(session, outcome, names or None)
+    return EXIT_CODES[outcome]
 
 
 def obey_signals(worker: Worker) -> None:
     """First SIGINT or SIGTERM: the worker finishes the slice in hand and leaves. Second: the process ends at once."""
     told = False
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, _: FrameType | None) -> None:
         nonlocal told
         if told:
             # The lease runs out and others take over; nothing half-written can remain.
+            if os.isatty(2):
+                os.write(2, _SHOW_CURSOR)
             os._exit(128 + number)
         told = True
         os.write(2, b"pgvec: finishing the slice in hand; once more to stop at once\n")
@@ -104,19 +95,23 @@ def obey_signals(worker: Worker) -> None:
         signal.signal(number, on_signal)
 
 
-def _tell(session: Session, outcome: Outcome) -> None:
-    from pgvec_queue import progress
-
+def tell(session: Session, outcome: Outcome, names: Sequence[str] | None) -> None:
+    """Says on stderr what a drained worker left undone, and what to do about it."""
+    if outcome is Outcome.STOPPED:
+        return
     with session.database.connect("work") as connection:
-        rows = progress.read(connection)
-    if outcome is Outcome.QUARANTINED:
-        for one in rows:
-            if one.rows_failed:
-                click.echo(
-                    f"pgvec: {one.name}: {one.rows_failed:,} documents are in quarantine; see `pgvec failures {one.name}`",
-                    err=True,
-                )
-    elif outcome is Outcome.BLOCKED:
-        for one in rows:
-            if one.reason and one.state in ("blocked", "active"):
-                click.echo(f"pgvec: {one.name}: {one.reason}", err=True)
+        rows = [one for one in progress.read(connection) if names is None or one.name in names]
+    for one in rows:
+        for remark in _remarks(one):
+            click.echo(f"pgvec: {plain(remark)}", err=True)
+
+
+def _remarks(one: progress.Progress) -> Iterator[str]:
+    if one.rows_failed:
+        yield f"{one.name}: {one.rows_failed:,} documents are in quarantine; see `pgvec failures {one.name}`"
+    if one.state == "blocked":
+        yield f"{one.name} is blocked: {one.reason}; mend that, then run `pgvec resume {one.name}`"
+    elif one.state in ("paused", "cancelled"):
+        yield f"{one.name} is {one.state}; `pgvec resume {one.name}` lets it go on"
+    elif not one.plan_complete:
+        yield f"{one.name} is not planned to its end; run the `pgvec enqueue` that was stopped again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgvec_queue import embedded, embedded_programs, embedded_tcp
 from pgvec_queue.cli.db import db
+from pgvec_queue.embedded_files import flock
 from pgvec_queue.errors import DatabaseError, MissingExtraError
 from tests.waiting import wait_until
 
@@ -97,6 +99,13 @@ def copy(originals: dict[int, Path]) -> Copy:
 def home(scratch: Path, copy: Copy) -> Path:
     """The directory of a stopped server."""
     return copy(scratch / "server")
+
+
+@pytest.fixture
+def ports(shared: Path) -> Iterator[None]:
+    """Keeps the machine's ports to one test: the workers of a run would take them from each other."""
+    with flock(shared / "ports.lock", fcntl.LOCK_EX):
+        yield
 
 
 @pytest.fixture
@@ -514,6 +523,7 @@ def tcp_dsn(line: str) -> str:
     return rest[:-1]
 
 
+@pytest.mark.usefixtures("ports")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_listening_server_lets_in_its_role_to_its_database_with_the_password_only(
     scratch: Path, copy: Copy, version: int
@@ -536,6 +546,7 @@ def test_a_listening_server_lets_in_its_role_to_its_database_with_the_password_o
             one(refused, "SELECT 1")
 
 
+@pytest.mark.usefixtures("ports")
 def test_what_a_local_command_made_the_other_machine_can_use(home: Path) -> None:
     with embedded.use(home) as dsn, psycopg.connect(dsn) as connection:
         connection.execute("CREATE SCHEMA ours CREATE TABLE made (x int)")
@@ -544,6 +555,7 @@ def test_what_a_local_command_made_the_other_machine_can_use(home: Path) -> None
         connection.execute("INSERT INTO ours.made VALUES (1)")
 
 
+@pytest.mark.usefixtures("ports")
 def test_listening_again_gives_the_same_line_and_starting_without_it_closes_tcp(home: Path) -> None:
     server = embedded.Server(home)
     line = server.listen("127.0.0.1")
@@ -563,12 +575,14 @@ def test_listening_again_gives_the_same_line_and_starting_without_it_closes_tcp(
     assert server.listen("127.0.0.1") == line
 
 
+@pytest.mark.usefixtures("ports")
 def test_a_wider_network_restarts_the_server_on_the_same_port(home: Path) -> None:
     server = embedded.Server(home)
     assert server.listen("127.0.0.1/8") == server.listen("127.0.0.1")
     assert "127.0.0.1/32" in (home / "pg_hba.conf").read_text()
 
 
+@pytest.mark.usefixtures("ports")
 def test_another_port_takes_the_place_of_the_last_and_is_remembered(home: Path) -> None:
     server = embedded.Server(home)
     before, after = free_ports(2)
@@ -582,6 +596,7 @@ def test_another_port_takes_the_place_of_the_last_and_is_remembered(home: Path) 
     assert server.listen("127.0.0.1") == line
 
 
+@pytest.mark.usefixtures("ports")
 def test_implicit_use_does_not_open_tcp(home: Path) -> None:
     server = embedded.Server(home)
     server.listen("127.0.0.1")
@@ -590,6 +605,7 @@ def test_implicit_use_does_not_open_tcp(home: Path) -> None:
         assert one(server.dsn, "SELECT current_setting('listen_addresses')") == ""
 
 
+@pytest.mark.usefixtures("ports")
 def test_a_taken_port_is_passed_over_unless_it_was_asked_for(home: Path) -> None:
     server = embedded.Server(home)
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -604,6 +620,7 @@ def test_a_taken_port_is_passed_over_unless_it_was_asked_for(home: Path) -> None
     assert one(dsn, "SELECT 1") == 1
 
 
+@pytest.mark.usefixtures("ports")
 def test_the_local_dsn_stays_the_same_whatever_the_port(home: Path) -> None:
     server = embedded.Server(home)
     with server.used():
@@ -615,6 +632,7 @@ def test_the_local_dsn_stays_the_same_whatever_the_port(home: Path) -> None:
     assert one(before, "SELECT current_setting('port')") == "5433"
 
 
+@pytest.mark.usefixtures("ports")
 def test_the_password_is_in_no_process_list_and_in_no_log(home: Path) -> None:
     server = embedded.Server(home, settings={"log_statement": "all"})
     password = urlsplit(tcp_dsn(server.listen("127.0.0.1"))).password or ""
@@ -696,6 +714,7 @@ def test_db_start_uri_and_stop(absent: Path) -> None:
     assert "was not running" in runner.invoke(db, ["stop", "--dir", str(absent)]).stderr
 
 
+@pytest.mark.usefixtures("ports")
 def test_db_start_listening_prints_one_line_for_the_other_machine_and_says_that_there_is_no_tls(home: Path) -> None:
     result = CliRunner().invoke(db, ["start", "--dir", str(home), "--listen", "127.0.0.1"])
     assert result.exit_code == 0

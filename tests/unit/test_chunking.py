@@ -421,11 +421,14 @@ def test_long_columns_are_cut_at_words_so_that_the_chunk_keeps_half() -> None:
     assert all(minilm().count([chunk.text])[0] > 16 for chunk in chunks[:-1])
 
 
-def test_a_column_that_is_one_unknown_token_is_cut_by_its_characters() -> None:
+@pytest.mark.parametrize(("characters", "cut"), [(600, False), (100_000, True)])
+def test_a_column_that_is_one_unknown_token_counts_by_its_characters(characters: int, cut: bool) -> None:
     chunker = Chunker(minilm(), 64, 10, Template.parse("$title: $chunk"))
-    chunks = chunker.chunks(ENGLISH, {"title": "x" * 100_000})
-    assert all(len(chunk.input) <= CHARACTERS_PER_TOKEN * 64 and chunk.truncated for chunk in chunks)
-    assert_sound(ENGLISH, chunks, 64)
+    document = ENGLISH + "y" * 3_000
+    chunks = chunker.chunks(document, {"title": "x" * characters})
+    assert all(len(chunk.input) <= CHARACTERS_PER_TOKEN * 64 for chunk in chunks)
+    assert all(chunk.truncated is cut for chunk in chunks)
+    assert_sound(document, chunks, 64)
 
 
 def test_a_null_column_renders_as_nothing_and_a_missing_one_is_an_error() -> None:
