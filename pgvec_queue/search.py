@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from pgvector import Vector
 from psycopg import sql
 
-from pgvec_queue.database import Connection, Versions, transaction
+from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
 from pgvec_queue.embedders import Embedder, Vectors
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import Fragments, identifier
@@ -48,7 +49,8 @@ def search(
 ) -> Answer:
     """Embeds ``query`` with the vectorizer's model and returns the ``limit`` nearest chunks.
 
-    Hits below ``threshold`` (cosine similarity) are left out. Raises ``PgvecError`` for a blank query.
+    Hits below ``threshold`` (cosine similarity) are left out. Raises ``PgvecError`` for a blank query, and when the
+    destination is gone.
     """
     if not query.strip():
         raise PgvecError("the query is blank; give some text to look for")
@@ -74,11 +76,18 @@ def nearest(
         "chunk": identifier("d", roles.chunk) if roles.chunk else sql.NULL,
     }
     name = "chunks" if roles.chunk else "chunks_of_source"
-    with transaction(connection, read_only=True):
-        rows = connection.execute(
-            fragments.compose("search", name, **parts),
-            {"query": Vector(vector).to_text(), "limit": limit},
-        ).fetchall()
+    try:
+        with transaction(connection, read_only=True):
+            connection.execute(statement("search", "breadth"), {"limit": limit})
+            rows = connection.execute(
+                fragments.compose("search", name, **parts),
+                {"query": Vector(vector).to_text(), "limit": limit},
+            ).fetchall()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise PgvecError(
+            f"{vectorizer.destination} is not what it was: {one_line(error)}; put it back, or "
+            f"`pgvec drop {vectorizer.name}` and enqueue again"
+        ) from error
     hits = [Hit(*row) for row in rows]
     kept = [hit for hit in hits if threshold is None or hit.score >= threshold]
     return Answer(kept, hits[0].score if hits else None)

@@ -32,7 +32,7 @@ def doctor(session: Session, *, wait: float) -> int:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
-    for line in (*findings, *origins):
+    for line in (*findings, *origins, f"settings: all{' others' if origins else ''} at their defaults"):
         click.echo(line)
     return 0
 
@@ -67,7 +67,6 @@ def _origins(session: Session) -> Iterator[str]:
         except click.BadParameter as error:
             raise SettingsError(f"{name} (from {origin}): {error.message}") from error
         yield f"{name} = {_without_password(str(value))} (from {origin})"
-    yield "settings: all others at their defaults"
 
 
 def _without_password(value: str) -> str:

@@ -117,6 +117,17 @@ def describe(spec: ModelSpec) -> ModelInfo:
     return model_files.describe(spec)
 
 
+def check_device(options: DeviceOptions) -> None:
+    """Raises ``SettingsError`` when a device was asked for that is not on this machine, ``MissingExtraError`` without torch.
+
+    Loads torch, except for ``auto`` and ``cpu``, which are always there.
+    """
+    if options.device not in ("auto", "cpu"):
+        from pgvec_queue.embedders import sentence_transformers
+
+        sentence_transformers.find_device(options.device)
+
+
 def load(spec: ModelSpec, options: DeviceOptions) -> Embedder:
     """Returns the model, ready to embed on the asked-for device.
 

@@ -158,6 +158,15 @@ class SentenceTransformersEmbedder:
             self._torch.mps.empty_cache()
 
 
+def find_device(asked: str) -> str:
+    """Returns the device that ``asked`` means here; raises as the embedder does when it is not there."""
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("the sentence-transformers embedder", "worker") from error
+    return _device(torch, asked)
+
+
 def _device(torch: Any, asked: str) -> str:
     """Returns the torch device for ``--device``; one that is asked for and not there is an error, never replaced."""
     cuda_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0

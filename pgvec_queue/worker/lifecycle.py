@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from pgvec_queue import queue, schema, vectorizer
+from pgvec_queue import embedders, queue, schema, vectorizer
 from pgvec_queue.database import Database, Pool, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, MissingExtraError
@@ -90,6 +90,7 @@ class Worker:
         Raises ``PgvecError`` when the database cannot be used, the schema is outdated, or this machine lacks what every
         vectorizer needs; anything unexpected that ended a stage is raised as it is.
         """
+        embedders.check_device(self._options.device)
         with self._database.connect("worker") as connection:
             versions(connection)
             schema.require(connection)

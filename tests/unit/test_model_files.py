@@ -113,8 +113,10 @@ def test_the_longest_input_is_what_sentence_transformers_makes_of_the_files(
     assert describe(spec(write(pooled(**{"tokenizer_config.json": tokenizer, **more})))).max_tokens == longest
 
 
-def test_no_longest_input_is_known_where_the_files_set_none(write: Write) -> None:
-    assert describe(spec(write({"config.json": {"hidden_size": 32}}))).max_tokens is None
+@pytest.mark.parametrize("tokenizer", [{}, {"model_max_length": 10**30}])
+def test_no_longest_input_is_known_where_the_files_set_none(write: Write, tokenizer: dict[str, object]) -> None:
+    files = {"config.json": {"hidden_size": 32}, "tokenizer_config.json": tokenizer}
+    assert describe(spec(write(files))).max_tokens is None
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,12 @@ def test_an_answer_that_is_not_one_vector_per_text_passes(endpoint: Endpoint, op
     assert caught.value.kind is Kind.PASSING
 
 
+def test_an_answer_that_numbers_its_vectors_otherwise_is_told(endpoint: Endpoint, open_embedder: Open) -> None:
+    endpoint.answers = [raw(b'{"data": [{"index": 1, "embedding": [1, 2, 3, 4]}]}')] * 4
+    with pytest.raises(EmbedderError, match="1 vectors for 1 texts, or not numbered as they are"):
+        open_embedder().embed(["a"])
+
+
 # Dimensions
 
 
