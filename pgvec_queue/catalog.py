@@ -53,14 +53,18 @@ class Relation:
         return f"{self.schema}.{self.name}"
 
     def column(self, name: str, purpose: str) -> Column:
-        """Returns the column of that name, else of its lower-case form. Raises ``DefinitionError`` naming those there are."""
-        found = self.columns.get(name) or self.columns.get(_unquoted(name))
+        """Returns the column of that name, else of its lower-case form.
+
+        Raises ``DefinitionError`` naming those there are.
+        """
+        found = self.columns.get(name) or self.columns.get(folded(name))
         if found is None:
             raise DefinitionError(f"{self.label} has no column {name!r} ({purpose}); it has: {', '.join(self.columns)}")
         return found
 
 
-def _unquoted(name: str) -> str:
+def folded(name: str) -> str:
+    """Returns what SQL makes of a name: its quotes taken off, else in lower case."""
     if len(name) > 2 and name.startswith('"') and name.endswith('"'):
         return name[1:-1].replace('""', '"')
     return name.lower()

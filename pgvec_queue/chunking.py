@@ -76,7 +76,7 @@ class _Frame(NamedTuple):
     @property
     def weight(self) -> int:
         """The tokens that it takes up; by its characters where a tokenizer made one of a very long word."""
-        return max(self.tokens, (len(self.before) + len(self.after)) // CHARACTERS_PER_TOKEN)
+        return max(self.tokens, -(-(len(self.before) + len(self.after)) // CHARACTERS_PER_TOKEN))
 
     def room(self, limit: int) -> tuple[int, int]:
         """Returns the tokens and characters that it leaves of ``limit`` tokens, at least one."""

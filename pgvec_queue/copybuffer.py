@@ -18,7 +18,10 @@ from psycopg.pq import Format
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 _TRAILER = struct.pack(">h", -1)
-_ELEMENTS: dict[str, np.dtype[np.float32] | np.dtype[np.float16]] = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
+_ELEMENTS: dict[str, np.dtype[np.float32] | np.dtype[np.float16]] = {
+    "vector": np.dtype(">f4"),
+    "halfvec": np.dtype(">f2"),
+}
 _LENGTH = struct.Struct(">i")
 
 

@@ -188,9 +188,10 @@ def is_write_conflict(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """Returns the first telling line of an error's message."""
-    if isinstance(error, psycopg.Error) and error.diag.message_primary:
-        return error.diag.message_primary
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    lines = [line.strip() for line in (primary or str(error)).splitlines() if line.strip()]
+    if primary and lines:
+        return lines[0]
     # libpq tries every address of a host and lists them as "- host: …"; the last one tells as much as all of them.
     attempts = [line for line in lines if line.startswith("- ")]
     text = attempts[-1][2:] if attempts else (lines[0] if lines else type(error).__name__)

@@ -1,12 +1,12 @@
 """From what a user asked for to a vectorizer: every check that can be made before the first row is read.
 
-Raises ``DefinitionError`` with one line for whatever does not fit. A second `enqueue` under the same name is compared with
-the stored definition and refused where it differs, naming the difference.
+Raises ``DefinitionError`` with one line for whatever does not fit. A second `enqueue` under the same name is compared
+with the stored definition and refused where it differs, naming the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
@@ -17,8 +17,8 @@ from pgvec_queue.catalog import Column, Relation
 from pgvec_queue.chunking import Template
 from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
 from pgvec_queue.errors import DefinitionError
-from pgvec_queue.fragments import literal_sql
-from pgvec_queue.vectorizer import Vectorizer
+from pgvec_queue.fragments import identifier, literal_sql
+from pgvec_queue.vectorizer import ROLES, Vectorizer
 
 DEFAULT_CHUNK_SIZE = 128
 DEFAULT_CHUNK_OVERLAP = 20
@@ -54,10 +54,6 @@ class Options:
     store: str | None = None
     rows_per_job: int | None = None
     priority: int | None = None
-
-    @property
-    def vectorizer_name(self) -> str:
-        return self.name or catalog.split_name(self.source)[1]
 
     @property
     def chunked(self) -> bool:
@@ -109,39 +105,40 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
 
     Raises ``DefinitionError`` when anything does not fit, or a stored definition differs.
     """
-    known = vectorizer.find(connection, options.vectorizer_name)
+    source = catalog.get_relation(connection, options.source)
+    known = vectorizer.find(connection, options.name or source.name)
     if known is not None:
-        _refuse_difference(connection, known, options)
+        _refuse_difference(connection, known, options, source)
         connection.execute(
             statement("vectorizer", "steering"),
             {"id": known.id, "rows_per_job": options.rows_per_job, "priority": options.priority},
         )
+        # A build that was stopped, or an index that was dropped, is made up for.
+        destination.make_index(connection, known)
         return Defined(vectorizer.get(connection, known.name), new=False)
-    proposed, where_to = _propose(connection, _with_text(options), versions)
-    return Defined(_store(connection, proposed, where_to), new=True, remarks=where_to.remarks)
+    proposed, where_to = _propose(connection, options, source, versions)
+    stored = _store(connection, proposed, where_to)
+    destination.make_index(connection, stored)
+    return Defined(stored, new=True, remarks=where_to.remarks)
 
 
 def propose(connection: Connection, options: Options, versions: Versions) -> Vectorizer:
     """Checks what ``define`` would, and returns what it would store; nothing is made."""
-    known = vectorizer.find(connection, options.vectorizer_name)
+    source = catalog.get_relation(connection, options.source)
+    known = vectorizer.find(connection, options.name or source.name)
     if known is not None:
-        _refuse_difference(connection, known, options)
+        _refuse_difference(connection, known, options, source)
         return known
-    return _propose(connection, _with_text(options), versions)[0]
-
-
-def _with_text(options: Options) -> Options:
-    if not options.text:
-        raise DefinitionError(
-            f"no vectorizer is called {options.vectorizer_name!r} yet; say what to embed: --text COLUMN"
-        )
-    return options
+    return _propose(connection, options, source, versions)[0]
 
 
 def _propose(
-    connection: Connection, options: Options, versions: Versions
+    connection: Connection, options: Options, source: Relation, versions: Versions
 ) -> tuple[Vectorizer, destination.Destination]:
-    source = catalog.get_relation(connection, options.source)
+    if not options.text:
+        raise DefinitionError(
+            f"no vectorizer is called {options.name or source.name!r} yet; say what to embed: --text COLUMN"
+        )
     text = _text_columns(source, options.text)
     key = _key(connection, source, options.key)
     _check_filter(connection, source, options.where)
@@ -162,7 +159,7 @@ def _propose(
     where_to = _destination(connection, options, source, key, store, info.dimensions, versions)
     proposed = Vectorizer(
         id=0,
-        name=options.vectorizer_name,
+        name=options.name or source.name,
         source_schema=source.schema,
         source_table=source.name,
         source_is_view=not source.has_xmin,
@@ -205,11 +202,16 @@ def _store(connection: Connection, proposed: Vectorizer, where_to: destination.D
             base = 0
             if not where_to.created:
                 base = _count_chunks(connection, proposed)
-            stored = vectorizer.insert(connection, proposed, chunks_base=base)
+            return vectorizer.insert(connection, proposed, chunks_base=base)
     except psycopg.errors.UniqueViolation:
         raise DefinitionError(
             f"somebody else has just made the vectorizer {proposed.name!r}; run the same command again"
         ) from None
+    except psycopg.errors.DuplicateTable as error:
+        raise DefinitionError(
+            f"the destination {where_to.schema}.{where_to.table} cannot be made: {one_line(error)}; "
+            "name another one with --into"
+        ) from error
     except psycopg.errors.LockNotAvailable as error:
         raise DefinitionError(
             f"{where_to.schema}.{where_to.table} is locked by somebody else; try again when it is free"
@@ -218,8 +220,6 @@ def _store(connection: Connection, proposed: Vectorizer, where_to: destination.D
         raise DefinitionError(
             f"you may not make the destination {where_to.schema}.{where_to.table}: {one_line(error)}"
         ) from error
-    destination.make_index(connection, where_to)
-    return stored
 
 
 def _count_chunks(connection: Connection, proposed: Vectorizer) -> int:
@@ -251,7 +251,8 @@ def _key(connection: Connection, source: Relation, wanted: Sequence[str]) -> lis
     if source.kind in ("v", "f"):
         if not given:
             raise DefinitionError(f"{source.label} is a view, which has no primary key; name its key with --key COLUMN")
-        _check_ordered_plan(connection, source, given)
+        if not _is_walkable(connection, source, given):
+            raise _unordered(source, given)
         return given
     keys = catalog.unique_keys(connection, source)
     if not given:
@@ -261,14 +262,16 @@ def _key(connection: Connection, source: Relation, wanted: Sequence[str]) -> lis
             raise DefinitionError(f"{source.label} has no primary key; name a unique key with --key COLUMN ({hint})")
         return [source.columns[name] for name in keys[0][1]]
     names = [c.attname for c in given]
-    order = next((columns for _, columns in keys if set(columns) == set(names)), None)
-    if order is None:
+    orders = [[source.columns[name] for name in columns] for _, columns in keys if set(columns) == set(names)]
+    if not orders:
         raise DefinitionError(
             f"the key {', '.join(names)} of {source.label} is not unique: no unique index is on just these columns; "
             "make one, or choose another key"
         )
     # Keys are walked in the index's order, whatever the order in which they were named.
-    ordered = [source.columns[name] for name in order]
+    ordered = next((order for order in orders if _is_walkable(connection, source, order)), None)
+    if ordered is None:
+        raise _unordered(source, orders[0])
     nullable = [c.attname for c in ordered if not c.not_null]
     if nullable and source.kind != "m":
         raise DefinitionError(
@@ -278,8 +281,8 @@ def _key(connection: Connection, source: Relation, wanted: Sequence[str]) -> lis
     return ordered
 
 
-def _check_ordered_plan(connection: Connection, source: Relation, key: Sequence[Column]) -> None:
-    """Planning walks a view in key order, a thousand rows a step: a step must not sort or read it whole."""
+def _is_walkable(connection: Connection, source: Relation, key: Sequence[Column]) -> bool:
+    """Planning walks the source in key order, a thousand rows a step: a step must not sort or read it whole."""
     columns = sql.SQL(", ").join(sql.Identifier("s", c.attname) for c in key)
     with transaction(connection):
         connection.execute(statement("catalog", "prefer_indexes"))
@@ -289,15 +292,18 @@ def _check_ordered_plan(connection: Connection, source: Relation, key: Sequence[
             )
         ).fetchone()
     assert row is not None
-    if _plan_sorts(row[0][0]["Plan"]):
-        raise DefinitionError(
-            f"{source.label} cannot be walked in the order of {', '.join(c.attname for c in key)} by an index, so each "
-            "step would read it whole; choose a key that is indexed in the table below it"
-        )
+    return not _plan_sorts(row[0][0]["Plan"])
+
+
+def _unordered(source: Relation, key: Sequence[Column]) -> DefinitionError:
+    return DefinitionError(
+        f"{source.label} cannot be walked in the order of {', '.join(c.attname for c in key)} by an index, so each "
+        "step would read it whole; choose a key that is indexed in its order, for a view in the table below it"
+    )
 
 
 def _plan_sorts(node: dict[str, object]) -> bool:
-    if node.get("Node Type") == "Sort":
+    if node.get("Node Type") in ("Sort", "Incremental Sort"):
         return True
     children = node.get("Plans", [])
     assert isinstance(children, list)
@@ -313,7 +319,7 @@ def _check_filter(connection: Connection, source: Relation, where: str | None) -
         with transaction(connection, read_only=True):
             connection.execute(
                 statement("catalog", "check_filter").format(
-                    source=sql.Identifier(source.schema, source.name),
+                    source=identifier(source.schema, source.name),
                     selected=sql.SQL("({}\n)").format(literal_sql(where)),
                 ),
                 {},
@@ -347,9 +353,11 @@ def _destination(
     dimensions: int,
     versions: Versions,
 ) -> destination.Destination:
+    unknown = sorted(set(options.columns) - set(ROLES))
+    if unknown:
+        raise DefinitionError(f"--column {unknown[0]}=… names no role; roles are {', '.join(ROLES)}")
     if options.into_column is not None:
         found = destination.resolve_column(
-            connection,
             source,
             key,
             column=options.into_column,
@@ -377,6 +385,7 @@ def _destination(
             "table": found.table,
             "kind": found.kind,
             "embedding": found.roles.embedding,
+            "source_hash": found.roles.source_hash,
         },
     ).fetchone()
     if taken is not None:
@@ -388,58 +397,80 @@ def _destination(
     return found
 
 
-def _refuse_difference(connection: Connection, known: Vectorizer, options: Options) -> None:
-    """A bare `enqueue SOURCE` (nothing of the definition said) means the definition as it stands."""
-    source = catalog.get_relation(connection, options.source)
+def _refuse_difference(connection: Connection, known: Vectorizer, options: Options, source: Relation) -> None:
+    """With --text a definition is stated in full; a bare `enqueue SOURCE` takes it as it stands."""
     if (source.schema, source.name) != (known.source_schema, known.source_table):
         raise DefinitionError(
             f"the vectorizer {known.name!r} is over {known.source}, not {source.label}; give another --name"
         )
-    if not options.text:
-        return
-    chunk_size = None
+    for flag, have, want in _stated(known, options, source) if options.text else ():
+        _refuse_other(known, flag, have, want)
+    for flag, have, want in _said(connection, known, options, source):
+        if want is not None:
+            _refuse_other(known, flag, have, want)
+
+
+def _stated(known: Vectorizer, options: Options, source: Relation) -> Iterator[tuple[str, object, object]]:
+    """What has a default that is known without looking at the model."""
+    yield "--text", known.text_columns, tuple(_text_columns(source, options.text))
+    yield "--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column
+    yield "--where", known.filter, options.where
+    yield "--template", known.template, options.template
+    yield "--store", known.store, options.store or "vector"
+    yield "--trust-remote-code", known.trust_remote_code, options.trust_remote_code
+    yield "--embedder", known.embedder, options.resolved_embedder
+    yield "--model", known.model, options.resolved_model
+    yield "--endpoint", known.endpoint, options.endpoint
+    yield "--no-chunking", known.chunk_size is None, not options.chunked
     if options.chunked:
-        chunk_size = options.chunk_size or DEFAULT_CHUNK_SIZE
-    pairs: list[tuple[str, object, object]] = [
-        ("--text", known.text_columns, tuple(_text_columns(source, options.text))),
-        ("--where", known.filter, options.where),
-        ("--embedder", known.embedder, options.resolved_embedder),
-        ("--model", known.model, options.resolved_model),
-        ("--template", known.template, options.template),
-        ("--chunk-size" if options.chunked and known.chunk_size else "--no-chunking", known.chunk_size, chunk_size),
-        ("--trust-remote-code", known.trust_remote_code, options.trust_remote_code),
-        ("--store", known.store, options.store or "vector"),
-        ("--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column),
-    ]
-    # These have defaults that were settled by what was found at the time; only what is said can differ.
-    said: list[tuple[str, object, object]] = [
-        ("--key", set(known.key_columns), {source.column(c, "--key").attname for c in options.key} or None),
-        ("--revision", known.revision, options.revision),
-        ("--endpoint", known.endpoint, options.endpoint),
-        ("--tokenizer", known.tokenizer, options.tokenizer),
-        ("--query-prompt", known.query_prompt, options.query_prompt),
-        ("--document-prompt", known.document_prompt, options.document_prompt),
-        ("--dimensions", known.dimensions, options.dimensions),
-        ("--chunk-overlap", known.chunk_overlap, options.chunk_overlap),
-        ("--too-long", known.too_long, options.too_long),
-        ("--into", known.destination_table, catalog.split_name(options.into)[1] if options.into else None),
-    ]
+        yield "--chunk-size", known.chunk_size, options.chunk_size or DEFAULT_CHUNK_SIZE
+        if options.chunk_overlap is not None:
+            yield "--chunk-overlap", known.chunk_overlap, options.chunk_overlap
+    if options.tokenizer is not None:
+        yield "--tokenizer", known.tokenizer, options.tokenizer
+
+
+def _said(
+    connection: Connection, known: Vectorizer, options: Options, source: Relation
+) -> Iterator[tuple[str, object, object | None]]:
+    """What can be told apart from its default, which a file of settings cannot hold; None: not said."""
+    yield "--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column
+    yield "--where", known.filter, options.where
+    yield "--template", known.template, options.template
+    yield "--store", known.store, options.store
+    yield "--trust-remote-code", known.trust_remote_code, options.trust_remote_code or None
+    yield "--no-chunking", known.chunk_size is None, not options.chunked or None
+    yield "--key", set(known.key_columns), {source.column(c, "--key").attname for c in options.key} or None
+    yield "--revision", known.revision, options.revision
+    yield "--query-prompt", known.query_prompt, options.query_prompt
+    yield "--document-prompt", known.document_prompt, options.document_prompt
+    yield "--dimensions", known.dimensions, options.dimensions
+    yield "--too-long", known.too_long, options.too_long
+    if options.into is not None:
+        into = destination.named_table(connection, source, options.into)
+        yield "--into", None if known.into_column else known.destination, into
     roles = known.destination_roles.as_json()
-    said.extend(
-        (f"--column {role}", roles.get(role), list(names) if role == "key" else names[0])
-        for role, names in options.columns.items()
-    )
-    for flag, have, want in [*pairs, *((f, h, w) for f, h, w in said if w is not None)]:
-        if have != want:
-            raise DefinitionError(
-                f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
-                f"now it is {_shown(want)}; give another --name, or drop it first"
-            )
+    for role, names in options.columns.items():
+        have = roles.get(role)
+        as_held = have if isinstance(have, list) else [have]
+        want = [name if name in as_held else catalog.folded(name) for name in names]
+        yield f"--column {role}", as_held, want
+
+
+def _refuse_other(known: Vectorizer, flag: str, have: object, want: object) -> None:
+    if have != want:
+        raise DefinitionError(
+            f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
+            f"now it is {_shown(want)}; give another --name, or drop it first"
+        )
 
 
 def _shown(value: object) -> str:
-    if value is None:
+    if value is None or value is False:
         return "not given"
+    if value is True:
+        return "given"
     if isinstance(value, tuple | set | list):
-        return ", ".join(sorted(map(str, value)) if isinstance(value, set) else map(str, value))
+        shown = [_shown(item) for item in value]
+        return ", ".join(sorted(shown) if isinstance(value, set) else shown)
     return str(value)

@@ -15,8 +15,8 @@ from psycopg import sql
 from pgvec_queue.catalog import Column, Relation, find_relation, has_leading_index, quoted_name, split_name, unique_keys
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import DefinitionError
-from pgvec_queue.fragments import literal_sql
-from pgvec_queue.vectorizer import ROLES, Roles
+from pgvec_queue.fragments import identifier, literal_sql
+from pgvec_queue.vectorizer import ROLES, Roles, Vectorizer
 
 INDEXABLE = {"vector": 2_000, "halfvec": 4_000}
 """Most dimensions that pgvector's HNSW index takes, by type."""
@@ -38,8 +38,6 @@ class Destination:
     created: bool
     """It does not exist yet: ``statements`` make it."""
     statements: tuple[sql.Composed, ...] = ()
-    index_on: tuple[str, ...] = ()
-    """Columns that need an index before the first slice."""
     remarks: tuple[str, ...] = ()
     """What the user should know, a line each."""
 
@@ -58,14 +56,34 @@ def resolve_table(
 ) -> Destination:
     """Finds or designs the table of chunks. Raises ``DefinitionError`` when an existing one does not fit."""
     name = into if into is not None else quoted_name(source.schema, f"{source.name}_vectors")
-    existing = find_relation(connection, name, schema=source.schema)
-    if existing is None and into is not None:
-        existing = find_relation(connection, name)
+    existing = _find_table(connection, source, name)
     if existing is not None:
         if existing.oid == source.oid:
             raise DefinitionError(f"{existing.label} is the source itself; name another table with --into")
         return _check_table(connection, existing, key, column_map, store, dimensions, chunked)
+    schema = split_name(name)[0]
+    if schema is not None and not _schema_exists(connection, schema):
+        raise DefinitionError(
+            f"there is no schema {schema!r} for the destination; make it, or name another with --into"
+        )
     return _design_table(source, key, name, column_map, store, dimensions, vector_schema)
+
+
+def named_table(connection: Connection, source: Relation, into: str) -> str:
+    """Returns schema and name of the table that ``--into`` means for this source, whether it exists or not."""
+    existing = _find_table(connection, source, into)
+    schema, table = split_name(into)
+    return existing.label if existing is not None else f"{schema or source.schema}.{table}"
+
+
+def _find_table(connection: Connection, source: Relation, name: str) -> Relation | None:
+    """Looks beside the source first, then along the search path."""
+    return find_relation(connection, name, schema=source.schema) or find_relation(connection, name)
+
+
+def _schema_exists(connection: Connection, schema: str) -> bool:
+    row = connection.execute(statement("catalog", "schema_exists"), {"name": schema}).fetchone()
+    return bool(row and row[0])
 
 
 def _design_table(
@@ -78,10 +96,7 @@ def _design_table(
     vector_schema: str,
 ) -> Destination:
     schema, table = split_name(name)
-    if len(table.encode()) > 63:
-        raise DefinitionError(
-            f"the destination's name {table!r} is longer than 63 bytes; give a shorter one with --into"
-        )
+    _check_length(table, "the destination's name", "--into")
     roles = Roles(
         key=tuple(column_map.get("key", [c.attname for c in key])),
         chunk_id=_mapped(column_map, "chunk_id", None),
@@ -92,7 +107,7 @@ def _design_table(
         created_at=_mapped(column_map, "created_at", "created_at"),
     )
     _check_key_count(roles, key)
-    vector = sql.SQL("{}({})").format(sql.Identifier(vector_schema, store), sql.Literal(dimensions))
+    vector = sql.SQL("{}({})").format(identifier(vector_schema, store), sql.Literal(dimensions))
     columns: list[tuple[str, sql.Composable]] = [
         (name_, _key_definition(c)) for name_, c in zip(roles.key, key, strict=True)
     ]
@@ -108,24 +123,26 @@ def _design_table(
         if column is not None:
             columns.append((column, definition))
     names = [name_ for name_, _ in columns]
+    for name_ in names:
+        _check_length(name_, "the column's name", "--column ROLE=NAME")
     twice = {name_ for name_ in names if names.count(name_) > 1}
     if twice:
         raise DefinitionError(
             f"the destination would have two columns {', '.join(sorted(twice))}; "
             "give the chunk's another name, such as --column chunk=chunk_text"
         )
-    identifier = sql.Identifier(schema or source.schema, table)
+    destination = identifier(schema or source.schema, table)
     create = statement("destination", "create_table").format(
-        destination=identifier,
+        destination=destination,
         columns=sql.SQL(", ").join(
-            sql.SQL("{} {}").format(sql.Identifier(name_), definition) for name_, definition in columns
+            sql.SQL("{} {}").format(identifier(name_), definition) for name_, definition in columns
         ),
-        unique=sql.SQL(", ").join(sql.Identifier(name_) for name_ in (*roles.key, roles.chunk_index or "chunk_index")),
+        unique=sql.SQL(", ").join(identifier(name_) for name_ in (*roles.key, roles.chunk_index or "chunk_index")),
     )
     statements = [create]
     width = {"vector": 4, "halfvec": 2}[store] * dimensions + _CHUNK_BYTES
     if 3 * width <= _PAGE_ROOM:
-        statements.append(statement("destination", "set_toast_target").format(destination=identifier))
+        statements.append(statement("destination", "set_toast_target").format(destination=destination))
     return Destination(
         "table",
         schema or source.schema,
@@ -142,6 +159,11 @@ def _key_definition(column: Column) -> sql.Composable:
     # The same collation, so that a range of keys is the same range in both tables.
     collate = f" COLLATE {column.collation_name}" if column.collation_name else ""
     return literal_sql(f"{column.type}{collate} NOT NULL")
+
+
+def _check_length(name: str, what: str, flag: str) -> None:
+    if len(name.encode()) > 63:
+        raise DefinitionError(f"{what} {name!r} is longer than 63 bytes; give a shorter one with {flag}")
 
 
 def _mapped(column_map: Mapping[str, Sequence[str]], role: str, default: str | None) -> str | None:
@@ -202,6 +224,8 @@ def _check_table(
         raise DefinitionError(
             f"{table.label} has no index on {', '.join(roles.key)}; make one (it is partitioned, so not concurrently)"
         )
+    if missing_index:
+        remarks.append(f"builds an index on {', '.join(roles.key)} of {table.label}, which has none")
     return Destination(
         "table",
         table.schema,
@@ -213,19 +237,19 @@ def _check_table(
             for c, name in zip(key, roles.key, strict=True)
         ),
         created=False,
-        index_on=roles.key if missing_index else (),
         remarks=tuple(remarks),
     )
 
 
 def _existing_roles(table: Relation, key: Sequence[Column], column_map: Mapping[str, Sequence[str]]) -> Roles:
-    found: dict[str, str | None] = {}
+    keys = column_map.get("key", [c.attname for c in key])
+    said: dict[str, str] = {}
     for role in ROLES[1:]:
         name = _mapped(column_map, role, None)
-        found[role] = (
-            table.column(name, f"--column {role}").attname if name else (role if role in table.columns else None)
-        )
-    keys = column_map.get("key", [c.attname for c in key])
+        if name is not None:
+            said[role] = table.column(name, f"--column {role}").attname
+    taken = {*said.values(), *keys}
+    found = {role: said.get(role) or (role if role in {*table.columns} - taken else None) for role in ROLES[1:]}
     missing = [name for name in keys if name not in table.columns]
     if "key" not in column_map and missing:
         raise DefinitionError(
@@ -238,7 +262,16 @@ def _existing_roles(table: Relation, key: Sequence[Column], column_map: Mapping[
             f"the destination {table.label} exists and has no column 'embedding'; "
             f"say which it is with --column embedding=NAME (it has: {', '.join(table.columns)})"
         )
-    return Roles(key=tuple(table.column(name, "--column key").attname for name in keys), embedding=embedding, **found)
+    roles = Roles(key=tuple(table.column(name, "--column key").attname for name in keys), embedding=embedding, **found)
+    names = _names(roles)
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DefinitionError(f"{table.label}.{twice[0]} was given two roles; give each --column a column of its own")
+    return roles
+
+
+def _names(roles: Roles) -> list[str]:
+    return [*roles.key, *(name for role in ROLES[1:] if (name := getattr(roles, role)) is not None)]
 
 
 def check_vector_column(table: Relation, column: Column, store: str, dimensions: int) -> None:
@@ -254,7 +287,7 @@ def check_vector_column(table: Relation, column: Column, store: str, dimensions:
 
 
 def _check_required(table: Relation, roles: Roles) -> None:
-    ours = {*roles.key, *(name for role in ROLES[1:] if (name := getattr(roles, role)) is not None)}
+    ours = _names(roles)
     for column in table.columns.values():
         if column.not_null and not column.has_default and column.attname not in ours:
             raise DefinitionError(
@@ -266,6 +299,11 @@ def _check_required(table: Relation, roles: Roles) -> None:
 
 
 def _check_cast(connection: Connection, mine: Column, table: Relation, theirs: Column) -> None:
+    if mine.collation and theirs.collation and mine.collation != theirs.collation:
+        raise DefinitionError(
+            f"the key {mine.attname} and {table.label}.{theirs.attname} have different collations, so that no index "
+            "could serve to compare them; give both the same"
+        )
     if mine.base_type == theirs.base_type:
         return
     try:
@@ -273,13 +311,22 @@ def _check_cast(connection: Connection, mine: Column, table: Relation, theirs: C
             connection.execute(
                 statement("catalog", "check_cast").format(
                     from_type=literal_sql(mine.base_type), to_type=literal_sql(theirs.base_type)
-                )
+                ),
+                {},
             )
+            rounds = connection.execute(
+                statement("catalog", "cast_rounds"), {"from_type": mine.base_type, "to_type": theirs.base_type}
+            ).fetchone()
     except psycopg.Error as error:
         raise DefinitionError(
             f"the key {mine.attname} ({mine.type}) cannot become {table.label}.{theirs.attname} "
             f"({theirs.type}): {one_line(error)}"
         ) from error
+    if rounds and rounds[0]:
+        raise DefinitionError(
+            f"the key {mine.attname} ({mine.type}) is rounded as {table.label}.{theirs.attname} ({theirs.type}), "
+            f"and two keys could become one; give it the type {mine.base_type}, or text"
+        )
 
 
 def _check_unique(connection: Connection, table: Relation, roles: Roles, chunked: bool) -> None:
@@ -292,7 +339,6 @@ def _check_unique(connection: Connection, table: Relation, roles: Roles, chunked
 
 
 def resolve_column(
-    connection: Connection,
     source: Relation,
     key: Sequence[Column],
     *,
@@ -309,16 +355,17 @@ def resolve_column(
     if other:
         raise DefinitionError(f"with --into-column only --column source_hash=NAME has a meaning, not {other[0]}")
     hash_column = _mapped(column_map, "source_hash", None) or f"{column}_hash"
-    identifier = sql.Identifier(source.schema, source.name)
-    vector = sql.SQL("{}({})").format(sql.Identifier(vector_schema, store), sql.Literal(dimensions))
+    destination = identifier(source.schema, source.name)
+    vector = sql.SQL("{}({})").format(identifier(vector_schema, store), sql.Literal(dimensions))
     statements = []
     remarks = []
     for name, definition in ((column, vector), (hash_column, sql.SQL("bytea"))):
         if name in source.columns:
             continue
+        _check_length(name, "the column's name", "--into-column" if name == column else "--column source_hash=NAME")
         statements.append(
             statement("destination", "add_column").format(
-                destination=identifier, column=sql.Identifier(name), type=definition
+                destination=destination, column=identifier(name), type=definition
             )
         )
         remarks.append(f"adds the column {name} to {source.label}")
@@ -343,26 +390,37 @@ def resolve_column(
 def make(connection: Connection, destination: Destination) -> None:
     """Runs what makes the destination, inside the caller's transaction."""
     for query in destination.statements:
-        connection.execute(query)
+        connection.execute(query, {})
 
 
-def make_index(connection: Connection, destination: Destination) -> None:
-    """Builds the missing index on the key, concurrently; needs a direct connection in autocommit mode."""
-    if not destination.index_on:
+def make_index(connection: Connection, vectorizer: Vectorizer) -> None:
+    """Builds an index on the destination's key where there is none, concurrently.
+
+    Needs a direct connection in autocommit mode. Raises ``DefinitionError`` when somebody else builds one just now.
+    """
+    roles = vectorizer.destination_roles
+    name = quoted_name(vectorizer.destination_schema, vectorizer.destination_table)
+    table = find_relation(connection, name)
+    if table is None:
+        raise DefinitionError(
+            f"the destination {vectorizer.destination} is gone; drop the vectorizer {vectorizer.name!r}"
+        )
+    if vectorizer.into_column or has_leading_index(connection, table, roles.key):
         return
-    relation = find_relation(connection, quoted_name(destination.schema, destination.table))
-    assert relation is not None
-    name = f"{destination.table[:40]}_pgvec_key"
+    if connection.execute(statement("destination", "index_build"), {"oid": table.oid}).fetchone() is not None:
+        raise DefinitionError(f"an index on {table.label} is being built already; try again when it is done")
+    index = f"{table.name.encode()[:40].decode(errors='ignore')}_pgvec_{table.oid}"
     invalid = connection.execute(
-        statement("destination", "drop_invalid_index"), {"oid": relation.oid, "name": name}
+        statement("destination", "drop_invalid_index"), {"oid": table.oid, "name": index}
     ).fetchone()
     if invalid is not None:
         # A build that was cut short leaves an index that is maintained but never used.
-        connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])))
+        connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])), {})
     connection.execute(
         statement("destination", "create_index").format(
-            index=sql.Identifier(name),
-            destination=sql.Identifier(destination.schema, destination.table),
-            columns=sql.SQL(", ").join(sql.Identifier(c) for c in destination.index_on),
-        )
+            index=identifier(index),
+            destination=identifier(table.schema, table.name),
+            columns=sql.SQL(", ").join(map(identifier, roles.key)),
+        ),
+        {},
     )

@@ -173,7 +173,10 @@ class Fragments:
             for name, operator, wanted in (("lower", sql.SQL(">"), lower), ("upper", sql.SQL("<="), upper))
             if wanted
         ]
-        return _AND.join(conditions) if conditions else sql.SQL("true")
+        if len(key) > 1 or not conditions:
+            # A view, or somebody's destination, may have rows without a key: they belong to no range.
+            conditions.append(sql.SQL("{} IS NOT NULL").format(_row(key)))
+        return _AND.join(conditions)
 
     @staticmethod
     def _parameter(name: str, casts: Sequence[sql.Composable]) -> sql.Composed:
@@ -183,13 +186,15 @@ class Fragments:
         )
 
     def listed(self, *, extra: Sequence[str] = (), binary: Sequence[str] = ()) -> sql.Composed:
-        """``unnest(…) AS u(k0, k1, …, ordinal)`` over the parameters ``keys0``, ``keys1``, …, each a ``text[]``.
+        """``unnest(…) AS u(pgvec_key0, …, pgvec_ordinal)`` over the parameters ``keys0``, …, each a ``text[]``.
+
+        Named so that no column of the operator's filter is taken for one of these.
 
         ``extra`` names further array parameters as ``name::element type``; those in ``binary`` are sent in binary.
         """
         count = len(self.source_key)
         arrays = [sql.SQL("{}::text[]").format(sql.Placeholder(f"keys{i}")) for i in range(count)]
-        columns = [identifier(f"k{i}") for i in range(count)]
+        columns = [identifier(f"pgvec_key{i}") for i in range(count)]
         for item in extra:
             name, _, type_name = item.partition("::")
             arrays.append(
@@ -197,8 +202,10 @@ class Fragments:
                     sql.Placeholder(name, PyFormat.BINARY if name in binary else PyFormat.AUTO), literal_sql(type_name)
                 )
             )
-            columns.append(identifier(name))
-        return sql.SQL("unnest({}) WITH ORDINALITY AS u({}, ordinal)").format(_COMMA.join(arrays), _COMMA.join(columns))
+            columns.append(identifier(f"pgvec_{name}"))
+        return sql.SQL("unnest({}) WITH ORDINALITY AS u({}, pgvec_ordinal)").format(
+            _COMMA.join(arrays), _COMMA.join(columns)
+        )
 
     def listed_is(self, alias: str) -> sql.Composed:
         """The condition that a listed key is that of ``s`` or ``d``."""
@@ -207,7 +214,7 @@ class Fragments:
         )
         conditions = []
         for i, (column, cast_to) in enumerate(zip(key, casts, strict=True)):
-            listed: sql.Composable = identifier("u", f"k{i}")
+            listed: sql.Composable = identifier("u", f"pgvec_key{i}")
             if alias == "d" and not self.vectorizer.destination_ordered:
                 # Through the source's type, so that the destination's text of a key is written as the cast writes it.
                 listed = sql.SQL("{}::{}").format(listed, self.key_casts[i])

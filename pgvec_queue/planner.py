@@ -1,9 +1,10 @@
 """Cuts a source into key ranges: one job per ``rows_per_job`` rows, found by hopping along the key's index.
 
-Short transactions that commit as they go: workers start on the first ranges while the last are still being cut, and a plan
-that was stopped leaves valid jobs. Ranges never overlap: what unfinished jobs cover is passed over, so another `enqueue`
-goes on where a stopped one ended, and plans again only what is finished. Two at once: the later takes over, the earlier
-says so and ends. The filter is not applied while hopping (one filtered hop can read millions of rows); a worker does that.
+Short transactions that commit as they go: workers start on the first ranges while the last are still being cut, and a
+plan that was stopped leaves valid jobs. Ranges never overlap: what unfinished jobs cover is passed over, so another
+`enqueue` goes on where a stopped one ended, and plans again only what is finished. Two at once: the later takes over,
+the earlier says so and ends. The filter is not applied while hopping (one filtered hop can read millions of rows); a
+worker does that.
 """
 
 from __future__ import annotations

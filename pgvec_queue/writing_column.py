@@ -43,7 +43,9 @@ def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedd
         return set()
     roles = fragments.vectorizer.destination_roles
     keys = [item.document.key for item in items]
-    set_hash = sql.SQL(", {} = u.hash").format(identifier(roles.source_hash)) if roles.source_hash else sql.SQL("")
+    set_hash = (
+        sql.SQL(", {} = u.pgvec_hash").format(identifier(roles.source_hash)) if roles.source_hash else sql.SQL("")
+    )
     vector_type = f"{sql.Identifier(fragments.vector_schema).as_string(None)}.{fragments.vectorizer.store}"
     query = fragments.compose(
         "writing",

@@ -23,7 +23,9 @@ ORDER BY 1 LIMIT 3;
 
 -- name: columns
 SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
-       pg_catalog.format_type(a.atttypid, -1) AS base_type,
+       -- A worker's search path may be another: a type of the user's own needs its schema.
+       CASE WHEN tn.nspname = 'pg_catalog' THEN pg_catalog.format_type(a.atttypid, -1)
+            ELSE pg_catalog.quote_ident(tn.nspname) || '.' || pg_catalog.quote_ident(t.typname) END AS base_type,
        t.typcategory::text AS category, t.typname, tn.nspname AS type_schema, a.atttypmod AS typmod,
        a.attnotnull AS not_null, a.attcollation::bigint AS collation,
        (SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname)
@@ -58,7 +60,7 @@ SELECT EXISTS (
     WHERE i.indrelid = %(oid)s::oid AND i.indisvalid AND i.indpred IS NULL AND am.amname = 'btree'
       AND ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, position)
                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
-                WHERE k.position <= cardinality(%(columns)s::text[]))
+                WHERE k.position <= least(cardinality(%(columns)s::text[]), i.indnkeyatts))
           @> %(columns)s::text[]);
 
 -- name: schema_exists
@@ -71,6 +73,15 @@ SELECT FROM {source} s WHERE {selected} LIMIT 0;
 -- name: check_cast
 SELECT CAST(NULL::{from_type} AS {to_type});
 
+-- name: cast_rounds
+-- Whether two keys may become one: PostgreSQL casts implicitly only what loses nothing, and a narrower integer overflows.
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_cast c
+    JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+    WHERE c.castsource = %(from_type)s::regtype AND c.casttarget = %(to_type)s::regtype
+      AND c.castcontext <> 'i' AND t.typcategory <> 'S'
+      AND NOT (ARRAY[c.castsource, c.casttarget] <@ ARRAY['int2', 'int4', 'int8']::regtype[]::oid[]));
+
 -- name: explain_hop
 EXPLAIN (FORMAT JSON) SELECT {key} FROM {source} s WHERE {scope} ORDER BY {key} OFFSET 999 LIMIT 1;
 
@@ -81,4 +92,5 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('enable_sort', 'off
 -- name: destination_taken
 SELECT name FROM pgvec.vectorizers
 WHERE destination_schema = %(schema)s AND destination_table = %(table)s AND destination_kind = %(kind)s
-  AND (%(kind)s = 'table' OR destination_roles ->> 'embedding' = %(embedding)s);
+  AND (%(kind)s = 'table' OR destination_roles ->> 'embedding' = %(embedding)s
+       OR destination_roles ->> 'source_hash' = %(source_hash)s);

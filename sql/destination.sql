@@ -13,6 +13,10 @@ ALTER TABLE {destination} ADD COLUMN {column} {type};
 -- name: create_index
 CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {destination} ({columns});
 
+-- name: index_build
+-- A build goes on after its client has died.
+SELECT FROM pg_catalog.pg_stat_progress_create_index WHERE relid = %(oid)s::oid AND datname = current_database();
+
 -- name: drop_invalid_index
 SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
 FROM pg_catalog.pg_index i

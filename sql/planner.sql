@@ -9,10 +9,10 @@ WITH counted AS (
 UPDATE pgvec.vectorizers v
 SET plan_epoch = plan_epoch + 1, plan_complete = false, plan_beat_at = clock_timestamp(),
     limited_to = CASE WHEN %(extend)s THEN v.limited_to END,
-    rows_planned = CASE WHEN %(extend)s THEN v.rows_planned
+    rows_planned = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_planned
         ELSE greatest(v.rows_planned + c.rows_adjusted - v.rows_selected_base - (c.rows_right - v.rows_right_base), 0) END,
-    rows_selected_base = CASE WHEN %(extend)s THEN v.rows_selected_base ELSE c.rows_adjusted END,
-    rows_right_base = CASE WHEN %(extend)s THEN v.rows_right_base ELSE c.rows_right END
+    rows_selected_base = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_selected_base ELSE c.rows_adjusted END,
+    rows_right_base = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_right_base ELSE c.rows_right END
 FROM counted c
 WHERE v.id = %(id)s
 RETURNING v.plan_epoch, v.limited_to;

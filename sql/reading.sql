@@ -46,11 +46,11 @@ FROM (
                CASE WHEN octet_length({document}) <= %(max_bytes)s THEN {document} END AS document,
                {hash} AS hash, {xmin}::text AS xmin, octet_length({document}) AS size,
                {template_columns} AS template_columns,
-               u.ordinal AS position
+               u.pgvec_ordinal AS position
         FROM {listed}
         JOIN {source} s ON {listed_is_source}
         WHERE {selected} AND NOT {blank} AND NOT {settled}
-        ORDER BY u.ordinal
+        ORDER BY u.pgvec_ordinal
         LIMIT %(rows)s
     ) rows
 ) counted

@@ -22,17 +22,17 @@ FROM {source} s WHERE {scope} AND {selected} AND {moved};
 
 -- name: count_and_gone
 SELECT (SELECT count(*) FROM {source} s WHERE {scope} AND {selected}),
-       ARRAY(SELECT u.ordinal FROM {listed}
+       ARRAY(SELECT u.pgvec_ordinal FROM {listed}
              WHERE NOT EXISTS (SELECT FROM {source} s WHERE {listed_is_source} AND {selected} AND NOT {blank}));
 
 -- name: present_keys
-SELECT u.ordinal, now.selected, now.xmin, now.hash, coalesce(now.blank, true), coalesce(now.settled, true)
+SELECT u.pgvec_ordinal, now.selected, now.xmin, now.hash, coalesce(now.blank, true), coalesce(now.settled, true)
 FROM {listed}
 LEFT JOIN LATERAL (
     SELECT true AS selected, {xmin}::text AS xmin, {hash} AS hash, {blank} AS blank, {settled} AS settled
     FROM {source} s WHERE {listed_is_source} AND {selected}
 ) now ON true
-ORDER BY u.ordinal;
+ORDER BY u.pgvec_ordinal;
 
 -- name: delete_orphans
 -- Step 4. Chunks whose source row is gone, no longer selected or blank. The source is looked up by key alone: with the
@@ -55,13 +55,13 @@ COPY {destination} ({columns}) FROM STDIN (FORMAT BINARY);
 
 -- name: lock_rows
 -- A column of the source: rows that somebody else holds are left for later, so that nobody waits for anybody.
-SELECT u.ordinal FROM {listed} JOIN {source} s ON {listed_is_source} FOR NO KEY UPDATE OF s SKIP LOCKED;
+SELECT u.pgvec_ordinal FROM {listed} JOIN {source} s ON {listed_is_source} FOR NO KEY UPDATE OF s SKIP LOCKED;
 
 -- name: update_rows
-UPDATE {source} s SET {embedding} = u.vector{set_hash}
+UPDATE {source} s SET {embedding} = u.pgvec_vector{set_hash}
 FROM {listed}
-WHERE {listed_is_source} AND {selected} AND NOT {blank} AND {hash} = u.hash
-RETURNING u.ordinal;
+WHERE {listed_is_source} AND {selected} AND NOT {blank} AND {hash} = u.pgvec_hash
+RETURNING u.pgvec_ordinal;
 
 -- name: clear_range
 WITH stale AS (

@@ -25,6 +25,7 @@ from psycopg import sql
 from pgvec_queue import embedded, schema
 from pgvec_queue.database import Database
 from pgvec_queue.embedded_files import flock
+from tests.commandline import CommandLine, isolate, undone
 from tests.support import Bench
 
 TEMPLATE = "template_vector"
@@ -117,6 +118,20 @@ def connect(database: str) -> Iterator[Connect]:
             return connection
 
         yield open_connection
+
+
+@pytest.fixture
+def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty home and working directory for the test and all that it starts; returns what holds both."""
+    isolate(monkeypatch, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(isolated: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
+    """Runs the command line inside this process."""
+    with undone():
+        yield CommandLine(capfd)
 
 
 @contextmanager

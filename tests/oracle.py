@@ -1,4 +1,4 @@
-"""What a destination has to hold, worked out apart from the SQL under test, and what it does hold."""
+"""What a destination has to hold, worked out apart from the SQL under test; what it does hold; and a worker by hand."""
 
 from __future__ import annotations
 
@@ -9,16 +9,34 @@ from typing import Any
 import numpy as np
 from psycopg import sql
 
+from pgvec_queue import queue
 from pgvec_queue.chunking import Chunker
 from pgvec_queue.embedders import DeviceOptions, load
+from pgvec_queue.slices import Fate
 from pgvec_queue.template import Template
-from pgvec_queue.vectorizer import Vectorizer
+from pgvec_queue.vectorizer import Vectorizer, by_ids
 from tests.support import Bench
 
 Held = list[tuple[Any, ...]]
 """Per chunk: key in text, its text, its hash, its vector; a role that the destination lacks is None."""
 
+_TEXT_AS = {"bytea_output": "hex", "DateStyle": "ISO", "TimeZone": "UTC", "extra_float_digits": "1"}
 _TYPES = {"vector": np.float32, "halfvec": np.float16}
+
+
+def work_off(bench: Bench, rows: int = 3) -> None:
+    """Works until nothing can be claimed, in slices of at most ``rows`` documents; a worker without its threads."""
+    worker = bench.register()
+    claimer = queue.Claimer(worker, None)
+    while (job := claimer.claim(bench.connection)) is not None:
+        [vectorizer] = by_ids(bench.connection, [job.vectorizer_id])
+        last = False
+        while not last:
+            part = bench.read(vectorizer, job, rows)
+            written = bench.write(vectorizer, part, bench.embed(vectorizer, part), worker)
+            assert written.fate is Fate.WRITTEN
+            job, last = written.job, part.last
+    queue.leave(bench.connection, worker)
 
 
 def expected(bench: Bench, vectorizer: Vectorizer) -> Held:
@@ -27,14 +45,18 @@ def expected(bench: Bench, vectorizer: Vectorizer) -> Held:
     template = Template.parse(vectorizer.template) if vectorizer.template else None
     names = template.columns if template else ()
     chunker = Chunker(
-        embedder.tokenizer, vectorizer.chunk_size or 512, vectorizer.chunk_overlap or 0, template, embedder.info.document_prompt
+        embedder.tokenizer,
+        vectorizer.chunk_size or 512,
+        vectorizer.chunk_overlap or 0,
+        template,
+        embedder.info.document_prompt,
     )
     keys = len(vectorizer.key_columns)
     roles = vectorizer.destination_roles
     held: Held = []
     for row in _rows(
         bench,
-        "SELECT {} FROM {} WHERE {}",
+        "SELECT {} FROM {} s WHERE {}",
         [*vectorizer.key_columns, *vectorizer.text_columns, *names],
         (vectorizer.source_schema, vectorizer.source_table),
         vectorizer.filter or "true",
@@ -80,14 +102,19 @@ def assert_right(bench: Bench, *vectorizers: Vectorizer) -> None:
         assert progress.rows_done == progress.rows_total
 
 
-def _rows(bench: Bench, query: str, names: list[str], table: tuple[str, str], where: str) -> list[tuple[str | None, ...]]:
+def _rows(
+    bench: Bench, query: str, names: list[str], table: tuple[str, str], where: str
+) -> list[tuple[str | None, ...]]:
     # Without parameters, so that a percent sign in a name or a filter is just that.
     text = sql.SQL(query).format(
         sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in names),
         sql.Identifier(*table),
-        sql.SQL(where + "\n"),  # type: ignore[arg-type]
+        sql.SQL(f"({where}\n)"),
     )
-    return bench.connection.execute(text).fetchall()
+    with bench.connection.transaction():
+        for name, value in _TEXT_AS.items():
+            bench.connection.execute("SELECT set_config(%s, %s, true)", [name, value])
+        return bench.connection.execute(text).fetchall()
 
 
 def _sorted(held: Held) -> Held:

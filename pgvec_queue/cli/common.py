@@ -64,7 +64,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Gives a command the options that every command has; it gets a ``Session`` as its first argument."""
 
     # PGVEC_DSN is read by `settings`, which has to know who named the database.
-    @click.option("--dsn", help="The database: a libpq URI or conninfo, or embedded:///directory.")
+    @click.option("--dsn", metavar="DSN", help="The database: a libpq URI or conninfo, or embedded:///directory.")
     @setting("--log-level", key="log_level", help="What is logged to stderr.  [default: info]")
     @setting("--log-format", key="log_format", help="How it is logged.  [default: text]")
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -9,7 +9,7 @@ import click
 
 from pgvec_queue import embedded
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.types import Text
+from pgvec_queue.cli.types import Text, Whole
 from pgvec_queue.errors import DatabaseError
 
 _directory = click.option(
@@ -34,7 +34,9 @@ def db() -> None:
     metavar="ADDRESS",
     help="Open it to a network, such as 192.168.1.10/24 (this machine's address).",
 )
-@click.option("--port", type=click.IntRange(1, 65535), help="Port for --listen; by default 5433 or the next free one.")
+@click.option(
+    "--port", type=Whole(1, 65535), metavar="N", help="Port for --listen; by default 5433 or the next free one."
+)
 @command
 def start(session: Session, *, directory: str | None, listen: str | None, port: int | None) -> None:
     """Start the server, leave it running until `pgvec db stop`, and print how to reach it.

@@ -29,6 +29,7 @@ _OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template
 @click.option(
     "--documents",
     type=Whole(1),
+    metavar="N",
     default=corpus.DEFAULT_DOCUMENTS,
     show_default=True,
     help="How many docstrings, spread over the whole library.",
@@ -38,7 +39,8 @@ _OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template
 def demo(session: Session, *, documents: int, take_all: bool) -> int:
     """Embed docstrings of Python's standard library with all-MiniLM-L6-v2, and search them.
 
-    Without --dsn it runs on the embedded server, and stops it at the end. Run again, it goes on where it was.
+    Where no database is named it runs on the embedded server, and stops it at the end. Run again, it goes on where it
+    was.
     """
     documents_said = click.get_current_context().get_parameter_source("documents")
     if take_all and documents_said is ParameterSource.COMMANDLINE:

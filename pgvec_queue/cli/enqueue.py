@@ -38,12 +38,14 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--text", multiple=True, type=Text(), metavar="COLUMN", help="Column to embed; several are joined by a blank line."
 )
-@click.option("--name", type=NewName(), help="The vectorizer's name.  [default: the source's]")
+@click.option("--name", type=NewName(), metavar="NAME", help="The vectorizer's name.  [default: the source's]")
 @click.option("--key", multiple=True, type=Text(), metavar="COLUMN", help="Unique key.  [default: the primary key]")
 @click.option("--where", type=Text(), metavar="SQL", help="Only rows for which this is true.")
-@click.option("--limit", type=Whole(1), help="Add at most this many more rows.")
+@click.option("--limit", type=Whole(1), metavar="N", help="Add at most this many more rows.")
 @click.option("--into", type=Text(), metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
-@click.option("--into-column", type=Text(), metavar="COLUMN", help="A vector column of the source instead of a table.")
+@click.option(
+    "--into-column", type=Text(), metavar="COLUMN", help="A vector column of the source instead; documents stay whole."
+)
 @click.option(
     "--column",
     "columns",
@@ -52,18 +54,24 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
     metavar="ROLE=NAME",
     help="Name of the destination's column for a role; roles: " + ", ".join(ROLES) + ".",
 )
-@setting("--model", key="model", help=f"The model.  [default: {DEFAULT_MODEL}]")
-@click.option("--revision", type=Text(), help="The model's revision on its hub.")
+@setting("--model", key="model", metavar="MODEL", help=f"The model.  [default: {DEFAULT_MODEL}]")
+@click.option("--revision", type=Text(), metavar="REVISION", help="The model's revision on its hub.")
 @setting("--embedder", key="embedder", help="What runs the model.  [default: by the model]")
 @setting("--endpoint", key="endpoint", metavar="URL", help="Base URL of an OpenAI-compatible endpoint.")
-@setting("--tokenizer", key="tokenizer", help="For an endpoint: the tokenizer by which lengths are counted.")
+@setting(
+    "--tokenizer", key="tokenizer", metavar="NAME", help="For an endpoint: the tokenizer by which lengths are counted."
+)
 @click.option("--query-prompt", help="Text before each query.  [default: the model's]")
 @click.option("--document-prompt", help="Text before each chunk.  [default: the model's]")
-@click.option("--dimensions", type=Whole(1), help="Dimensions of the vectors.  [default: the model's]")
-@click.option("--trust-remote-code", is_flag=True, help="Let the model bring code of its own.")
-@click.option("--template", type=Text(), help="What is embedded per chunk, such as '$title: $chunk'.")
-@setting("--chunk-size", key="chunk_size", help="Tokens per chunk.  [default: 128]")
-@setting("--chunk-overlap", key="chunk_overlap", help="Tokens shared by neighbours.  [default: 20]")
+@click.option("--dimensions", type=Whole(1), metavar="N", help="Dimensions of the vectors.  [default: the model's]")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run code that comes with the model; for authors that you trust."
+)
+@click.option(
+    "--template", type=Text(), metavar="TEMPLATE", help="What is embedded per chunk, such as '$title: $chunk'."
+)
+@setting("--chunk-size", key="chunk_size", metavar="N", help="Tokens per chunk.  [default: 128]")
+@setting("--chunk-overlap", key="chunk_overlap", metavar="N", help="Tokens shared by neighbours.  [default: 20]")
 @click.option("--no-chunking", is_flag=True, help="Embed each document whole.")
 @click.option(
     "--too-long",
@@ -74,9 +82,12 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
 @setting(
     "--rows-per-job",
     key="rows_per_job",
+    metavar="N",
     help="Source rows per job.  [default: 1000]",
 )
-@click.option("--priority", type=Whole(-1_000_000, 1_000_000), help="Higher ones are worked on first.  [default: 0]")
+@click.option(
+    "--priority", type=Whole(-1_000_000, 1_000_000), metavar="N", help="Higher ones are worked on first.  [default: 0]"
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @command
 def enqueue(

@@ -22,7 +22,7 @@ _INDENT = 7
 @click.command()
 @click.argument("name", type=Text())
 @click.argument("query", type=Text())
-@setting("--limit", key="search_limit", help="Most hits.  [default: 10]")
+@setting("--limit", key="search_limit", metavar="N", help="Most hits.  [default: 10]")
 @setting("--threshold", key="threshold", help="Least cosine similarity.")
 @setting("--device", key="device", help="Where the model runs: auto, cpu, mps, cuda or cuda:N.  [default: auto]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per hit and line.")

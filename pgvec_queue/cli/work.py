@@ -29,10 +29,10 @@ _SHOW_CURSOR = b"\x1b[?25h"
 @setting("--dtype", key="dtype", help="Precision of the model.  [default: auto]")
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
 @setting("--lease", key="lease", metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
-@setting("--batch-tokens", key="batch_tokens", help="Tokens per device batch.  [default: by device]")
-@setting("--threads", key="threads", help="CPU threads for the model.  [default: torch's]")
+@setting("--batch-tokens", key="batch_tokens", metavar="N", help="Tokens per device batch.  [default: by device]")
+@setting("--threads", key="threads", metavar="N", help="CPU threads for the model.  [default: torch's]")
 @setting("--memory", key="memory", metavar="SIZE", help="What loaded models may hold, such as 8G.")
-@setting("--pool-size", key="pool_size", help="Connections, apart from the heartbeat's.  [default: 3]")
+@setting("--pool-size", key="pool_size", metavar="N", help="Connections, apart from the heartbeat's.  [default: 3]")
 @setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
 )
@@ -108,7 +108,8 @@ def tell(session: Session, outcome: Outcome, names: Sequence[str] | None) -> Non
 
 def _remarks(one: progress.Progress) -> Iterator[str]:
     if one.rows_failed:
-        yield f"{one.name}: {one.rows_failed:,} documents are in quarantine; see `pgvec failures {one.name}`"
+        documents = "1 document is" if one.rows_failed == 1 else f"{one.rows_failed:,} documents are"
+        yield f"{one.name}: {documents} in quarantine; see `pgvec failures {one.name}`"
     if one.state == "blocked":
         yield f"{one.name} is blocked: {one.reason}; mend that, then run `pgvec resume {one.name}`"
     elif one.state in ("paused", "cancelled"):

@@ -281,8 +281,9 @@ def _hub_error(spec: ModelSpec, error: Exception) -> NotHereError:
 
     if isinstance(error, errors.RevisionNotFoundError):
         return NotHereError(spec, f"has no revision '{spec.revision}' on the hub")
-    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
-    if refused or isinstance(error, errors.RepositoryNotFoundError):
+    # Older versions of the hub's library have errors of this family without a response.
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError):
         return NotHereError(
             spec, "is not on the hub, or is private or gated: check its name, or log in with `hf auth login`"
         )

@@ -208,9 +208,10 @@ class Hub:
         if name in self.files:
             content = self.files[name]
             return 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, content
-        if path.startswith(("/api/models/org/model/revision/main", "/api/models/org/model/revision/v1")):
+        kind, _, revision = path.partition("?")[0].removeprefix("/api/models/org/model/").partition("/")
+        if kind == "revision" and revision in ("main", "v1"):
             return 200, {}, json.dumps({"_id": "1", "id": "org/model", "sha": COMMIT}).encode()
-        if path.startswith(f"/api/models/org/model/tree/{COMMIT}"):
+        if kind == "tree" and revision in ("main", "v1", COMMIT):
             listed = [
                 {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
                 for file, content in self.files.items()

@@ -1,0 +1,335 @@
+"""How the command line starts: what it imports, its pages of help, and what it refuses without a database."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import pgvec_queue
+from pgvec_queue.cli import program
+from tests.commandline import CommandLine
+from tests.support import run_pgvec
+
+pytestmark = pytest.mark.usefixtures("isolated")
+
+COMMANDS = [
+    "init",
+    "enqueue",
+    "work",
+    "status",
+    "search",
+    "failures",
+    "pause",
+    "resume",
+    "cancel",
+    "drop",
+    "workers",
+    "doctor",
+    "db",
+    "demo",
+]
+
+HEAVY = {"torch", "sentence_transformers", "transformers", "tokenizers", "tiktoken", "sqlalchemy", "alembic"}
+MEDIUM = {"numpy", "psycopg", "rich", "httpx2", "pgvec_queue.database"}
+
+LOADED = """
+import sys
+sys.argv = ["pgvec", *sys.argv[1:]]
+try:
+    if sys.argv[1:]:
+        from pgvec_queue.cli import main
+        main()
+    else:
+        import pgvec_queue
+finally:
+    print("loaded", *sys.modules, file=sys.stderr)
+"""
+
+
+def loaded(*arguments: str) -> set[str]:
+    """Returns what a process has imported after it ran a command line; without one, after it imported the package."""
+    ran = subprocess.run([sys.executable, "-c", LOADED, *arguments], capture_output=True, text=True, check=True)
+    return set(ran.stderr.split("loaded ")[1].split())
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    context = click.Context(program)
+    for name in program.list_commands(context):
+        yield (name,)
+        command = program.get_command(context, name)
+        if isinstance(command, click.Group):
+            for below in command.list_commands(context):
+                yield (name, below)
+
+
+def test_the_public_surface_is_its_version() -> None:
+    assert pgvec_queue.__all__ == ["__version__"]
+
+
+def test_the_commands_are_these() -> None:
+    assert program.list_commands(click.Context(program)) == COMMANDS
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    assert not loaded() & (HEAVY | MEDIUM | {"click"})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_load_neither_models_nor_numbers_nor_a_driver(arguments: list[str]) -> None:
+    assert not loaded(*arguments) & (HEAVY | MEDIUM)
+
+
+@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init"])
+def test_help_of_a_command_loads_no_model_library(command: str) -> None:
+    assert not loaded(command, "--help") & HEAVY
+
+
+def test_the_program_is_a_module_too() -> None:
+    ran = run_pgvec("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"pgvec, version {pgvec_queue.__version__}\n", "")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_every_command_has_a_page_of_help_that_fits(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in commands():
+        ran = cli(*command, "--help")
+        assert (ran.code, ran.err) == (0, ""), command
+        assert ran.out.startswith(f"Usage: pgvec {' '.join(command)} ")
+        lines = ran.out.splitlines()
+        assert max(map(len, lines)) <= min(columns, 100), command
+        assert ran.out.isascii()
+        # What a command does is said in the second paragraph, in a sentence.
+        assert lines[2].startswith("  ")
+        assert "  -h, --help" in ran.out
+        # Click's own words for the types of numbers tell nobody what to write.
+        assert not re.search("INTEGER|RANGE|FLOAT", ran.out)
+        assert "..." not in ran.out.replace("[ARGS]...", "").replace("[NAME]...", ""), "a sentence was cut off"
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c not in [("db",)]], ids=" ".join)
+def test_every_command_takes_the_options_that_all_have(cli: CommandLine, command: tuple[str, ...]) -> None:
+    page = cli(*command, "--help").out
+    for option in ("--dsn", "--log-level", "--log-format", "--debug"):
+        assert f"  {option}" in page
+
+
+def test_pages_of_help_need_no_usable_settings(cli: CommandLine) -> None:
+    Path("pgvec.toml").write_text("nonsense")
+    for command in commands():
+        assert cli(*command, "--help").code == 0
+
+
+def test_no_command_and_an_unknown_one_are_misuse(cli: CommandLine) -> None:
+    ran = cli()
+    assert (ran.code, ran.out) == (2, "")
+    assert "Commands:" in ran.err
+    assert cli.misused("statsu") == "No such command 'statsu'."
+    assert cli.misused("status", "--nope") == "No such option '--nope'."
+    assert cli.misused("pause") == "Missing argument 'NAME'."
+
+
+TEXTS = ["--text", "--key", "--where", "--into", "--into-column", "--model", "--revision", "--endpoint"]
+BAD = [
+    *(("enqueue docs", option, "", "it is empty") for option in [*TEXTS, "--tokenizer", "--template", "--name"]),
+    ("enqueue docs", "--name", "two\nlines", "holds control characters"),
+    ("enqueue docs", "--name", "\x1b[31mred", r"'\x1b[31mred' holds control characters"),
+    ("enqueue docs", "--limit", "0", "x>=1"),
+    ("enqueue docs", "--limit", "99999999999", "too large"),
+    ("enqueue docs", "--column", "chunk=", "roles are key, chunk_id"),
+    ("enqueue docs", "--column", "colour=red", "roles are key, chunk_id"),
+    ("enqueue docs", "--embedder", "llm", "'sentence-transformers', 'openai', 'hashing'"),
+    ("enqueue docs", "--dimensions", "0", "x>=1"),
+    ("enqueue docs", "--dimensions", "eight", "'eight' is not a valid integer"),
+    ("enqueue docs", "--chunk-size", "3", "4<=x"),
+    ("enqueue docs", "--chunk-size", "99999999999", "4<=x"),
+    ("enqueue docs", "--chunk-overlap", "-1", "0<=x"),
+    ("enqueue docs", "--too-long", "cut", "'quarantine', 'truncate'"),
+    ("enqueue docs", "--store", "bit", "'vector', 'halfvec'"),
+    ("enqueue docs", "--rows-per-job", "0", "1<=x"),
+    ("enqueue docs", "--priority", "high", "'high' is not a valid integer"),
+    ("enqueue docs", "--priority", "99999999999", "x<=1000000"),
+    ("work", "--device", "gpu", "none of auto, cpu, mps, cuda, cuda:N"),
+    ("work", "--device", "cuda:x", "none of auto"),
+    ("work", "--dtype", "int8", "'auto', 'float32'"),
+    ("work", "--lease", "0", "1<=x<=3600"),
+    ("work", "--lease", "nan", "'nan' is not a valid number"),
+    ("work", "--lease", "inf", "1<=x<=3600"),
+    ("work", "--lease", "soon", "'soon' is not a valid number"),
+    ("work", "--batch-tokens", "1", "x>=16"),
+    ("work", "--threads", "0", "1<=x"),
+    ("work", "--memory", "much", "write it like 800M or 4G"),
+    ("work", "--memory", "0G", "write it like 800M or 4G"),
+    ("work", "--memory", "0.0001", "write it like 800M or 4G"),
+    ("work", "--memory", "9" * 400 + "G", "write it like 800M or 4G"),
+    ("work", "--pool-size", "0", "1<=x<=64"),
+    ("search docs query", "--limit", "0", "1<=x<=10000"),
+    ("search docs query", "--threshold", "2", "-1<=x<=1"),
+    ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
+    ("search docs query", "--device", "gpu", "none of auto"),
+    ("doctor", "--wait", "-1", "x>=0"),
+    ("doctor", "--wait", "nan", "'nan' is not a valid number"),
+    ("demo", "--documents", "0", "x>=1"),
+    ("db start", "--port", "0", "1<=x<=65535"),
+    ("db start", "--dir", "", "it is empty"),
+    ("db start", "--listen", "", "it is empty"),
+    ("db stop", "--dir", "", "it is empty"),
+    ("db uri", "--dir", "", "it is empty"),
+    *(
+        (command, "--log-level", "loud", "'debug', 'info', 'warning', 'error'")
+        for command in ("init", "status", "drop x")
+    ),
+    ("workers", "--log-format", "xml", "'text', 'json'"),
+]
+
+
+@pytest.mark.parametrize(("command", "option", "value", "reason"), BAD)
+def test_a_bad_value_is_misuse_and_the_message_names_option_and_remedy(
+    cli: CommandLine, command: str, option: str, value: str, reason: str
+) -> None:
+    line = cli.misused(*command.split(), option, value)
+    assert line.startswith(f"Invalid value for '{option}': ")
+    assert reason in line
+
+
+def test_every_option_with_a_value_was_tried_with_a_bad_one() -> None:
+    tried = {(command.split()[0], option) for command, option, _, _ in BAD}
+    anything_goes = {"--dsn", "--query-prompt", "--document-prompt", "--log-level", "--log-format"}
+    context = click.Context(program)
+    for name in COMMANDS:
+        command = program.get_command(context, name)
+        assert command is not None
+        below = list(command.commands.values()) if isinstance(command, click.Group) else [command]
+        for parameter in (parameter for each in below for parameter in each.params):
+            if isinstance(parameter, click.Option) and not parameter.is_flag:
+                assert parameter.opts[0] in anything_goes or (name, parameter.opts[0]) in tried, (name, parameter)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["enqueue", ""],
+        ["work", ""],
+        ["status", ""],
+        ["search", "", "query"],
+        ["search", "docs", " "],
+        ["failures", ""],
+        ["pause", ""],
+        ["resume", ""],
+        ["cancel", "", "--yes"],
+        ["drop", "", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_or_query_is_misuse(cli: CommandLine, arguments: list[str]) -> None:
+    assert cli.misused(*arguments).endswith(": it is empty")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("enqueue docs --into a --into-column b", "--into-column and --into exclude each other"),
+        ("enqueue docs --no-chunking --chunk-size 64", "--no-chunking and --chunk-size exclude each other"),
+        ("enqueue docs --no-chunking --chunk-overlap 8", "--no-chunking and --chunk-overlap exclude each other"),
+        ("enqueue docs --into-column a --chunk-size 64", "--into-column and --chunk-size exclude each other"),
+        ("enqueue docs --into-column a --chunk-overlap 8", "--into-column and --chunk-overlap exclude each other"),
+        ("enqueue docs --too-long truncate", "add --no-chunking or --into-column"),
+        ("enqueue docs --embedder hashing --endpoint http://host/v1", "--endpoint is for the embedder openai"),
+        ("enqueue docs --embedder sentence-transformers --tokenizer t", "--tokenizer is for the embedder openai"),
+        ("demo --all --documents 3", "--documents and --all exclude each other"),
+        ("db start --port 5433", "--port needs --listen"),
+    ],
+)
+def test_options_that_contradict_each_other_are_misuse(cli: CommandLine, arguments: str, reason: str) -> None:
+    assert reason in cli.misused(*arguments.split())
+
+
+def test_a_setting_of_the_file_contradicts_nothing_that_was_said(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("pgvec.toml").write_text("chunk_size = 64")
+    monkeypatch.setenv("PGVEC_CHUNK_OVERLAP", "8")
+    monkeypatch.setenv("PGVEC_DSN", "host=127.0.0.1 port=1")
+    assert "port 1 failed" in cli.refused("enqueue", "docs", "--no-chunking")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "command"),
+    [
+        ("LEASE", "soon", "work"),
+        ("LISTEN", "maybe", "work"),
+        ("MEMORY", "much", "work"),
+        ("LOG_LEVEL", "loud", "status"),
+        ("CHUNK_SIZE", "1", "enqueue docs"),
+        ("EMBEDDER", "llm", "enqueue docs"),
+        ("THRESHOLD", "2", "search docs query"),
+        ("SEARCH_LIMIT", "0", "search docs query"),
+    ],
+)
+def test_a_bad_value_in_the_environment_is_named_by_its_variable(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, name: str, value: str, command: str
+) -> None:
+    monkeypatch.setenv(f"PGVEC_{name}", value)
+    assert cli.misused(*command.split()).startswith(f"Invalid value for PGVEC_{name}: ")
+
+
+def test_doctor_looks_at_settings_that_other_commands_use(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGVEC_THREADS", "many")
+    assert cli.refused("doctor").startswith("threads (from PGVEC_THREADS): 'many' is not a valid integer")
+    monkeypatch.delenv("PGVEC_THREADS")
+    path = Path("pgvec.toml").absolute()
+    path.write_text("lease = 0")
+    assert cli.refused("doctor").startswith(f"lease (from {path}): 0.0 is not in the range")
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("lease = -5", "work"),
+        ('device = "gpu"', "work"),
+        ('memory = "much"', "work"),
+        ('log_level = "loud"', "status"),
+        ('model = " "', "enqueue docs"),
+        ("threshold = 2", "search docs query"),
+    ],
+)
+def test_a_bad_value_in_the_file_is_named_by_key_and_path(cli: CommandLine, line: str, command: str) -> None:
+    path = Path("pgvec.toml").absolute()
+    path.write_text(line)
+    key = line.partition(" ")[0]
+    assert cli.misused(*command.split()).startswith(f"Invalid value for '{key}' in {path}: ")
+
+
+@pytest.mark.parametrize("command", ["init", "enqueue docs", "work", "status", "doctor", "db uri", "demo"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("model =", "is not valid TOML: Invalid value"),
+        ("modle = 'x'", "has an unknown setting 'modle'; known are: batch_tokens, "),
+        ("model = 5", ": model must be a string"),
+        ("threads = true", ": threads must be a whole number"),
+    ],
+)
+def test_an_unusable_file_stops_every_command_in_one_line(
+    cli: CommandLine, command: str, content: str, reason: str
+) -> None:
+    path = Path("pgvec.toml").absolute()
+    path.write_text(content)
+    line = cli.refused(*command.split())
+    assert line.startswith(str(path))
+    assert reason in line
+
+
+def test_an_argument_that_is_no_text_is_refused(cli: CommandLine) -> None:
+    ran = cli("status", os.fsdecode(b"\xff"))
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "pgvec: an argument is not valid text in this locale's encoding\n"
