@@ -1,4 +1,4 @@
-"""What the benchmarks share: an embedded server of their own, and worker processes whose time and memory are measured."""
+"""What the benchmarks share: an embedded server of their own, and processes whose time and memory are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
 
 from pgvec_queue import embedded, schema
 from pgvec_queue.database import Connection, Database

@@ -65,7 +65,8 @@ def _define(connection: Connection) -> Vectorizer:
 def _grow(connection: Connection, rows: int) -> None:
     """Fills source and destination up to ``rows``; their keys lie below those that are measured."""
     connection.execute(
-        "INSERT INTO fda_data.event_mdr_text SELECT i, 'held ' || i FROM generate_series(1, %s) i ON CONFLICT DO NOTHING",
+        "INSERT INTO fda_data.event_mdr_text"
+        " SELECT i, 'held ' || i FROM generate_series(1, %s) i ON CONFLICT DO NOTHING",
         (rows,),
     )
     connection.execute(
@@ -81,8 +82,7 @@ def _measure(connection: Connection, vectorizer: Vectorizer, held: int) -> tuple
     connection.execute("DELETE FROM pgvec.jobs")
     connection.execute("DELETE FROM fda_data.event_mdr_text WHERE id > 10000000")
     connection.execute(
-        "INSERT INTO fda_data.event_mdr_text"
-        " SELECT 10000000 + i, 'to be measured ' || i FROM generate_series(1, %s) i",
+        "INSERT INTO fda_data.event_mdr_text SELECT 10000000 + i, 'to be measured ' || i FROM generate_series(1, %s) i",
         (_SLICES * _ROWS,),
     )
     Planner(connection, fragments).plan()

@@ -118,7 +118,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
 
 
 def check_device(options: DeviceOptions) -> None:
-    """Raises ``SettingsError`` when a device was asked for that is not on this machine, ``MissingExtraError`` without torch.
+    """Raises ``SettingsError`` when the device asked for is not on this machine, ``MissingExtraError`` without torch.
 
     Loads torch, except for ``auto`` and ``cpu``, which are always there.
     """

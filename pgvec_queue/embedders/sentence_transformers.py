@@ -43,7 +43,7 @@ class SentenceTransformersEmbedder:
         try:
             import torch
         except ModuleNotFoundError as error:
-            raise MissingExtraError("the sentence-transformers embedder", "worker") from error
+            raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
         self._torch = torch
         self.device = _device(torch, options.device)
         dtype = _dtype(self.device, options.dtype)
@@ -163,7 +163,7 @@ def find_device(asked: str) -> str:
     try:
         import torch
     except ModuleNotFoundError as error:
-        raise MissingExtraError("the sentence-transformers embedder", "worker") from error
+        raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
     return _device(torch, asked)
 
 
@@ -200,7 +200,7 @@ def _load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> An
         import sentence_transformers
         import transformers
     except ModuleNotFoundError as error:
-        raise MissingExtraError("the sentence-transformers embedder", "worker") from error
+        raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
     _hush(transformers)
     # The old name still works in new versions, but not the other way round.
     modern = int(transformers.__version__.partition(".")[0]) >= 5
