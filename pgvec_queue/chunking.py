@@ -146,10 +146,9 @@ class Chunker:
         frame = self._frame(columns, self._size)
         layout = Layout(document, self._tokenizer.spans(document))
         budget, longest = frame.room(self._size)
-        overlap = min(self._overlap, budget - 1)
         ranges = [
             self._measured(layout, frame, _Range(a, b))
-            for a, b in layout.cover(start, start, end, end, budget, longest, overlap)
+            for a, b in layout.cover(start, start, end, end, budget, longest, self._overlap)
         ]
         while unknown := [i for i, piece in enumerate(ranges) if piece.tokens == _NOT_COUNTED]:
             inputs = [frame.before + document[ranges[i].start : ranges[i].end] + frame.after for i in unknown]
@@ -227,15 +226,14 @@ class Chunker:
         as far as they overlap.
         """
         budget, longest = _smaller(layout, piece, piece.tokens, self._size)
-        overlap = min(self._overlap, budget - 1)
         start = fresh = piece.start
         if before is not None:
             fresh = layout.next_text(before.end)
             if following <= fresh:
                 return
-            start = layout.next_start(before.start, before.end, fresh, piece.end, budget, longest, overlap)
+            start = layout.next_start(before.start, before.end, fresh, piece.end, budget, longest, self._overlap)
         needed = layout.text_end(piece.start, min(piece.end, following))
-        for a, b in layout.cover(start, fresh, piece.end, needed, budget, longest, overlap):
+        for a, b in layout.cover(start, fresh, piece.end, needed, budget, longest, self._overlap):
             yield self._measured(layout, frame, _Range(a, b, tries=piece.tries + 1))
 
     def _measured(self, layout: Layout, frame: _Frame, piece: _Range) -> _Range:

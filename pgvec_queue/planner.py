@@ -21,6 +21,7 @@ from pgvec_queue.catalog import find_relation, quoted_name
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import Fragments, literal_sql
+from pgvec_queue.vectorizer import Vectorizer
 
 FIRST_HOPS = 4
 """Jobs in the first transaction: few, so that work starts at once."""
@@ -287,6 +288,15 @@ class Planner:
         if self._planned.jobs and now - self._notified_at >= 1:
             self._notified_at = now
             queue.notify(self._connection)
+
+
+def estimated_rows(connection: Connection, vectorizer: Vectorizer) -> int | None:
+    """Returns how many rows the source has by its statistics; None where there are none (a view, a fresh table)."""
+    row = connection.execute(
+        statement("planner", "estimated_rows"),
+        {"schema": vectorizer.source_schema, "table": vectorizer.source_table},
+    ).fetchone()
+    return int(row[0]) if row and row[0] and row[0] > 0 else None
 
 
 def _between(covered: Sequence[tuple[Bound, Bound]]) -> Iterator[tuple[Bound, Bound]]:

@@ -103,6 +103,7 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         return
 
     from sqlalchemy import create_engine
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.pool import NullPool
 
     conninfo = database.conninfo("init")
@@ -113,8 +114,10 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         with engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except psycopg.Error as error:
-        raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(error)}") from error
+    except (psycopg.Error, DBAPIError) as error:
+        # What Alembic runs by itself fails in SQLAlchemy's wrapping.
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(cause)}") from error
     finally:
         engine.dispose()
 
@@ -131,7 +134,11 @@ def _execute(context: Any, text: str) -> None:
 def _ensure_extension(connection: Connection) -> None:
     if connection.execute(statement("database", "pgvector")).fetchone() is None:
         try:
-            connection.execute(statement("schema", "create_extension"))
+            try:
+                connection.execute(statement("schema", "create_extension"))
+            except psycopg.errors.InvalidSchemaName:
+                # The search path names no schema to put it into.
+                connection.execute(statement("schema", "create_extension_in_public"))
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 "pgvector is not in this database and you may not add it; ask an owner to run: CREATE EXTENSION vector"

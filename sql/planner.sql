@@ -99,3 +99,14 @@ SELECT EXISTS (SELECT FROM {destination} d);
 
 -- name: has_unfinished
 SELECT EXISTS (SELECT FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND kind = 'range' AND state IN ('queued', 'running'));
+
+-- name: estimated_rows
+SELECT sum(greatest(c.reltuples, 0))::bigint
+FROM pg_catalog.pg_class source
+JOIN pg_catalog.pg_namespace n ON n.oid = source.relnamespace
+CROSS JOIN LATERAL (
+    SELECT relid FROM pg_catalog.pg_partition_tree(source.oid) WHERE isleaf
+    UNION SELECT source.oid WHERE source.relkind IN ('r', 'm')
+) part
+JOIN pg_catalog.pg_class c ON c.oid = part.relid
+WHERE n.nspname = %(schema)s AND source.relname = %(table)s;

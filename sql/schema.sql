@@ -11,6 +11,9 @@ SELECT version_num FROM pgvec.alembic_version;
 -- name: create_extension
 CREATE EXTENSION IF NOT EXISTS vector;
 
+-- name: create_extension_in_public
+CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
+
 -- name: prepare
 -- Two at once take turns; the number is the CRC-32 of 'pgvec.init'.
 SELECT pg_catalog.pg_advisory_xact_lock(2312187183);

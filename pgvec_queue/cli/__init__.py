@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import click
 
@@ -24,6 +26,7 @@ _COMMANDS = {
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
     "search": ("search", "Find the chunks nearest to a query."),
     "failures": ("steer", "List the documents in quarantine."),
+    "retry": ("steer", "Take documents out of quarantine and try them again."),
     "pause": ("steer", "Stop claiming jobs of a vectorizer."),
     "resume": ("steer", "Let a paused, blocked or cancelled vectorizer go on."),
     "cancel": ("steer", "Give up a vectorizer's unfinished jobs."),
@@ -68,7 +71,13 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A result that the terminal's encoding cannot show is written as its escapes, as stderr does by itself.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Like Ctrl-C: what was opened is closed, and an embedded server stops. `work` has a way of its own.
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise SystemExit(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:

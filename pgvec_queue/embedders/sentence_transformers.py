@@ -230,10 +230,7 @@ def _load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> An
 
 def _why_not_loaded(error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return (
-            "brings code of its own; read it, then allow it with --trust-remote-code, "
-            "best together with --revision so that it cannot change"
-        )
+        return model_files.OWN_CODE
     if isinstance(error, ImportError):
         return f"needs a Python package that is not installed: {_first_line(error)}"
     return f"cannot be loaded ({_first_line(error)}); check that it is a sentence-transformers model"

@@ -36,7 +36,7 @@ def _described(bench: Bench, table: str) -> list[tuple[Any, ...]]:
 
 def _unique(bench: Bench, table: str) -> list[str]:
     definitions = bench.sql(
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'u' ORDER BY 1",
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'u'",
         table,
     )
     return [text for (text,) in definitions]

@@ -317,6 +317,20 @@ def test_a_unit_that_is_longer_than_a_chunk_is_cut_all_the_same() -> None:
     assert all(chunk.tokens <= 32 for chunk in chunks)
 
 
+def test_what_was_one_unknown_token_in_the_document_is_cut_until_it_fits() -> None:
+    document = "データベース" * 50
+    assert len(minilm().spans(document)) == 1
+    chunks = Chunker(minilm(), 6, 3).chunks(document)
+    assert_sound(document, chunks, 6)
+    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 6 for chunk in chunks)
+    whole = Chunker(minilm()).whole(document, None, 6, truncate=True)
+    assert whole is not None
+    assert whole.tokens == len(raw_minilm().encode(whole.input).ids) <= 6
+    titled = Chunker(minilm(), 16, 3, Template.parse("$title: $chunk")).chunks(ENGLISH, {"title": document})
+    assert_sound(ENGLISH, titled, 16)
+    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 16 for chunk in titled)
+
+
 def test_a_single_character_over_the_bound_is_the_documents_fault() -> None:
     with pytest.raises(EmbedderError, match=r"character at position 4 .* makes 6 tokens .* and 5 fit") as raised:
         Chunker(bpe(), 5, 0).chunks("ab 👍 cd")
@@ -340,8 +354,8 @@ def test_neighbours_share_up_to_the_overlap_and_start_at_words(kind: str) -> Non
 def test_a_form_feed_is_no_surer_word_end_than_the_tokenizer_takes_it_for() -> None:
     # BERT drops control characters first, so that "interna\x0ctional" is one token, and its halves are two each.
     document = "interna\x0ctionalxqzvkw, " * 40
-    for size in range(10, 30):
-        for chunk in Chunker(minilm(), size, 3).chunks(document):
+    for size, overlap in itertools.product(range(10, 30), (0, 3)):
+        for chunk in Chunker(minilm(), size, overlap).chunks(document):
             assert chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= size
 
 
@@ -473,6 +487,12 @@ def test_truncating_a_huge_document_tokenizes_only_its_head() -> None:
     assert chunk is not None
     assert chunk.text.split() == ["word"] * 100
     assert max(seen) <= 100 * CHARACTERS_PER_TOKEN
+
+
+def test_a_document_that_fits_is_not_truncated_for_a_word_that_its_head_breaks_off() -> None:
+    document = LONG_WORD + ":" + LONG_WORD
+    chunk = Chunker(minilm()).whole(document, None, 24, truncate=True)
+    assert chunk == Chunk(0, document, 5, document)
 
 
 def test_a_truncated_document_makes_room_for_its_template() -> None:

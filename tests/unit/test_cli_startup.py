@@ -26,6 +26,7 @@ COMMANDS = [
     "status",
     "search",
     "failures",
+    "retry",
     "pause",
     "resume",
     "cancel",

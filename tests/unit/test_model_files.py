@@ -402,6 +402,16 @@ def test_pickled_weights_are_loaded_only_when_trusted(write: Write, weights: lis
         assert caught.value.kind is Kind.VECTORIZER
 
 
+def test_a_models_own_code_is_run_only_when_trusted(write: Write) -> None:
+    listed = [{"idx": 0, "name": "0", "path": "", "type": "own.Transformer"}]
+    path = write(pooled(**{"modules.json": listed, "own.py": b"", "model.safetensors": b"x"}))
+    assert describe(spec(path)).max_tokens == 512
+    assert model_files.locate(spec(path, trust_remote_code=True), weights=True).path == path
+    with pytest.raises(EmbedderError, match=r"code of its own.*--trust-remote-code") as caught:
+        model_files.locate(spec(path), weights=True)
+    assert caught.value.kind is Kind.VECTORIZER
+
+
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of the bundled model's name, with other weights; importing it fails."""

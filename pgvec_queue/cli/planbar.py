@@ -1,0 +1,54 @@
+"""Progress of a plan on a terminal; nothing elsewhere, nor for a table that is planned at once."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from pgvec_queue.cli.texts import console, duration
+
+_AFTER = 0.5
+"""Seconds that a plan may take without being shown."""
+
+
+class PlanBar:
+    """Called by the planner after each of its transactions."""
+
+    def __init__(self, name: str, rows: int | None) -> None:
+        """``rows`` is how many the catalog believes there are; None: it does not know."""
+        self._name = name
+        self._rows = rows
+        self._started = time.monotonic()
+        self._console = console(err=True)
+        self._display: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> PlanBar:
+        return self
+
+    def __call__(self, jobs: int, rows: int) -> None:
+        seconds = time.monotonic() - self._started
+        if not self._console.is_terminal or seconds < _AFTER:
+            return
+        if self._display is None:
+            self._display = Progress(
+                TextColumn("planning {task.description}", markup=False),
+                BarColumn(bar_width=None, table_column=Column(ratio=1)),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
+                console=self._console,
+                expand=True,
+                transient=True,
+            )
+            self._task = self._display.add_task(self._name, total=self._rows, text="")
+            self._display.start()
+        # Statistics may be old: a table is never said to be planned further than it is.
+        total = max(self._rows, rows) if self._rows else None
+        left = duration((total - rows) * seconds / rows) if total and rows else ""
+        text = f"{rows:,} rows in {jobs:,} jobs  {rows / seconds:,.0f} rows/s  {left}"
+        self._display.update(self._task, completed=rows, total=total, text=text)
+
+    def __exit__(self, *_: object) -> None:
+        if self._display is not None:
+            self._display.stop()
