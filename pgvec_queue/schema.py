@@ -7,6 +7,7 @@ transaction.
 from __future__ import annotations
 
 import io
+import threading
 from typing import Any
 
 import psycopg
@@ -17,6 +18,9 @@ from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
 HEAD = "0001"
 """The revision that this program works with; a test holds it to the newest migration."""
+
+_ALEMBIC = threading.Lock()
+"""Alembic's context is one per process: two threads in it would use each other's connections."""
 
 
 def initialize(database: Database) -> str:
@@ -99,7 +103,8 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
     config.set_main_option("path_separator", "os")
     config.attributes["offline"] = offline
     if database is None:
-        command.upgrade(config, "head", sql=True)
+        with _ALEMBIC:
+            command.upgrade(config, "head", sql=True)
         return
 
     from sqlalchemy import create_engine
@@ -111,7 +116,7 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         "postgresql+psycopg://", creator=lambda: psycopg.connect(conninfo, prepare_threshold=None), poolclass=NullPool
     )
     try:
-        with engine.connect() as connection:
+        with _ALEMBIC, engine.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except (psycopg.Error, DBAPIError) as error:
@@ -134,11 +139,7 @@ def _execute(context: Any, text: str) -> None:
 def _ensure_extension(connection: Connection) -> None:
     if connection.execute(statement("database", "pgvector")).fetchone() is None:
         try:
-            try:
-                connection.execute(statement("schema", "create_extension"))
-            except psycopg.errors.InvalidSchemaName:
-                # The search path names no schema to put it into.
-                connection.execute(statement("schema", "create_extension_in_public"))
+            _create_extension(connection)
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 "pgvector is not in this database and you may not add it; ask an owner to run: CREATE EXTENSION vector"
@@ -151,6 +152,14 @@ def _ensure_extension(connection: Connection) -> None:
             # Somebody else created it in this moment; that it is there is all that counts.
             pass
     versions(connection)
+
+
+def _create_extension(connection: Connection) -> None:
+    try:
+        connection.execute(statement("schema", "create_extension"))
+    except psycopg.errors.InvalidSchemaName:
+        # The search path names no schema to put it into.
+        connection.execute(statement("schema", "create_extension_in_public"))
 
 
 def _newer(found: str) -> SchemaOutdatedError:

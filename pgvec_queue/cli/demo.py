@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -77,10 +81,20 @@ def _next_steps(session: Session, name: str) -> Iterator[str]:
     source = session.source
     # A DSN of --dsn is not repeated: it may hold a password.
     dsn = " --dsn ..." if source.origin == "--dsn" else ""
-    yield f'pgvec search{dsn} {name} "your own question"'
-    yield f"pgvec status{dsn}"
+    program = _program()
+    yield f'{program} search{dsn} {name} "your own question"'
+    yield f"{program} status{dsn}"
     if source.directory is not None:
-        yield f"pgvec db start{dsn}        # keeps the server running; stop it with: pgvec db stop{dsn}"
+        yield f"{program} db start{dsn}        # keeps the server running; stop it with: {program} db stop{dsn}"
+
+
+def _program() -> str:
+    """How to call this program again: by its name where the shell finds it, else by its path from here."""
+    called = Path(sys.argv[0])
+    found = shutil.which("pgvec")
+    if called.name != "pgvec" or (found is not None and Path(found).resolve() == called.resolve()):
+        return "pgvec"
+    return os.path.relpath(called)
 
 
 def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versions) -> None:

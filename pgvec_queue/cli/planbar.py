@@ -7,7 +7,7 @@ import time
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from pgvec_queue.cli.texts import console, duration
+from pgvec_queue.cli.texts import console, duration, plain
 
 _AFTER = 0.5
 """Seconds that a plan may take without being shown."""
@@ -28,25 +28,27 @@ class PlanBar:
     def __enter__(self) -> PlanBar:
         return self
 
-    def __call__(self, jobs: int, rows: int) -> None:
+    def __call__(self, jobs: int, rows: int) -> None:  # noqa: ARG002
         seconds = time.monotonic() - self._started
         if not self._console.is_terminal or seconds < _AFTER:
             return
         if self._display is None:
+            name = Column(no_wrap=True, overflow="ellipsis", max_width=max(self._console.width // 4, 16))
             self._display = Progress(
-                TextColumn("planning {task.description}", markup=False),
+                TextColumn("planning {task.description}", markup=False, table_column=name),
                 BarColumn(bar_width=None, table_column=Column(ratio=1)),
                 TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),
                 console=self._console,
                 expand=True,
                 transient=True,
             )
-            self._task = self._display.add_task(self._name, total=self._rows, text="")
+            self._task = self._display.add_task(plain(self._name), total=self._rows, text="")
             self._display.start()
         # Statistics may be old: a table is never said to be planned further than it is.
         total = max(self._rows, rows) if self._rows else None
         left = duration((total - rows) * seconds / rows) if total and rows else ""
-        text = f"{rows:,} rows in {jobs:,} jobs  {rows / seconds:,.0f} rows/s  {left}"
+        # Jobs are left out: 80 columns have to do for a hundred million rows.
+        text = f"{rows:,} rows  {rows / seconds:,.0f} rows/s  {left}"
         self._display.update(self._task, completed=rows, total=total, text=text)
 
     def __exit__(self, *_: object) -> None:

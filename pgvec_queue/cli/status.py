@@ -132,7 +132,7 @@ def workers(session: Session, *, as_json: bool) -> None:
             row["state"],
             row["device"] or "",
             str(row["jobs"]),
-            f"{row['since_beat'].total_seconds():.0f} s ago",
+            f"{duration(row['since_beat'].total_seconds())} ago",
             Shown(plain(", ".join(row["models"]))),
         )
     console().print(table)

@@ -1,4 +1,4 @@
-"""``pgvec pause|resume|cancel|drop|failures``: steering a vectorizer, and what it put into quarantine."""
+"""``pgvec pause|resume|cancel|drop|failures|retry``: steering a vectorizer, and what it put into quarantine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from pgvec_queue import queue, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
-from pgvec_queue.cli.texts import plain
+from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text
 from pgvec_queue.database import statement, transaction
 
@@ -87,5 +87,5 @@ def retry(session: Session, *, name: str, error_class: str | None) -> None:
     connection, _ = session.connect_checked("retry")
     count = queue.retry(connection, vectorizer.get(connection, name).id, error_class)
     queue.notify(connection)
-    what = f"with the error class {error_class} " if error_class else ""
-    click.echo(f"{name}: {count:,} documents {what}are queued again.")
+    what = f" (of error class {error_class})" if error_class else ""
+    click.echo(f"{name}: {documents(count)} queued again{what}.")

@@ -47,6 +47,11 @@ def duration(seconds: float | None) -> str:
     return f"{rest} s"
 
 
+def documents(count: int) -> str:
+    """Returns a number of documents with its verb, such as ``1 document is``."""
+    return "1 document is" if count == 1 else f"{count:,} documents are"
+
+
 def rate(rows: float, chunks: float | None = None) -> str:
     """Returns rows per second, and chunks where they are given and differ; empty when nothing moves."""
     if not rows and not chunks:

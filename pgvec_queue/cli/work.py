@@ -12,7 +12,7 @@ import click
 from pgvec_queue import progress
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live
-from pgvec_queue.cli.texts import plain
+from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
@@ -108,8 +108,7 @@ def tell(session: Session, outcome: Outcome, names: Sequence[str] | None) -> Non
 
 def _remarks(one: progress.Progress) -> Iterator[str]:
     if one.rows_failed:
-        documents = "1 document is" if one.rows_failed == 1 else f"{one.rows_failed:,} documents are"
-        yield f"{one.name}: {documents} in quarantine; see `pgvec failures {one.name}`"
+        yield f"{one.name}: {documents(one.rows_failed)} in quarantine; see `pgvec failures {one.name}`"
     if one.state == "blocked":
         yield f"{one.name} is blocked: {one.reason}; mend that, then run `pgvec resume {one.name}`"
     elif one.state in ("paused", "cancelled"):

@@ -260,6 +260,22 @@ def test_a_failure_stays_in_its_line(cli: CommandLine, here: Bench) -> None:
     assert cli("failures", "docs").out == "1\tSQLSTATE P0001\ttwo words \\x1b[31m\n"
 
 
+def test_retry_takes_documents_out_of_quarantine_by_their_class(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", *MODEL)
+    here.sql("ALTER TABLE docs_vectors ADD CONSTRAINT short CHECK (length(chunk) < 19)")
+    here.sql("UPDATE docs SET body = body || ' and more' WHERE id < 3")
+    assert cli("work", "--drain").code == 3
+    here.sql("ALTER TABLE docs_vectors DROP CONSTRAINT short")
+    none = cli("retry", "docs", "--error", "Other")
+    assert none.out == "docs: 0 documents are queued again (of error class Other).\n"
+    ran = cli("retry", "docs", "--error", "SQLSTATE 23514")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "docs: 2 documents are queued again (of error class SQLSTATE 23514).\n"
+    assert cli("work", "--drain").code == 0
+    assert here.value("SELECT count(*) FROM docs_vectors") == 10
+
+
 def test_a_drain_that_meets_a_blocked_vectorizer_exits_with_1_and_says_what_to_do(
     cli: CommandLine, here: Bench
 ) -> None:
@@ -631,6 +647,7 @@ def test_a_database_that_cannot_be_had_is_one_line_without_a_password(
         ["status"],
         ["search", "docs", "query"],
         ["failures", "docs"],
+        ["retry", "docs"],
         ["pause", "docs"],
         ["resume", "docs"],
         ["cancel", "docs", "--yes"],
@@ -685,6 +702,7 @@ def test_what_the_server_refuses_is_one_line(cli: CommandLine, database: str) ->
         "status",
         "search docs x",
         "failures docs",
+        "retry docs",
         "pause docs",
         "resume docs",
         "cancel docs --yes",
@@ -716,6 +734,7 @@ def test_a_schema_from_another_version_is_refused_by_name(cli: CommandLine, here
         "status {}",
         "search {} x",
         "failures {}",
+        "retry {}",
         "pause {}",
         "resume {}",
         "cancel {}",
@@ -946,6 +965,18 @@ def test_db_means_the_server_that_the_dsn_names(cli: CommandLine, local: Path, m
     assert cli("init").code == 0
     assert embedded.Server(local).running(), "a command must not stop what `db start` left running"
     assert "has stopped" in cli("db", "stop").err
+
+
+def test_sigterm_ends_any_command_and_the_embedded_server_with_it(local: Path, start: Start) -> None:
+    with embedded.use(local) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS pgvec CASCADE")
+    waiting = start("doctor", "--wait", "600", "--dsn", f"embedded://{local}")
+    server = embedded.Server(local)
+    wait_until(server.running, 30, what="the server")
+    waiting.terminate()
+    out, err = waiting.communicate(timeout=30)
+    assert (waiting.returncode, out, err) == (143, "", "")
+    assert not server.running()
 
 
 def test_a_wrong_password_is_one_line_and_the_right_one_is_shown_nowhere(

@@ -133,7 +133,9 @@ def test_the_installed_program_goes_the_whole_way(installed: Installed, database
     assert (json.loads(hit)["key"], json.loads(hit)["score"]) == (["321"], 1.0)
 
 
-def test_what_is_not_installed_is_named_with_the_command_that_installs_it(installed: Installed, database: str) -> None:
+def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
+    installed: Installed, database: str, reachable: Path
+) -> None:
     assert installed("init").code == 0
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("CREATE TABLE docs AS SELECT 1::bigint AS id, 'a document' AS body")
@@ -147,7 +149,7 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(instal
     unknown = installed("enqueue", "docs", "--text", "body", "--model", "nobody/nothing", "--name", "b", "--into", "b")
     assert unknown.code == 1
     assert "pip install 'pgvec-queue[worker]'" in unknown.err
-    local = installed("status", "--dsn", "embedded:///nowhere/at/all")
+    local = installed("status", "--dsn", f"embedded://{reachable}/absent")
     assert local.code == 1
     assert_one_line(local)
     assert "pip install 'pgvec-queue[local]'" in local.err

@@ -323,9 +323,11 @@ def test_what_was_one_unknown_token_in_the_document_is_cut_until_it_fits() -> No
     chunks = Chunker(minilm(), 6, 3).chunks(document)
     assert_sound(document, chunks, 6)
     assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 6 for chunk in chunks)
-    whole = Chunker(minilm()).whole(document, None, 6, truncate=True)
+    # As much of this as fits by its characters ends in a word of 101; where it may be cut, its 98 are a token each.
+    document = "international " * 4 + "ab " + "か" * 99 + "ー" * 90
+    whole = Chunker(minilm()).whole(document, None, 12, truncate=True)
     assert whole is not None
-    assert whole.tokens == len(raw_minilm().encode(whole.input).ids) <= 6
+    assert whole.tokens == len(raw_minilm().encode(whole.input).ids) <= 12
     titled = Chunker(minilm(), 16, 3, Template.parse("$title: $chunk")).chunks(ENGLISH, {"title": document})
     assert_sound(ENGLISH, titled, 16)
     assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 16 for chunk in titled)
