@@ -122,7 +122,7 @@ class Chunker:
         ``limit`` is the chunk size, or for whole documents the model's longest input.
         """
         room = limit - self._bare.tokens
-        if room < max(1, limit // 2):
+        if room < _half(limit):
             special = self._tokenizer.special_tokens
             raise DefinitionError(
                 f"of {limit} tokens special ones take {special}, prompt and template {self._bare.tokens - special}, and"
@@ -201,7 +201,7 @@ class Chunker:
             tokens = self._count([frame.before + document[start : piece.end] + frame.after])[0]
             if tokens <= max_tokens:
                 return _chunk(0, document, piece._replace(tokens=tokens), frame._replace(truncated=True))
-            budget, longest = _smaller(layout, piece, tokens, max_tokens)
+            budget, longest = _smaller(layout, piece, tokens - frame.tokens, max_tokens - frame.tokens)
             piece = _Range(start, layout.prefix(start, piece.end, budget, longest), tries=piece.tries + 1)
 
     def _bounded(self, layout: Layout, frame: _Frame, ranges: list[_Range]) -> Iterator[_Range]:
@@ -225,15 +225,16 @@ class Chunker:
         ``before`` is the range before it, ``following`` the start of the one after it, which holds the end of this one
         as far as they overlap.
         """
-        budget, longest = _smaller(layout, piece, piece.tokens, self._size)
+        budget, longest = _smaller(layout, piece, piece.tokens - frame.tokens, self._size - frame.tokens)
+        overlap = min(self._overlap, budget // 2)
         start = fresh = piece.start
         if before is not None:
             fresh = layout.next_text(before.end)
             if following <= fresh:
                 return
-            start = layout.next_start(before.start, before.end, fresh, piece.end, budget, longest, self._overlap)
+            start = layout.next_start(before.start, before.end, fresh, piece.end, budget, longest, overlap)
         needed = layout.text_end(piece.start, min(piece.end, following))
-        for a, b in layout.cover(start, fresh, piece.end, needed, budget, longest, self._overlap):
+        for a, b in layout.cover(start, fresh, piece.end, needed, budget, longest, overlap):
             yield self._measured(layout, frame, _Range(a, b, tries=piece.tries + 1))
 
     def _measured(self, layout: Layout, frame: _Frame, piece: _Range) -> _Range:
@@ -257,15 +258,15 @@ class Chunker:
         if template is None or not template.columns:
             return self._bare
         frame = self._framed(*template.sides(columns or {}))
-        if limit is None or limit - frame.weight >= min(limit // 2, max(8, limit // 4)):
+        if limit is None or limit - frame.weight >= min(_half(limit), max(8, limit // 4)):
             return frame
         values = {name: (columns or {})[name] or "" for name in template.columns}
         spans = {name: self._tokenizer.spans(value) for name, value in values.items()}
-        share = _share([len(spans[name]) for name in template.uses], limit - self._bare.tokens - limit // 2)
+        share = _share([len(spans[name]) for name in template.uses], limit - self._bare.tokens - _half(limit))
         while True:
             cut = {name: _prefix(value, spans[name], share) for name, value in values.items()}
             frame = self._framed(*template.sides(cut))._replace(truncated=True)
-            excess = frame.weight - (limit - limit // 2)
+            excess = frame.weight - (limit - _half(limit))
             if excess <= 0 or share == 0:
                 return frame
             share = max(0, share - max(1, excess // len(template.uses)))
@@ -276,22 +277,26 @@ def _chunk(index: int, document: str, piece: _Range, frame: _Frame) -> Chunk:
     return Chunk(index, text, piece.tokens, frame.before + text + frame.after, frame.truncated, piece.start)
 
 
-def _smaller(layout: Layout, piece: _Range, tokens: int, limit: int) -> tuple[int, int]:
-    """Returns the tokens and characters to cut a range to whose input has ``tokens`` instead of ``limit`` tokens.
+def _half(limit: int) -> int:
+    return max(1, limit // 2)
 
-    First by what it has too much; from then on by half, so that it soon ends: at one character, which raises
-    ``EmbedderError`` (kind ``ROW``).
+
+def _smaller(layout: Layout, piece: _Range, tokens: int, limit: int) -> tuple[int, int]:
+    """Returns the tokens, as the document has them, and the characters to cut a range to.
+
+    By itself it has ``tokens`` instead of ``limit`` tokens: it is first cut in that proportion, from then on by half,
+    so that it soon ends: at one character, which raises ``EmbedderError`` (kind ``ROW``).
     """
     characters = piece.end - piece.start
     if characters == 1:
         raise EmbedderError(
-            f"the character at position {piece.start + 1} of the document makes {tokens} tokens with what surrounds it,"
-            f" and {limit} fit; raise --chunk-size",
+            f"the character at position {piece.start + 1} of the document makes {tokens} tokens, and {limit} fit;"
+            " raise --chunk-size",
             Kind.ROW,
         )
     inside = layout.tokens(piece.start, piece.end)
     if piece.tries == 0:
-        return max(1, inside - (tokens - limit)), characters - 1
+        return max(1, inside * limit // tokens), characters - 1
     return max(1, inside // 2), characters // 2
 
 

@@ -43,7 +43,9 @@ def vector_fields(vectors: NDArray[np.float32], store: str) -> list[bytes]:
     elements = _ELEMENTS[store]
     count, dimensions = vectors.shape
     head = struct.pack(">ihh", 4 + dimensions * elements.itemsize, dimensions, 0)
-    body = np.ascontiguousarray(vectors.astype(elements)).tobytes()
+    with np.errstate(over="ignore"):
+        # What halfvec cannot hold becomes infinite, which the server refuses.
+        body = np.ascontiguousarray(vectors.astype(elements)).tobytes()
     size = dimensions * elements.itemsize
     return [head + body[i * size : (i + 1) * size] for i in range(count)]
 

@@ -89,7 +89,7 @@ class Database:
         """Opens a connection in autocommit mode. Raises ``DatabaseError`` with libpq's reason in one line."""
         try:
             return psycopg.connect(self.conninfo(stage), autocommit=True, prepare_threshold=None)
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
 
     def pool(self, stage: str, *, size: int) -> Pool:

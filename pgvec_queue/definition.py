@@ -403,6 +403,12 @@ def _refuse_difference(connection: Connection, known: Vectorizer, options: Optio
         raise DefinitionError(
             f"the vectorizer {known.name!r} is over {known.source}, not {source.label}; give another --name"
         )
+    for name, type_ in zip(known.key_columns, known.key_types, strict=True):
+        if source.column(name, "the key").base_type != type_:
+            raise DefinitionError(
+                f"the key {name} of {source.label} was {type_} and is {source.column(name, 'the key').base_type} now; "
+                f"drop the vectorizer {known.name!r} and make it anew"
+            )
     for flag, have, want in _stated(known, options, source) if options.text else ():
         _refuse_other(known, flag, have, want)
     for flag, have, want in _said(connection, known, options, source):

@@ -416,11 +416,15 @@ def make_index(connection: Connection, vectorizer: Vectorizer) -> None:
     if invalid is not None:
         # A build that was cut short leaves an index that is maintained but never used.
         connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])), {})
-    connection.execute(
-        statement("destination", "create_index").format(
-            index=identifier(index),
-            destination=identifier(table.schema, table.name),
-            columns=sql.SQL(", ").join(map(identifier, roles.key)),
-        ),
-        {},
-    )
+    connection.execute(statement("destination", "no_timeouts"))
+    try:
+        connection.execute(
+            statement("destination", "create_index").format(
+                index=identifier(index),
+                destination=identifier(table.schema, table.name),
+                columns=sql.SQL(", ").join(map(identifier, roles.key)),
+            ),
+            {},
+        )
+    finally:
+        connection.execute(statement("destination", "usual_timeouts"))

@@ -57,7 +57,8 @@ class Layout:
         if word is None:  # it is longer than a chunk
             return fresh
         first = bisect_left(self._starts, end) - overlap
-        low = max(start + 1, end - overlap * CHARACTERS_PER_TOKEN, self._ends[first - 1] if first > 0 else 0)
+        reach = min(overlap * CHARACTERS_PER_TOKEN, longest // 2)
+        low = max(start + 1, end - reach, self._ends[first - 1] if first > 0 else 0)
         # The overlap may not crowd out the next word.
         first = bisect_left(self._starts, word) - budget
         low = max(low, word - longest, self._ends[first - 1] if first > 0 else 0)

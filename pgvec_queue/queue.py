@@ -185,7 +185,8 @@ def notify(connection: Connection, payload: str = "") -> None:
 
 def failures(connection: Connection, vectorizer_id: int) -> list[dict[str, Any]]:
     """Returns the quarantine of a vectorizer, oldest first."""
-    with connection.cursor(row_factory=dict_row) as cursor:
+    # A client reads times in some of the server's date styles only.
+    with transaction(connection), connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement("progress", "failures"), {"id": vectorizer_id}).fetchall()
 
 

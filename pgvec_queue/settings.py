@@ -141,9 +141,11 @@ def _parse_dsn(dsn: str, origin: str) -> DsnSource:
 
 
 def _refuse_misplaced_password(dsn: str, origin: str) -> None:
-    """Raises for a URI whose password holds a bare @, / or ?, or stands where the port should."""
+    """Raises for a URI whose password holds a bare @, / or ?, or stands where the port should, or the database."""
     scheme, separator, rest = dsn.partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
+        if re.search(r"\bdbname\s*=\s*'?\s*postgres(ql)?://", dsn):
+            raise SettingsError(f"the connection string ({origin}) has a URI for a dbname; give the URI alone")
         return
     authority, _, path = rest.partition("?")[0].partition("/")
     host = authority.rpartition("@")[2]

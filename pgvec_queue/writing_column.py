@@ -23,18 +23,18 @@ def write_column(connection: Connection, fragments: Fragments, part: Slice, plan
     if not plan.write:
         return []
     keys = [item.document.key for item in plan.write]
-    locked = {
-        ordinal
-        for (ordinal,) in connection.execute(
+    had_vector = {
+        keys[ordinal - 1]: had
+        for ordinal, had in connection.execute(
             fragments.compose(
                 "writing", "lock_rows", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")
             ),
             fragments.key_lists(keys),
         )
     }
-    free = [item for i, item in enumerate(plan.write, 1) if i in locked]
-    updated = _update(connection, fragments, free)
+    updated = _update(connection, fragments, [item for item in plan.write if item.document.key in had_vector])
     result.chunks_written += len(updated)
+    result.chunks_deleted += sum(had_vector[key] for key in updated)
     return [item.document.key for item in plan.write if item.document.key not in updated]
 
 

@@ -17,6 +17,13 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS {index} ON {destination} ({columns});
 -- A build goes on after its client has died.
 SELECT FROM pg_catalog.pg_stat_progress_create_index WHERE relid = %(oid)s::oid AND datname = current_database();
 
+-- name: no_timeouts
+-- A build of any length runs outside a transaction, where SET LOCAL has no effect.
+SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false);
+
+-- name: usual_timeouts
+RESET statement_timeout; RESET lock_timeout;
+
 -- name: drop_invalid_index
 SELECT pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname)
 FROM pg_catalog.pg_index i

@@ -55,7 +55,8 @@ COPY {destination} ({columns}) FROM STDIN (FORMAT BINARY);
 
 -- name: lock_rows
 -- A column of the source: rows that somebody else holds are left for later, so that nobody waits for anybody.
-SELECT u.pgvec_ordinal FROM {listed} JOIN {source} s ON {listed_is_source} FOR NO KEY UPDATE OF s SKIP LOCKED;
+SELECT u.pgvec_ordinal, s.{embedding} IS NOT NULL
+FROM {listed} JOIN {source} s ON {listed_is_source} FOR NO KEY UPDATE OF s SKIP LOCKED;
 
 -- name: update_rows
 UPDATE {source} s SET {embedding} = u.pgvec_vector{set_hash}

@@ -98,6 +98,8 @@ def assert_right(bench: Bench, *vectorizers: Vectorizer) -> None:
     for vectorizer in vectorizers:
         assert found(bench, vectorizer) == expected(bench, vectorizer)
         progress = bench.progress(vectorizer.name)
+        if not vectorizer.into_column:
+            assert progress.chunks == len(found(bench, vectorizer))
         assert (progress.state, progress.rows_failed) == ("complete", 0)
         assert progress.rows_done == progress.rows_total
 

@@ -68,6 +68,9 @@ def program() -> None:
 
 def main() -> None:
     """The program ``pgvec``."""
+    # A parent may have closed them; what is printed then goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A result that the terminal's encoding cannot show is written as its escapes, as stderr does by itself.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -143,7 +143,15 @@ def _refuse_contradictions(context: click.Context) -> None:
         for other in others:
             if one in said and other in said:
                 raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
-    if "too_long" in said and not {"no_chunking", "into_column"} & said.keys():
+    if "text" not in said:
+        # A bare `enqueue SOURCE` means the definition as it stands, whatever the settings say.
+        for other in ("model", "embedder", "endpoint", "tokenizer", "chunk_size", "chunk_overlap"):
+            if other in said:
+                raise click.UsageError(
+                    f"{said[other]} is a part of the definition: give --text with it, or leave it out to bring "
+                    "an existing vectorizer up to date"
+                )
+    elif "too_long" in said and not {"no_chunking", "into_column"} & said.keys():
         raise click.UsageError("--too-long is about documents that stay whole; add --no-chunking or --into-column")
     for other in ("endpoint", "tokenizer"):
         if other in said and context.params["embedder"] not in (None, "openai"):

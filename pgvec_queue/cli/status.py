@@ -11,7 +11,6 @@ from psycopg.rows import dict_row
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text as Shown
 
 from pgvec_queue import progress, vectorizer
 from pgvec_queue.cli.common import Session, command
@@ -78,7 +77,7 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
 
 def _shown(rows: list[progress.Progress], width: int) -> RenderableType:
     """Returns the table, and below it, in a line each, why something does not move."""
-    reasons = [Shown(f"{plain(one.name)}: {plain(one.reason)}") for one in rows if one.reason]
+    reasons = [f"{plain(one.name)}: {plain(one.reason)}" for one in rows if one.reason]
     return Group(_table(rows, wide=width >= _WIDE), *reasons)
 
 
@@ -94,7 +93,7 @@ def _table(rows: list[progress.Progress], *, wide: bool) -> Table:
         shown = "100 %" if share >= 100 else f"{min(share, 99.9):.1f} %"
         moving = one.state == "active"
         table.add_row(
-            Shown(plain(one.name)),
+            plain(one.name),
             one.state,
             f"{one.rows_total:,}",
             f"{one.rows_done:,} ({shown})" if wide else shown,
@@ -127,12 +126,12 @@ def workers(session: Session, *, as_json: bool) -> None:
     for row in rows:
         table.add_row(
             str(row["worker_id"]),
-            Shown(plain(row["host"])),
+            plain(row["host"]),
             str(row["pid"]),
             row["state"],
             row["device"] or "",
             str(row["jobs"]),
             f"{duration(row['since_beat'].total_seconds())} ago",
-            Shown(plain(", ".join(row["models"]))),
+            plain(", ".join(row["models"])),
         )
     console().print(table)

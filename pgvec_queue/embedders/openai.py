@@ -83,6 +83,7 @@ class OpenAIEmbedder:
         Raises ``EmbedderError``: as ``describe`` does, and (kind ``VECTORIZER``) for an endpoint that is no URL or
         OpenAI's key missing in the environment.
         """
+        dimensions = _dimensions(spec)
         self._spec = spec
         self._budget = min(options.batch_tokens or _BATCH_TOKENS, _MAX_BATCH_TOKENS)
         self._sleep = sleep
@@ -93,7 +94,6 @@ class OpenAIEmbedder:
         self._key = _key(self._url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(timeout=_TIMEOUT, headers=headers)
-        dimensions = _dimensions(spec)
         if dimensions is None:
             try:
                 dimensions = len(self._request(["dimensions"])[0])

@@ -509,6 +509,13 @@ def test_text_that_the_terminal_cannot_show_is_escaped(here: Bench, cli: Command
     assert ran.out.endswith("       na\\xefve \\u4e16\\u754c\n")
 
 
+@pytest.mark.parametrize("command", ["status", "work --drain", "search docs x"])
+def test_closed_outputs_fail_no_command(here: Bench, cli: CommandLine, command: str) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", *MODEL)
+    subprocess.run(["sh", "-c", f'exec "$0" -m pgvec_queue {command} >&- 2>&-', sys.executable], check=True)
+
+
 def on_terminal(*arguments: str, size: tuple[int, int] = (24, 80)) -> tuple[int, str, str]:
     """Runs ``pgvec`` with stderr, and stdin, at a terminal; returns exit code, stdout and what the terminal got."""
     ours, theirs = pty.openpty()
@@ -788,7 +795,7 @@ def test_a_definition_that_does_not_fit_is_one_line(
     fill(here)
     here.sql("CREATE SCHEMA old")
     fill(here, table="old.letters")
-    model = () if "--model" in arguments else MODEL
+    model = MODEL if "--text" in arguments and "--model" not in arguments else ()
     assert reason in cli.refused("enqueue", *arguments, *model)
     assert here.value("SELECT count(*) FROM pgvec.vectorizers") == 0
     assert here.value("SELECT count(*) FROM docs") == 10
@@ -800,14 +807,12 @@ def test_a_device_that_is_not_there_ends_the_command_and_blocks_nobody_elses_wor
 ) -> None:
     fill(here)
     assert cli("enqueue", "docs", "--text", "body").code == 0
-    searched = run_pgvec("search", "docs", "query", "--device", "cuda:99")
-    assert searched.code == 1
-    assert_one_line(searched)
-    assert "cuda:99" in searched.err
-    worked = run_pgvec("work", "--drain", "--device", "cuda:99")
-    assert worked.code == 1
-    assert worked.err.splitlines()[-1].startswith("pgvec: ")
-    assert "cuda:99" in worked.err.splitlines()[-1]
+    assert "cuda:99" in cli.refused("search", "docs", "query", "--device", "cuda:99")
+    worked = cli("work", "--drain", "--device", "cuda:99")
+    assert (worked.code, worked.out) == (1, "")
+    last = worked.err.splitlines()[-1]
+    assert last.startswith("pgvec: ")
+    assert "cuda:99" in last
     assert "Traceback" not in worked.err
     assert status(cli)[0]["state"] == "active"
     assert here.value("SELECT count(*) FROM pgvec.jobs WHERE state = 'queued' AND attempts = 0") == 1

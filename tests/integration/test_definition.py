@@ -387,6 +387,17 @@ def test_a_second_enqueue_finds_the_same_vectorizer_and_may_change_only_what_tou
     assert bare.vectorizer == again.vectorizer
 
 
+def test_a_key_that_has_become_another_type_is_refused(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.define("docs", "body")
+    bench.sql("ALTER TABLE docs ALTER id TYPE bigint")
+    assert "the key id of public.docs was integer and is bigint now; drop the vectorizer 'docs'" in _refused(
+        bench, "docs"
+    )
+    bench.sql("ALTER TABLE docs RENAME id TO nr")
+    assert "public.docs has no column 'id' (the key)" in _refused(bench, "docs")
+
+
 def test_a_second_enqueue_lets_a_blocked_vectorizer_go_on(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
     known = bench.define("docs", "body").vectorizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -266,6 +267,23 @@ def test_rows_without_a_key_in_a_table_that_was_there_hide_no_others_and_stay(be
     assert bench.sql("SELECT id FROM vectors ORDER BY id") == [*((str(i),) for i in range(2, 9)), *[(None,)] * 9]
 
 
+def test_a_column_s_chunks_are_the_vectors_that_it_holds(bench: Bench) -> None:
+    _documents(bench)
+    bench.sql("ALTER TABLE docs ADD v vector(8)")
+    bench.sql("UPDATE docs SET v = '[1,0,0,0,0,0,0,0]' WHERE id < 3")
+    vectorizer = bench.enqueue("docs", "body", into_column="v")
+    assert bench.progress("docs").chunks == 2
+    work_off(bench)
+    assert_right(bench, vectorizer)
+    assert bench.progress("docs").chunks == 4
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id < 4")
+    bench.sql("UPDATE docs SET body = '' WHERE id = 4")
+    bench.plan(vectorizer)
+    work_off(bench)
+    assert_right(bench, vectorizer)
+    assert bench.progress("docs").chunks == 3
+
+
 def test_a_key_that_cannot_be_cast_after_all_blocks_with_the_reason(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id text PRIMARY KEY, body text)")
     bench.sql("INSERT INTO docs VALUES ('12', 'twelve'), ('abc', 'no number')")
@@ -323,6 +341,7 @@ def _a_build_that_waits(bench: Bench) -> Iterator[psycopg.Connection[Any]]:
     """Defines a vectorizer whose index build waits for somebody's transaction; yields that one's connection."""
     _documents(bench)
     bench.sql("CREATE TABLE vectors (id int, embedding vector(8))")
+    bench.sql(f"ALTER DATABASE {bench.value('SELECT current_database()')} SET lock_timeout TO '50ms'")
     with psycopg.connect(bench.dsn) as user:
         user.execute("INSERT INTO vectors VALUES (1, NULL)")
         yield user
@@ -348,6 +367,9 @@ def test_an_index_that_somebody_builds_is_not_built_twice(bench: Bench) -> None:
         wait_until(lambda: bench.value(BUILDING) == 1)
         with pytest.raises(DefinitionError, match=r"an index on public.vectors is being built already; try again"):
             bench.define("docs", "body", into="vectors")
+        # It waits longer than the database's timeout, and does not fail for it.
+        waits = "SELECT clock_timestamp() - query_start FROM pg_stat_activity WHERE query ~ '^CREATE INDEX'"
+        wait_until(lambda: bench.value(waits) > timedelta(seconds=0.2))
         user.rollback()
         builder.join()
     assert not bench.define("docs", "body", into="vectors").new
@@ -369,6 +391,14 @@ def test_an_index_build_that_was_stopped_is_made_up_for_by_the_next_enqueue(benc
     assert not bench.define("docs").new
     assert len(_indexes(bench, "vectors")) == 1
     assert bench.value("SELECT count(*) FROM pg_index WHERE indrelid = 'vectors'::regclass") == 1
+
+
+def test_a_destination_that_is_gone_is_told(bench: Bench) -> None:
+    _documents(bench)
+    bench.define("docs", "body")
+    bench.sql("DROP TABLE docs_vectors")
+    with pytest.raises(DefinitionError, match=r"destination public.docs_vectors is gone; drop the vectorizer 'docs'"):
+        bench.define("docs")
 
 
 # What does not fit

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import resources, schema
+from pgvec_queue import queue, resources, schema
 from pgvec_queue.database import Database, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 from pgvec_queue.vectorizer import Vectorizer
@@ -291,6 +291,19 @@ def test_everything_works_where_the_search_path_is_empty(bench: Bench) -> None:
     assert schema.initialize(bench.database) == ""
     assert versions(bench.connection).vector_schema == "public"
     _end_to_end(bench)
+
+
+def test_the_quarantine_can_be_read_whatever_the_server_s_date_style(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    vectorizer = bench.enqueue("docs", "body")
+    bench.sql(
+        "INSERT INTO pgvec.failures (vectorizer_id, key, source_hash, error_class, message, model)"
+        " VALUES (%s, '{7}', '', 'Test', 'no', '')",
+        vectorizer.id,
+    )
+    bench.sql("SET DateStyle TO 'SQL, DMY'")
+    [failure] = queue.failures(bench.connection, vectorizer.id)
+    assert (failure["key"], failure["first_at"]) == (["7"], failure["last_at"])
 
 
 def test_a_name_on_the_search_path_hides_nothing_of_ours(bench: Bench) -> None:

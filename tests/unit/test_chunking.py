@@ -276,6 +276,21 @@ def test_without_sentence_ends_chunks_end_at_words() -> None:
     assert len(chunks) > 10
 
 
+def test_where_words_have_no_spaces_whitespace_is_preferred_in_the_last_half_only() -> None:
+    for early, late in ((5, 20), (10, 16)):
+        document = "中" * early + " " + "文" * (late - early) + " " + "字" * 60
+        first = Chunker(minilm(), 32, 0).chunks(document)[0]
+        assert first.text == document[: late + 1]
+    assert len(Chunker(minilm(), 32, 0).chunks("中" * 10 + " " + "字" * 60)[0].text) == 31
+
+
+def test_an_overlap_of_almost_a_chunk_still_gets_on() -> None:
+    document = "か" * 2_000
+    chunks = Chunker(minilm(), 32, 31).chunks(document)
+    assert_sound(document, chunks, 32)
+    assert len(chunks) < 10
+
+
 def test_a_word_is_cut_only_when_it_is_longer_than_a_chunk() -> None:
     words = [ENGLISH.split()[i % 40] if i % 9 else "ab" * 40 for i in range(300)]
     document = " ".join(words)
@@ -317,24 +332,44 @@ def test_a_unit_that_is_longer_than_a_chunk_is_cut_all_the_same() -> None:
     assert all(chunk.tokens <= 32 for chunk in chunks)
 
 
-def test_what_was_one_unknown_token_in_the_document_is_cut_until_it_fits() -> None:
-    document = "データベース" * 50
-    assert len(minilm().spans(document)) == 1
-    chunks = Chunker(minilm(), 6, 3).chunks(document)
-    assert_sound(document, chunks, 6)
-    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 6 for chunk in chunks)
-    # As much of this as fits by its characters ends in a word of 101; where it may be cut, its 98 are a token each.
-    document = "international " * 4 + "ab " + "か" * 99 + "ー" * 90
-    whole = Chunker(minilm()).whole(document, None, 12, truncate=True)
-    assert whole is not None
-    assert whole.tokens == len(raw_minilm().encode(whole.input).ids) <= 12
-    titled = Chunker(minilm(), 16, 3, Template.parse("$title: $chunk")).chunks(ENGLISH, {"title": document})
-    assert_sound(ENGLISH, titled, 16)
-    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 16 for chunk in titled)
+@pytest.mark.parametrize(
+    ("document", "size", "overlap", "most"),
+    [("データベース" * 50, 6, 3, 200), ("か" * 367 + " international" * 60, 24, 5, 12)],
+)
+def test_what_was_one_unknown_token_in_the_document_is_cut_until_it_fits(
+    document: str, size: int, overlap: int, most: int
+) -> None:
+    rounds: list[int] = []
+
+    class Watched(HuggingFaceTokenizer):
+        def count(self, texts: Sequence[str]) -> list[int]:
+            rounds.append(len(texts))
+            return super().count(texts)
+
+    chunks = Chunker(Watched(raw_minilm()), size, overlap).chunks(document)
+    assert_sound(document, chunks, size)
+    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= size for chunk in chunks)
+    assert len(rounds) < 15, "cut smaller by half each time"
+    assert len(chunks) <= most
+
+
+def test_a_truncated_documents_last_word_is_counted_as_it_was_cut() -> None:
+    # What fits by its characters ends in 101 Kana, one unknown token; where they may be cut, 98 are a token each.
+    document = "international " * 4 + "ab " + "か" * 99 + "ー" * 90 + " international" * 20
+    chunk = Chunker(minilm()).whole(document, None, 12, truncate=True)
+    assert chunk is not None
+    assert chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 12
+
+
+def test_a_column_that_is_longer_in_tokens_once_it_is_cut_leaves_room_all_the_same() -> None:
+    chunker = Chunker(minilm(), 16, 3, Template.parse("$title: $chunk"))
+    chunks = chunker.chunks(ENGLISH, {"title": "データベース" * 50})
+    assert_sound(ENGLISH, chunks, 16)
+    assert all(chunk.tokens == len(raw_minilm().encode(chunk.input).ids) <= 16 for chunk in chunks)
 
 
 def test_a_single_character_over_the_bound_is_the_documents_fault() -> None:
-    with pytest.raises(EmbedderError, match=r"character at position 4 .* makes 6 tokens .* and 5 fit") as raised:
+    with pytest.raises(EmbedderError, match=r"character at position 4 .* makes 4 tokens, and 3 fit") as raised:
         Chunker(bpe(), 5, 0).chunks("ab 👍 cd")
     assert raised.value.kind is Kind.ROW
 
@@ -413,8 +448,9 @@ def test_a_prompt_that_takes_more_than_half_is_refused() -> None:
     ):
         with pytest.raises(DefinitionError, match=r"of 20 tokens special ones take 2, prompt and template 10"):
             use()
-    with pytest.raises(DefinitionError):
-        Chunker(minilm(), 2, 0).chunks("text")
+    for tokenizer, size in ((minilm(), 4), (WordTokenizer(), 1)):
+        with pytest.raises(DefinitionError):
+            Chunker(tokenizer, size, 0, document_prompt="passage: ").chunks("text")
 
 
 def test_columns_that_leave_room_are_rendered_in_full() -> None:

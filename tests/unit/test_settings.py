@@ -83,6 +83,13 @@ def test_a_string_that_libpq_reads_is_passed_on(dsn: str) -> None:
     assert find(dsn) == DsnSource(dsn, None, "--dsn")
 
 
+@pytest.mark.parametrize("dbname", ["dbname=", "user=me dbname = '"])
+def test_a_uri_in_dbname_is_refused_unseen(dbname: str) -> None:
+    with pytest.raises(SettingsError, match="give the URI alone") as caught:
+        find(f"host=host {dbname}postgresql://me:{PASSWORD}@host/shop")
+    assert PASSWORD not in str(caught.value)
+
+
 def test_a_uri_in_pgdatabase_is_refused_unseen() -> None:
     with pytest.raises(SettingsError, match="put it into PGVEC_DSN") as caught:
         find(environment={"PGDATABASE": f"postgresql://me:{PASSWORD}@host/shop"})
