@@ -74,14 +74,17 @@ SELECT id AS vectorizer_id,
        jobs_running::bigint AS jobs_running,
        jobs_done::bigint AS jobs_done,
        CASE WHEN cancelled THEN greatest(jobs_all - jobs_done - jobs_running, 0) ELSE 0 END::bigint AS jobs_cancelled,
-       CASE WHEN finished THEN 0 ELSE coalesce(rows_per_second, 0) END::float8 AS rows_per_second,
-       CASE WHEN finished THEN 0 ELSE coalesce(chunks_per_second, 0) END::float8 AS chunks_per_second,
+       CASE WHEN moving THEN coalesce(rows_per_second, 0) ELSE 0 END::float8 AS rows_per_second,
+       CASE WHEN moving THEN coalesce(chunks_per_second, 0) ELSE 0 END::float8 AS chunks_per_second,
        CASE WHEN finished THEN 0
-            WHEN rows_per_second > 0 THEN greatest(total - rows_right, 0) / rows_per_second END::float8 AS eta_seconds,
+            WHEN moving AND rows_per_second > 0 THEN greatest(total - rows_right, 0) / rows_per_second END::float8 AS eta_seconds,
        plan_complete,
        rows_embedded::bigint AS rows_embedded,
        truncated::bigint AS rows_truncated
-FROM numbers;
+FROM numbers
+CROSS JOIN LATERAL (
+    SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving
+) now;
 COMMENT ON VIEW pgvec.progress IS 'One row per vectorizer: how far it is, how fast, when it ends, and why nothing moves';
 
 -- name: worker_status

@@ -158,11 +158,13 @@ def test_a_missing_model_blocks_its_vectorizer(bench: Bench) -> None:
 
 def test_a_paused_vectorizer_is_left_alone_and_does_not_hold_up_a_drain(bench: Bench) -> None:
     _fill(bench, 10)
-    bench.enqueue("docs", "body")
+    vectorizer = bench.enqueue("docs", "body")
     bench.sql("UPDATE pgvec.vectorizers SET paused = true")
+    bench.sql("INSERT INTO pgvec.samples VALUES (%s, 1, clock_timestamp(), 5, 5, 5)", vectorizer.id)
     assert bench.drain() is Outcome.COMPLETE
     assert bench.value("SELECT count(*) FROM docs_vectors") == 0
-    assert bench.progress("docs").state == "paused"
+    paused = bench.progress("docs")
+    assert (paused.state, paused.rows_per_second, paused.eta_seconds) == ("paused", 0, None)
 
 
 def test_the_highest_priority_is_worked_on_first(bench: Bench) -> None:
