@@ -195,9 +195,12 @@ def test_wordpiece_on_words_between_whitespace_splits_no_word() -> None:
 
 
 def test_any_other_tokenizer_may_split_words() -> None:
+    whitespace_bpe = tokenizers.Tokenizer(models.BPE())
+    whitespace_bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     multi_word = {"id": 5, "content": "New York", "single_word": False, "lstrip": False, "rstrip": False}
     for raw in (
         byte_level(),
+        whitespace_bpe,
         definition(pre_tokenizer=None),
         definition(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}),
         definition(normalizer={"type": "Replace", "pattern": {"String": " "}, "content": ""}),
