@@ -1,7 +1,8 @@
 -- Cutting a source into key ranges.
 
 -- name: begin
--- Takes the plan over: whoever plans under an older epoch adds nothing more. What is unfinished stays in the totals.
+-- Takes the plan over: whoever plans under an older epoch adds nothing more. What is unfinished stays in the totals;
+-- below zero where a job has met more rows than were planned for it, until it ends and says so.
 WITH counted AS (
     SELECT coalesce(sum(rows_right), 0) AS rows_right, coalesce(sum(rows_adjusted), 0) AS rows_adjusted
     FROM pgvec.counters WHERE vectorizer_id = %(id)s
@@ -10,7 +11,7 @@ UPDATE pgvec.vectorizers v
 SET plan_epoch = plan_epoch + 1, plan_complete = false, plan_beat_at = clock_timestamp(),
     limited_to = CASE WHEN %(extend)s THEN v.limited_to END,
     rows_planned = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_planned
-        ELSE greatest(v.rows_planned + c.rows_adjusted - v.rows_selected_base - (c.rows_right - v.rows_right_base), 0) END,
+        ELSE v.rows_planned + c.rows_adjusted - v.rows_selected_base - (c.rows_right - v.rows_right_base) END,
     rows_selected_base = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_selected_base ELSE c.rows_adjusted END,
     rows_right_base = CASE WHEN %(extend)s AND v.limited_to IS NOT NULL THEN v.rows_right_base ELSE c.rows_right END
 FROM counted c
@@ -25,7 +26,7 @@ WITH tail AS (
     RETURNING rows - rows_seen AS rows
 )
 UPDATE pgvec.vectorizers
-SET rows_planned = greatest(rows_planned - (SELECT coalesce(sum(rows), 0) FROM tail), 0),
+SET rows_planned = rows_planned - (SELECT coalesce(sum(rows), 0) FROM tail),
     jobs_planned = jobs_planned - (SELECT count(*) FROM tail)
 WHERE id = %(id)s;
 
