@@ -98,13 +98,24 @@ KEYS = {
 }
 
 
+# What a server, a role or a client may have set, on which the text of a key and the meaning of a name would depend.
+PLANNING = {
+    "search_path": "own, public",
+    "TimeZone": "Asia/Kolkata",
+    "DateStyle": "SQL, MDY",
+    "IntervalStyle": "sql_standard",
+    "bytea_output": "escape",
+    "extra_float_digits": "-5",
+}
+WORKING = {**PLANNING, "search_path": "", "TimeZone": "America/New_York", "DateStyle": "SQL, DMY"}
+
+
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_each_kind_of_key_gives_exactly_the_right_vectors_and_then_embeds_only_what_changed(
     bench: Bench, keys: Keys
 ) -> None:
-    _set_unusually(bench)
     bench.sql("CREATE SCHEMA own")
-    bench.sql("SET search_path TO own, public")
+    _set(bench, PLANNING)
     bench.sql(keys.before)
     columns = keys.columns.replace("{other}", _other_collation(bench))
     bench.sql(f"CREATE TABLE public.docs ({columns}, n int, body text, PRIMARY KEY ({keys.key}))")
@@ -114,7 +125,9 @@ def test_each_kind_of_key_gives_exactly_the_right_vectors_and_then_embeds_only_w
     def enqueue() -> tuple[Vectorizer, Vectorizer]:
         table = bench.enqueue("docs", "body", rows_per_job=2)
         column = bench.enqueue("docs", "body", name="column", into_column="v", store="halfvec", rows_per_job=4)
+        _set(bench, WORKING)
         work_off(bench)
+        _set(bench, PLANNING)
         return table, column
 
     both = enqueue()
@@ -361,7 +374,7 @@ def test_rows_of_a_view_without_a_key_are_left_out_and_hide_no_others(bench: Ben
     if kind != "VIEW":
         bench.sql(f"CREATE UNIQUE INDEX ON docs ({key})")
     vectorizer = bench.enqueue("docs", "body", key=key.split(", "), rows_per_job=5)
-    work_off(bench)
+    work_off(bench, rows=9)
     assert [row[0] for row in found(bench, vectorizer)] == list("1234567")
     assert bench.progress("docs").rows_done == bench.progress("docs").rows_total == 7
 
@@ -655,18 +668,9 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _set_unusually(bench: Bench) -> None:
-    """What a database may have set, and what the text of a key would depend on."""
-    name = bench.value("SELECT current_database()")
-    for setting in (
-        "TimeZone TO 'Asia/Kolkata'",
-        "DateStyle TO 'German, DMY'",
-        "IntervalStyle TO 'sql_standard'",
-        "bytea_output TO 'escape'",
-        "extra_float_digits TO -5",
-    ):
-        bench.sql(f"ALTER DATABASE {name} SET {setting}")
-        bench.sql(f"SET {setting}")
+def _set(bench: Bench, settings: Mapping[str, str]) -> None:
+    for name, value in settings.items():
+        bench.sql("SELECT set_config(%s, %s, false)", name, value)
 
 
 def _other_collation(bench: Bench) -> str:
