@@ -39,9 +39,10 @@ MINIMUM_PGVECTOR = (0, 7)
 _DEFAULTS = {
     "connect_timeout": "10",
     "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
     "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
 }
 
 
@@ -99,8 +100,9 @@ class Database:
             min_size=0,
             max_size=size,
             kwargs={"autocommit": True, "prepare_threshold": None},
-            timeout=15.0,
-            reconnect_timeout=10.0,
+            # Short: whoever asks tries again, and a pool that has given up is only woken by being asked.
+            timeout=2.0,
+            reconnect_timeout=1.0,
             open=True,
         )
 
@@ -154,10 +156,17 @@ def versions(connection: Connection) -> Versions:
     return Versions(server, version, schema)
 
 
-# Classes of SQLSTATE by what they say of the work; whole codes come first. Source: PostgreSQL's appendix A.
-_ROW_CLASSES = frozenset({"22", "23", "54", "P0"})
-_PASSING_CLASSES = frozenset({"08", "25", "40", "53", "57", "58", "XX"})
-_PASSING_CODES = frozenset({"55P03", "55006"})
+# SQLSTATE by what it says of the work: classes, and whole codes that differ from theirs. Source: PostgreSQL's appendix
+# A; tests/unit/test_error_kinds.py gives the reason for each.
+_STATES = {
+    Kind.ROW: ["09", "10", "20", "21", "22", "23", "27", "2F", "38", "39004", "44", "54", "P0"],
+    Kind.PASSING: ["08", "25", "26", "40", "53", "55006", "55P03", "57", "58", "72", "HV001", "HV00N", "XX"],
+    Kind.VECTORIZER: [
+        *("02", "03", "0A", "0B", "0F", "0L", "0P", "0Z", "24", "28", "2B", "2D", "34", "39", "3B", "3D", "3F"),
+        *("42", "55", "F0", "HV", "XX001", "XX002"),
+    ],
+}
+_KIND_OF_STATE = {state: kind for kind, states in _STATES.items() for state in states}
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -171,11 +180,8 @@ def kind_of(error: BaseException) -> Kind:
         code = error.sqlstate
         if code is None:
             return Kind.PASSING if isinstance(error, psycopg.OperationalError) else Kind.ROW
-        if code in _PASSING_CODES or code[:2] in _PASSING_CLASSES:
-            return Kind.PASSING
-        if code[:2] in _ROW_CLASSES:
-            return Kind.ROW
-        return Kind.VECTORIZER
+        # A class that PostgreSQL does not have is one that a trigger of the user's chose for its RAISE.
+        return _KIND_OF_STATE.get(code) or _KIND_OF_STATE.get(code[:2]) or Kind.ROW
     if isinstance(error, DatabaseError | OSError):
         return Kind.PASSING
     return Kind.VECTORIZER

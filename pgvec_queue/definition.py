@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import catalog, destination, destination_index, embedders, source_checks, vectorizer
+from pgvec_queue import catalog, destination, destination_index, embedders, source_checks, sync, vectorizer
 from pgvec_queue.catalog import Column, Relation
 from pgvec_queue.chunking import Template
 from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
@@ -53,6 +53,7 @@ class Options:
     store: str | None = None
     rows_per_job: int | None = None
     priority: int | None = None
+    sync: bool | None = None
 
     @property
     def chunked(self) -> bool:
@@ -112,13 +113,30 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
             statement("vectorizer", "steering"),
             {"id": known.id, "rows_per_job": options.rows_per_job, "priority": options.priority},
         )
-        # A build that was stopped, or an index that was dropped, is made up for.
-        destination_index.make_index(connection, known)
-        return Defined(vectorizer.get(connection, known.name), new=False)
-    proposed, where_to = _propose(connection, options, source, versions)
-    stored = _store(connection, proposed, where_to)
+        stored, remarks = known, []
+    else:
+        proposed, where_to = _propose(connection, options, source, versions)
+        stored, remarks = _store(connection, proposed, where_to), list(where_to.remarks)
+    # A build that was stopped, or an index that was dropped, is made up for.
     destination_index.make_index(connection, stored)
-    return Defined(stored, new=True, remarks=where_to.remarks)
+    remarks.extend(_follow(connection, stored, options.sync))
+    return Defined(vectorizer.get(connection, stored.name), new=known is None, remarks=remarks)
+
+
+def _follow(connection: Connection, stored: Vectorizer, wanted: bool | None) -> Iterator[str]:
+    """Makes the triggers that live changes need, those of new partitions too, or takes them away.
+
+    Before anything is planned: what is changed after that, and before its range is read, is then in a list as well.
+    """
+    if wanted is False:
+        if stored.sync:
+            sync.remove(connection, stored.id)
+            yield f"{stored.name} follows live changes no longer"
+    elif wanted or stored.sync:
+        made = sync.install(connection, stored)
+        if made:
+            tables = made[0] if len(made) == 1 else f"{made[0]} and {len(made) - 1} of its partitions"
+            yield f"triggers on {tables} queue every change from now on"
 
 
 def propose(connection: Connection, options: Options, versions: Versions) -> Vectorizer:
@@ -141,6 +159,8 @@ def _propose(
     text = source_checks.text_columns(source, options.text)
     key = source_checks.key_columns(connection, source, options.key)
     source_checks.check_filter(connection, source, options.where)
+    if options.sync:
+        sync.check(connection, source, options.where)
     for column in Template.parse(options.template).columns if options.template else ():
         if column not in source.columns:
             raise DefinitionError(
@@ -190,6 +210,7 @@ def _propose(
         max_document_bytes=10 * 1024 * 1024,
         rows_per_job=options.rows_per_job or DEFAULT_ROWS_PER_JOB,
         priority=options.priority or 0,
+        sync=False,
     )
     return proposed, where_to
 

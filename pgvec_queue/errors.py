@@ -49,6 +49,10 @@ class EmbedderError(PgvecError):
         self.retry_after = retry_after
 
 
+class StalledError(PgvecError):
+    """A call of a model, a tokenizer or the database did not come back in time, and cannot be ended from outside."""
+
+
 class MissingExtraError(PgvecError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 

@@ -223,6 +223,8 @@ class Fragments:
 
     def source_key_from_destination(self) -> sql.Composed:
         """The source key that a destination's key of another type stands for; no row where it stands for none."""
+        if self.vectorizer.destination_ordered:
+            return sql.Composed([sql.SQL("true")])
         return _AND.join(
             sql.SQL("{} = CASE WHEN pgvec.is_input({}::text, {}) THEN {}::text::{} END").format(
                 s, d, sql.Literal(type_name), d, cast_to

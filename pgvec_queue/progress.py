@@ -29,10 +29,15 @@ class Progress:
     plan_complete: bool
     rows_embedded: int
     rows_truncated: int
+    sync: bool
+    lag_seconds: float | None
+    """Age of the oldest live change that is not in the destination yet; None without sync."""
+    rows_wasted: int
+    """Rows embedded whose vectors were thrown away."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("rows_per_second", "chunks_per_second", "eta_seconds"):
+        for name in ("rows_per_second", "chunks_per_second", "eta_seconds", "lag_seconds"):
             values[name] = None if values[name] is None else round(values[name], 1)
         return values
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
 
 from pgvec_queue import __version__
 from pgvec_queue.database import Connection, statement, transaction
@@ -37,89 +39,140 @@ class Job:
     checkpoint: list[str] | None
     epoch: int
     attempts: int
+    """Workers that died on it at this checkpoint."""
+    alone: bool
+    """It has cost two workers: one document per slice, and nothing beside it."""
+    merged: int
+    """Lists of keys that became this job; 0 for a sweep that a TRUNCATE asked for."""
+    ranges_left: bool
+    """For a list of keys: when it was claimed, ranges were still to be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who a worker is: its id, and the world (cluster, timeline, database) in which that id means anything."""
+
+    worker: int
+    world: str
 
 
 @dataclass(slots=True)
 class Claimer:
-    """Claims jobs for one worker: picks the vectorizer, stays with it, and remembers where its jobs begin."""
+    """Claims jobs for one worker: picks the vectorizer, stays with it, and remembers where its jobs begin.
 
-    worker: int
+    Below a remembered id lie index entries of finished jobs, which stay for as long as anybody's snapshot might need
+    them. Jobs that come back, or commit late, lie there as well: so now and then the whole queue is looked at, the more
+    seldom the longer that takes.
+    """
+
+    member: Membership
     names: Sequence[str] | None
-    refused: set[int] = field(default_factory=set)
-    """Vectorizers that this worker cannot serve."""
+    refused: dict[int, str] = field(default_factory=dict)
+    """Vectorizers that this worker cannot serve, and why."""
     current: int = 0
-    _floors: dict[int, int] = field(default_factory=dict)
-    _claims: int = 0
+    _floors: dict[str, int] = field(default_factory=dict)
+    _horizon: int = 0
+    _full_at: float = 0.0
 
-    # A released job comes back with a low id: now and then every worker looks from the beginning.
-    _RESCAN = 64
+    _FULL_SECONDS = 0.25
+    _FULL_SHARE = 0.02
+    """Of the time, at most, that goes into looking at the whole queue."""
 
-    def claim(self, connection: Connection) -> Job | None:
-        """Claims the next job, live changes before ranges, or returns None when there is nothing to claim."""
-        names = None if self.names is None else list(self.names)
+    def claim(self, connection: Connection, *, keys: int = 1_000) -> Job | None:
+        """Claims the next job, live changes before ranges, or returns None when there is nothing to claim.
+
+        Lists of keys are claimed several at a time, as one job of up to ``keys`` keys.
+        """
         with transaction(connection, statement_timeout=30):
-            vectorizers = connection.execute(
-                statement("queue", "runnable"), {"names": names, "current": self.current, "refused": list(self.refused)}
-            ).fetchall()
-            for (vectorizer,) in vectorizers:
-                job = self._claim_of(connection, vectorizer)
+            for vectorizer, kind, first in self._runnable(connection):
+                job = self._claim_kind(connection, vectorizer, kind, first, keys)
                 if job is not None:
                     self.current = vectorizer
+                    self._floors[f"{vectorizer}{kind}"] = job.id
                     return job
         return None
 
-    def _claim_of(self, connection: Connection, vectorizer: int) -> Job | None:
-        self._claims += 1
-        if self._claims % self._RESCAN == 0:
-            self._floors.clear()
-        for kind in ("keys", "range", "sweep"):
-            floor = self._floors.get(vectorizer, 0) if kind == "range" else 0
-            job = self._claim_kind(connection, vectorizer, kind, floor)
-            if job is None and floor:
-                job = self._claim_kind(connection, vectorizer, kind, 0)
-            if job is not None:
-                if kind == "range":
-                    self._floors[vectorizer] = job.id
-                return job
-        return None
+    def _runnable(self, connection: Connection) -> list[tuple[int, str, int]]:
+        began = time.monotonic()
+        full = began >= self._full_at
+        if full:
+            row = connection.execute(statement("queue", "horizon")).fetchone()
+            assert row is not None
+            self._horizon = row[0]
+            self._floors = {}
+        found = connection.execute(
+            statement("queue", "runnable"),
+            {
+                "names": None if self.names is None else list(self.names),
+                "current": self.current,
+                "refused": list(self.refused),
+                "floors": Jsonb(self._floors),
+                "floor": 0 if full else self._horizon,
+            },
+        ).fetchall()
+        if full:
+            now = time.monotonic()
+            self._full_at = now + max(self._FULL_SECONDS, (now - began) / self._FULL_SHARE)
+        self._floors.update({f"{vectorizer}{kind}": first for vectorizer, kind, first in found})
+        return found
 
-    def _claim_kind(self, connection: Connection, vectorizer: int, kind: str, floor: int) -> Job | None:
+    def _claim_kind(self, connection: Connection, vectorizer: int, kind: str, floor: int, keys: int) -> Job | None:
         with connection.cursor(row_factory=class_row(Job)) as cursor:
             return cursor.execute(
-                statement("queue", "claim"),
-                {"vectorizer": vectorizer, "kind": kind, "floor": floor, "worker": self.worker},
+                statement("queue", "claim_keys" if kind == "keys" else "claim"),
+                {
+                    "vectorizer": vectorizer,
+                    "kind": kind,
+                    "floor": floor,
+                    "range_floor": self._floors.get(f"{vectorizer}range", self._horizon),
+                    "worker": self.member.worker,
+                    "world": self.member.world,
+                    "keys": keys,
+                },
             ).fetchone()
 
 
-def reread(connection: Connection, job: Job, worker: int) -> Job | None:
+def reread(connection: Connection, job: Job, member: Membership) -> Job | None:
     """Returns the job as it stands now, or None when it is no longer this worker's."""
     with connection.cursor(row_factory=class_row(Job)) as cursor:
         return cursor.execute(
-            statement("queue", "reread"), {"id": job.id, "epoch": job.epoch, "worker": worker}
+            statement("queue", "reread"),
+            {
+                "id": job.id,
+                "epoch": job.epoch,
+                "worker": member.worker,
+                "world": member.world,
+                "ranges_left": job.ranges_left,
+            },
         ).fetchone()
 
 
-def release(connection: Connection, worker: int, *, vectorizer: int | None = None, job: int | None = None) -> int:
+def release(
+    connection: Connection, member: Membership, *, vectorizer: int | None = None, job: int | None = None
+) -> int:
     """Gives back this worker's running jobs (all, those of one vectorizer, or one), and returns how many."""
     with transaction(connection):
         cursor = connection.execute(
-            statement("queue", "release"), {"worker": worker, "vectorizer": vectorizer, "job": job}
+            statement("queue", "release"), {"worker": member.worker, "vectorizer": vectorizer, "job": job}
         )
     return cursor.rowcount
 
 
-def reclaim(connection: Connection) -> tuple[int, int]:
-    """Declares workers dead whose lease ran out and returns their jobs to the queue; returns (workers, jobs)."""
+def reclaim(connection: Connection, worker: int = 0) -> tuple[int, int]:
+    """Declares workers dead whose lease ran out and returns their jobs to the queue; returns (workers, jobs).
+
+    ``worker`` is whoever does it, for the counters.
+    """
     with transaction(connection):
         gone = connection.execute(statement("queue", "mark_gone")).rowcount
     # Apart from the marking, so that a beat that came first is seen.
     with transaction(connection):
-        jobs = connection.execute(statement("queue", "reclaim")).rowcount
-    return gone, jobs
+        jobs = connection.execute(statement("queue", "reclaim"), {"worker": worker}).fetchone()
+    return gone, int(jobs[0]) if jobs else 0
 
 
-def register(connection: Connection, *, names: Sequence[str] | None, lease: float) -> int:
-    """Makes this process a worker and returns its id; ``lease`` is in seconds."""
+def register(connection: Connection, *, names: Sequence[str] | None, lease: float) -> Membership:
+    """Makes this process a worker; ``lease`` is in seconds."""
     row = connection.execute(
         statement("queue", "register"),
         {
@@ -131,14 +184,14 @@ def register(connection: Connection, *, names: Sequence[str] | None, lease: floa
         },
     ).fetchone()
     assert row is not None
-    return int(row[0])
+    return Membership(*row)
 
 
-def leave(connection: Connection, worker: int) -> None:
+def leave(connection: Connection, member: Membership) -> None:
     """Gives back every job and removes the worker's row; what it counted is kept."""
-    release(connection, worker)
+    release(connection, member)
     with transaction(connection):
-        connection.execute(statement("queue", "leave"), {"worker": worker})
+        connection.execute(statement("queue", "leave"), {"worker": member.worker})
         connection.execute(statement("queue", "fold_counters"))
 
 
@@ -190,10 +243,16 @@ def failures(connection: Connection, vectorizer_id: int) -> list[dict[str, Any]]
         return cursor.execute(statement("progress", "failures"), {"id": vectorizer_id}).fetchall()
 
 
-def retry(connection: Connection, vectorizer_id: int, error_class: str | None) -> int:
-    """Takes documents out of quarantine, all or those of one error class, and queues them; returns how many."""
+def retry(
+    connection: Connection, vectorizer_id: int, error_class: str | None = None, *, keys: Sequence[Key] | None = None
+) -> int:
+    """Takes documents out of quarantine (all, those of one error class, or those listed) and queues them.
+
+    Returns how many.
+    """
+    listed = None if keys is None else Jsonb([list(key) for key in keys])
     with transaction(connection, statement_timeout=300):
         row = connection.execute(
-            statement("queue", "retry"), {"id": vectorizer_id, "error_class": error_class}
+            statement("queue", "retry"), {"id": vectorizer_id, "error_class": error_class, "keys": listed}
         ).fetchone()
     return int(row[0]) if row else 0

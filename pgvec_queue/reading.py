@@ -40,7 +40,7 @@ class _RawLoader(Loader):
 def read(connection: Connection, fragments: Fragments, job: Job, *, rows: int, max_bytes: int) -> Slice:
     """Reads the next slice of ``job``: at most ``rows`` documents and about ``max_bytes`` of their text."""
     joins = "on" if fragments.vectorizer.destination_ordered else "off"
-    with transaction(connection, statement_timeout=300, read_only=True):
+    with transaction(connection, statement_timeout=60, read_only=True):
         connection.execute(statement("reading", "local_settings"), {"joins": joins})
         if job.kind == "keys":
             return _read_keys(connection, fragments, job, rows, max_bytes)
@@ -93,6 +93,9 @@ def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int
 
 
 def _read_sweep(connection: Connection, fragments: Fragments, job: Job) -> Slice:
+    if fragments.vectorizer.into_column:
+        # The vectors went with their rows; only the quarantine is left to sweep.
+        return Slice(job, job.upper_key, True, [], "")
     lower = job.checkpoint if job.checkpoint is not None else job.lower_key
     window = connection.execute(
         fragments.compose(

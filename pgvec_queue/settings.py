@@ -38,6 +38,8 @@ KNOWN: Mapping[str, type] = {
     "threads": int,
     "memory": str,
     "listen": bool,
+    "direct_dsn": str,
+    "stall": float,
     "pool_size": int,
     "rows_per_job": int,
     "chunk_size": int,

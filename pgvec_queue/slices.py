@@ -62,7 +62,7 @@ class Slice:
 
     def after(self) -> Job:
         """The job as it stands once this slice is committed, except for the rows seen."""
-        return replace(self.job, checkpoint=self.checkpoint)
+        return replace(self.job, checkpoint=self.checkpoint, attempts=0)
 
 
 def position(checkpoint: list[str] | None) -> int:
@@ -76,6 +76,8 @@ class Failure:
 
     error_class: str
     message: str
+    by_model: bool = False
+    """The model refused it; what many of these mean is told apart from poison by ``worker.breaker``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,12 @@ class Written:
     """The job as it stands after the write."""
     rows_right: int = 0
     rows_embedded: int = 0
+    rows_wasted: int = 0
+    """Rows embedded whose vectors were thrown away, since they had changed."""
+    documents_lost: int = 0
+    """Documents whose chunks were deleted, replaced ones included."""
+    documents_gained: int = 0
+    """Documents that have chunks or are in quarantine now, less those that had or were before."""
     chunks_written: int = 0
     chunks_deleted: int = 0
     tokens: int = 0

@@ -86,6 +86,8 @@ class Vectorizer:
     max_document_bytes: int
     rows_per_job: int
     priority: int
+    sync: bool
+    """Triggers of the source queue its changes; set once they are there."""
 
     @property
     def spec(self) -> ModelSpec:

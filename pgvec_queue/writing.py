@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.fragments import Fragments
-from pgvec_queue.queue import Job, Key
+from pgvec_queue.queue import Job, Key, Membership
 from pgvec_queue.slices import Embedded, Fate, Plan, Slice, Written
 from pgvec_queue.writing_column import write_column
 from pgvec_queue.writing_table import write_table
@@ -25,7 +25,7 @@ RETRY_LATER = 1.0
 
 
 def write(
-    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], worker: int
+    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], member: Membership
 ) -> Written:
     """Writes one slice and moves its job's checkpoint, all or nothing.
 
@@ -35,17 +35,16 @@ def write(
     vectorizer = fragments.vectorizer
     job = part.job
     joins = "on" if vectorizer.destination_ordered else "off"
-    with transaction(connection, statement_timeout=120, lock_timeout=30):
-        if not _fence(connection, job, worker):
+    with transaction(connection, statement_timeout=60, lock_timeout=30):
+        if not _fence(connection, job, member):
             return Written(Fate.LOST, job)
         connection.execute(statement("reading", "local_settings"), {"joins": joins})
         if not vectorizer.into_column:
             lock = "lock_exclusive" if job.kind == "keys" else "lock_shared"
             connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})
         if job.kind == "sweep":
-            deleted = _sweep(connection, fragments, part)
-            result = Written(Fate.WRITTEN, job, chunks_deleted=deleted)
-            _record(connection, part, result, Plan(), worker)
+            result = _sweep(connection, fragments, part)
+            _record(connection, part, result, Plan(), member.worker)
             return result
         plan = _look_again(connection, fragments, part, embedded)
         result = Written(Fate.WRITTEN, job)
@@ -57,23 +56,39 @@ def write(
             skipped, delay = [], 0.0
         requeue = [*plan.requeue, *skipped]
         result.rows_embedded = len(plan.write) - len(skipped)
+        result.rows_wasted = sum(item.vectors is not None for item in embedded) - result.rows_embedded
         result.requeued = len(requeue)
         result.failed = len(plan.fail)
         result.rows_right = plan.selected - len(requeue)
         result.tokens = sum(chunk.tokens for item in plan.write for chunk in item.chunks)
         result.truncated = sum(item.truncated for item in plan.write)
-        _keep_quarantine(connection, fragments, plan)
-        _requeue(connection, vectorizer.id, requeue, delay if skipped else 0.0)
-        _record(connection, part, result, plan, worker)
+        known = _keep_quarantine(connection, fragments, plan)
+        result.documents_gained = result.rows_embedded + result.failed - known - result.documents_lost
+        _requeue(connection, job, requeue, delay if skipped else 0.0)
+        _record(connection, part, result, plan, member.worker)
         return result
 
 
-def _fence(connection: Connection, job: Job, worker: int) -> bool:
+def count_refused(connection: Connection, part: Slice, embedded: Sequence[Embedded], member: Membership) -> None:
+    """Counts a slice whose write the fence has refused, and the vectors that were made for it in vain."""
+    with transaction(connection):
+        connection.execute(
+            statement("writing", "count_refused"),
+            {
+                "vectorizer": part.job.vectorizer_id,
+                "worker": member.worker,
+                "rows_wasted": sum(item.vectors is not None for item in embedded),
+            },
+        )
+
+
+def _fence(connection: Connection, job: Job, member: Membership) -> bool:
     row = connection.execute(
         statement("writing", "fence"),
         {
             "id": job.id,
-            "worker": worker,
+            "worker": member.worker,
+            "world": member.world,
             "epoch": job.epoch,
             "checkpoint": job.checkpoint,
             "upper_key": job.upper_key,
@@ -148,23 +163,39 @@ def _look_again_at_keys(
     return plan
 
 
-def _sweep(connection: Connection, fragments: Fragments, part: Slice) -> int:
-    return connection.execute(
-        fragments.compose(
-            "writing",
-            "sweep",
-            destination_scope=fragments.bounds("d", lower=part.lower is not None, upper=part.upper is not None),
-            key_from_destination=fragments.source_key_from_destination(),
-        ),
-        {"lower": part.lower, "upper": part.upper},
-    ).rowcount
-
-
-def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -> None:
+def _sweep(connection: Connection, fragments: Fragments, part: Slice) -> Written:
+    """Deletes what no source row has; after the last part, quarantined documents whose row is gone leave as well."""
     vectorizer = fragments.vectorizer
+    result = Written(Fate.WRITTEN, part.job)
+    if not vectorizer.into_column:
+        row = connection.execute(
+            fragments.compose(
+                "writing",
+                "sweep",
+                destination_scope=fragments.bounds("d", lower=part.lower is not None, upper=part.upper is not None),
+                key_from_destination=fragments.source_key_from_destination(),
+            ),
+            {"lower": part.lower, "upper": part.upper},
+        ).fetchone()
+        assert row is not None
+        result.chunks_deleted, result.documents_lost = row
+    absolved = 0
+    if part.last:
+        absolved = connection.execute(
+            fragments.compose("planner", "absolve_gone", key_is_failures=fragments.failures_key_is_source()),
+            {"id": vectorizer.id},
+        ).rowcount
+    result.documents_gained = -result.documents_lost - absolved
+    return result
+
+
+def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -> int:
+    """Adds what failed and lets go what did not; returns how many of the slice's documents had been there before."""
+    vectorizer = fragments.vectorizer
+    known = 0
     for item in plan.fail:
         assert item.failure is not None
-        connection.execute(
+        row = connection.execute(
             statement("writing", "quarantine"),
             {
                 "vectorizer": vectorizer.id,
@@ -175,44 +206,71 @@ def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -
                 "message": item.failure.message.replace("\0", "\ufffd"),
                 "model": vectorizer.model,
             },
-        )
+        ).fetchone()
+        known += row is not None and row[0] > 1
     settled = [list(item.document.key) for item in plan.write] + [list(key) for key in plan.gone]
     if settled:
-        connection.execute(statement("writing", "absolve"), {"vectorizer": vectorizer.id, "keys": Jsonb(settled)})
+        known += connection.execute(
+            statement("writing", "absolve"), {"vectorizer": vectorizer.id, "keys": Jsonb(settled)}
+        ).rowcount
+    return known
 
 
-def _requeue(connection: Connection, vectorizer: int, keys: Sequence[Key], delay: float) -> None:
+def _requeue(connection: Connection, job: Job, keys: Sequence[Key], delay: float) -> None:
     for start in range(0, len(keys), KEYS_PER_JOB):
         some = [list(key) for key in keys[start : start + KEYS_PER_JOB]]
         connection.execute(
             statement("writing", "requeue"),
-            {"vectorizer": vectorizer, "keys": Jsonb(some), "rows": len(some), "delay": delay},
+            {
+                "vectorizer": job.vectorizer_id,
+                "keys": Jsonb(some),
+                "key_count": len(some),
+                "rows": 0 if _is_live(job) else len(some),
+                "delay": delay,
+            },
         )
+
+
+def _is_live(job: Job) -> bool:
+    """Made by a trigger: the totals expect nothing of it, so what it changes is counted as it is found."""
+    return job.merged == 0 if job.kind == "sweep" else job.kind == "keys" and job.rows == 0
 
 
 def _record(connection: Connection, part: Slice, result: Written, plan: Plan, worker: int) -> None:
     """Step 5: checkpoint or end of the job, and the counters."""
     job = part.job
     seen = job.rows_seen + plan.selected - result.requeued
-    connection.execute(
-        statement("writing", "finish" if part.last else "checkpoint"),
-        {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen},
-    )
+    # A job's planned rows become its real ones when it ends; rows left to a list of keys are planned there.
+    adjusted = (seen - job.rows if part.last else 0) + result.requeued
+    if _is_live(job):
+        # A range that is still to come counts the row where it finds it.
+        adjusted = result.rows_right = 0 if job.ranges_left else result.documents_gained
+    elif job.kind == "sweep":
+        adjusted = 0
+    if part.last and job.kind == "keys":
+        connection.execute(statement("writing", "finish_list"), {"id": job.id})
+    else:
+        connection.execute(
+            statement("writing", "finish" if part.last else "checkpoint"),
+            {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen},
+        )
     numbers = {
         "vectorizer": job.vectorizer_id,
         "worker": worker,
         "rows_right": result.rows_right,
         "rows_embedded": result.rows_embedded,
-        # A job's planned rows become its real ones when it ends; rows left to a list of keys are planned there.
-        "rows_adjusted": (seen - job.rows if part.last else 0) + result.requeued,
+        "rows_adjusted": adjusted,
+        "rows_wasted": result.rows_wasted,
         "chunks_written": result.chunks_written,
         "chunks_deleted": result.chunks_deleted,
         "tokens": result.tokens,
         "truncated": result.truncated,
-        "jobs_added": -(-result.requeued // KEYS_PER_JOB),
-        "jobs_done": 1 if part.last else 0,
+        # No plan counted these.
+        "jobs_added": job.merged if part.last and job.kind == "keys" else int(part.last and job.merged == 0),
+        "jobs_done": max(job.merged, 1) if part.last else 0,
+        "rows": result.rows_embedded if job.kind == "keys" else result.rows_right,
     }
     connection.execute(statement("writing", "count"), numbers)
-    if result.rows_right or result.chunks_written:
+    if numbers["rows"] or result.chunks_written:
         connection.execute(statement("writing", "sample"), numbers)
-    result.job = replace(job, checkpoint=part.checkpoint, rows_seen=seen)
+    result.job = replace(job, checkpoint=part.checkpoint, rows_seen=seen, attempts=0)

@@ -19,7 +19,9 @@ from pgvec_queue.slices import Embedded, Plan, Slice, Written
 
 def write_column(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> list[Key]:
     """Updates the planned rows and clears those that are no longer selected; returns the keys that have to wait."""
-    result.chunks_deleted += _clear(connection, fragments, part, plan)
+    cleared = _clear(connection, fragments, part, plan)
+    result.chunks_deleted += cleared
+    result.documents_lost += cleared
     if not plan.write:
         return []
     keys = [item.document.key for item in plan.write]
@@ -34,7 +36,9 @@ def write_column(connection: Connection, fragments: Fragments, part: Slice, plan
     }
     updated = _update(connection, fragments, [item for item in plan.write if item.document.key in had_vector])
     result.chunks_written += len(updated)
-    result.chunks_deleted += sum(had_vector[key] for key in updated)
+    replaced = sum(had_vector[key] for key in updated)
+    result.chunks_deleted += replaced
+    result.documents_lost += replaced
     return [item.document.key for item in plan.write if item.document.key not in updated]
 
 

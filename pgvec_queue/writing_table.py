@@ -20,9 +20,9 @@ def write_table(connection: Connection, fragments: Fragments, part: Slice, plan:
     ordered_range = part.job.kind == "range" and fragments.vectorizer.destination_ordered
     if ordered_range:
         result.chunks_deleted += _delete_orphans(connection, fragments, part)
-        result.chunks_deleted += _delete_listed(connection, fragments, replaced, part)
+        _delete_listed(connection, fragments, replaced, part, result)
     else:
-        result.chunks_deleted += _delete_listed(connection, fragments, [*replaced, *plan.gone], None)
+        _delete_listed(connection, fragments, [*replaced, *plan.gone], None, result)
     if plan.write:
         result.chunks_written += _copy(connection, fragments, plan.write)
 
@@ -39,13 +39,15 @@ def _delete_orphans(connection: Connection, fragments: Fragments, part: Slice) -
     ).rowcount
 
 
-def _delete_listed(connection: Connection, fragments: Fragments, keys: Sequence[Key], within: Slice | None) -> int:
+def _delete_listed(
+    connection: Connection, fragments: Fragments, keys: Sequence[Key], within: Slice | None, result: Written
+) -> None:
     """Deletes the chunks of ``keys``; ``within`` bounds the search where keys are ordered alike."""
     if not keys:
-        return 0
+        return
     lower = within.lower if within else None
     upper = within.upper if within else None
-    return connection.execute(
+    row = connection.execute(
         fragments.compose(
             "writing",
             "delete_listed",
@@ -54,7 +56,11 @@ def _delete_listed(connection: Connection, fragments: Fragments, keys: Sequence[
             destination_scope=fragments.bounds("d", lower=lower is not None, upper=upper is not None),
         ),
         {**fragments.key_lists(keys), "lower": lower, "upper": upper},
-    ).rowcount
+    ).fetchone()
+    assert row is not None
+    chunks, documents = row
+    result.chunks_deleted += chunks
+    result.documents_lost += documents
 
 
 def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> int:

@@ -23,11 +23,11 @@ RETURNING v.plan_epoch, v.limited_to;
 WITH tail AS (
     DELETE FROM pgvec.jobs
     WHERE vectorizer_id = %(id)s AND kind IN ('range', 'sweep') AND state = 'queued' AND upper_key IS NULL
-    RETURNING rows - rows_seen AS rows
+    RETURNING rows - rows_seen AS rows, merged
 )
 UPDATE pgvec.vectorizers
 SET rows_planned = rows_planned - (SELECT coalesce(sum(rows), 0) FROM tail),
-    jobs_planned = jobs_planned - (SELECT count(*) FROM tail)
+    jobs_planned = jobs_planned - (SELECT count(*) FROM tail WHERE merged > 0)
 WHERE id = %(id)s;
 
 -- name: unfinished

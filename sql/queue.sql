@@ -1,17 +1,31 @@
 -- Claiming, giving back and taking over jobs; the workers' own rows.
 
 -- name: runnable
--- Vectorizers that a worker may work on now, best first; one that has nothing queued costs one index probe.
-SELECT v.id
+-- What a worker may claim now, best first, with the oldest job of each: live changes, then sweeps, then ranges.
+-- %(floors)s keeps the scan off index entries of jobs long finished, which stay for as long as somebody's snapshot does.
+-- LIMIT keeps the planner from reading the whole queue once instead of probing its index.
+SELECT v.id, k.kind, first.id
 FROM pgvec.vectorizers v
+CROSS JOIN (VALUES ('keys', 0), ('sweep', 1), ('range', 2)) k(kind, rank)
+CROSS JOIN LATERAL (
+    SELECT j.id FROM pgvec.jobs j
+    WHERE j.vectorizer_id = v.id AND j.kind = k.kind AND j.state = 'queued'
+      AND j.id >= coalesce((%(floors)s::jsonb ->> (v.id || k.kind))::bigint, %(floor)s)
+      AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
+    ORDER BY j.id
+    LIMIT 1
+) first
 WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
   AND v.id <> ALL (%(refused)s::bigint[])
-  AND EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued')
-ORDER BY v.priority DESC, (v.id = %(current)s) DESC, v.id;
+ORDER BY v.priority DESC, (v.id = %(current)s) DESC, v.id, k.rank;
+
+-- name: horizon
+-- Ids given out so far. A lower one may still be on its way to its commit.
+SELECT last_value FROM pgvec.jobs_id_seq;
 
 -- name: claim
--- The oldest job of one kind. %(floor)s keeps the scan off index entries of jobs long finished, which stay until vacuum.
+-- The oldest job of one kind.
 WITH picked AS (
     SELECT j.id
     FROM pgvec.jobs j
@@ -20,6 +34,7 @@ WITH picked AS (
       AND EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
       AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
+      AND pgvec.world() = %(world)s
     ORDER BY j.id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
@@ -28,13 +43,60 @@ UPDATE pgvec.jobs j
 SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL
 FROM picked WHERE j.id = picked.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
-          j.attempts;
+          j.attempts, j.alone, j.merged, false AS ranges_left;
+
+-- name: claim_keys
+-- The oldest list of keys, with as many of the next as make up %(keys)s keys: they become one job, the oldest. A list
+-- that somebody has begun, or died on, stays as it is.
+WITH seen AS (
+    SELECT j.id, j.keys, j.rows, j.key_count, j.merged, j.created_at,
+           j.checkpoint IS NULL AND j.attempts = 0 AND NOT j.alone AS fresh
+    FROM pgvec.jobs j
+    WHERE j.vectorizer_id = %(vectorizer)s AND j.kind = 'keys' AND j.state = 'queued' AND j.id >= %(floor)s
+      AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
+      AND EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id
+                  AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
+      AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
+      AND pgvec.world() = %(world)s
+    ORDER BY j.id
+    LIMIT least(%(keys)s, 500)
+    FOR UPDATE SKIP LOCKED
+), counted AS (
+    SELECT *, row_number() OVER before AS place, sum(key_count) OVER before AS upto,
+           first_value(fresh) OVER before AS first_fresh, first_value(rows > 0) OVER before AS first_owed
+    FROM seen WINDOW before AS (ORDER BY id)
+), picked AS (
+    SELECT * FROM counted
+    WHERE place = 1 OR (first_fresh AND fresh AND (rows > 0) = first_owed AND upto <= %(keys)s)
+), merged AS (
+    SELECT min(id) AS id, count(*) AS lists, sum(rows) AS rows, sum(merged) AS merged, min(created_at) AS created_at
+    FROM picked
+), keys AS (
+    SELECT jsonb_agg(DISTINCT listed) AS keys, count(DISTINCT listed) AS key_count
+    FROM picked CROSS JOIN LATERAL jsonb_array_elements(picked.keys) listed
+    WHERE (SELECT lists FROM merged) > 1
+), absorbed AS (
+    DELETE FROM pgvec.jobs j USING picked, merged WHERE j.id = picked.id AND j.id <> merged.id
+)
+UPDATE pgvec.jobs j
+SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
+    keys = coalesce(keys.keys, j.keys), key_count = CASE WHEN keys.keys IS NULL THEN j.key_count ELSE keys.key_count END,
+    rows = merged.rows, merged = merged.merged, created_at = merged.created_at
+FROM merged, keys WHERE j.id = merged.id
+RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
+          j.attempts, j.alone, j.merged,
+          EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = j.vectorizer_id AND r.kind = 'range'
+                  AND r.state = 'queued' AND r.id >= %(range_floor)s)
+          OR EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = j.vectorizer_id AND r.state = 'running'
+                     AND r.kind = 'range')
+          OR NOT (SELECT v.plan_complete FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id) AS ranges_left;
 
 -- name: reread
 SELECT j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
-       j.attempts
+       j.attempts, j.alone, j.merged, %(ranges_left)s AS ranges_left
 FROM pgvec.jobs j
-WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND j.worker_id = %(worker)s;
+WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND j.worker_id = %(worker)s
+  AND pgvec.world() = %(world)s;
 
 -- name: release
 -- One's own running jobs go back with their checkpoints; no attempt is counted.
@@ -54,30 +116,45 @@ WHERE w.id IN (SELECT id FROM pgvec.workers
 RETURNING w.id;
 
 -- name: reclaim
--- Running jobs that have no live worker, dropped or gone, return to the queue; this counts as an attempt.
+-- Running jobs that have no live worker, dropped or gone, return to the queue. This counts as an attempt, unless the
+-- worker was told to leave and its supervisor lost patience. Two attempts at one checkpoint: from then on the job runs
+-- alone, and its count begins anew.
 WITH lost AS (
     SELECT j.id FROM pgvec.jobs j
     WHERE j.state = 'running'
       AND NOT EXISTS (SELECT FROM pgvec.workers w WHERE w.id = j.worker_id AND NOT w.gone)
     ORDER BY j.id
     FOR UPDATE SKIP LOCKED
+), judged AS (
+    SELECT j.id, CASE WHEN EXISTS (SELECT FROM pgvec.workers w WHERE w.id = j.worker_id AND w.state = 'stopping')
+                      THEN 0 ELSE 1 END AS attempts
+    FROM pgvec.jobs j JOIN lost ON j.id = lost.id
+), returned AS (
+    UPDATE pgvec.jobs j
+    SET state = 'queued', worker_id = NULL,
+        alone = j.alone OR j.attempts + judged.attempts >= 2,
+        attempts = CASE WHEN j.alone OR j.attempts + judged.attempts < 2 THEN j.attempts + judged.attempts ELSE 0 END
+    FROM judged WHERE j.id = judged.id
+    RETURNING j.vectorizer_id
+), counted AS (
+    INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, jobs_reclaimed)
+    SELECT vectorizer_id, %(worker)s, count(*) FROM returned GROUP BY vectorizer_id
+    ON CONFLICT (vectorizer_id, worker_id) DO UPDATE SET jobs_reclaimed = c.jobs_reclaimed + excluded.jobs_reclaimed
 )
-UPDATE pgvec.jobs j
-SET state = 'queued', worker_id = NULL, attempts = j.attempts + 1
-FROM lost WHERE j.id = lost.id
-RETURNING j.id;
+SELECT count(*) FROM returned;
 
 -- name: register
 INSERT INTO pgvec.workers (host, pid, version, vectorizers, lease)
 VALUES (%(host)s, %(pid)s, %(version)s, %(names)s, make_interval(secs => %(lease)s))
-RETURNING id;
+RETURNING id, pgvec.world();
 
 -- name: beat
+-- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are.
 UPDATE pgvec.workers
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, models = %(models)s,
-    memory_bytes = %(memory)s
-WHERE id = %(worker)s AND NOT gone
-RETURNING id;
+    memory_bytes = %(memory)s, waiting_for = %(waiting_for)s
+WHERE id = %(worker)s AND NOT gone AND pgvec.world() = %(world)s
+RETURNING (SELECT count(*) FROM pgvec.workers WHERE NOT gone);
 
 -- name: leave
 DELETE FROM pgvec.workers WHERE id = %(worker)s;
@@ -89,17 +166,21 @@ WITH gone AS (
     WHERE c.worker_id <> 0 AND NOT EXISTS (SELECT FROM pgvec.workers w WHERE w.id = c.worker_id AND NOT w.gone)
     RETURNING c.*
 )
-INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, chunks_written,
-                                 chunks_deleted, tokens, truncated, jobs_added, jobs_done)
-SELECT g.vectorizer_id, 0, sum(g.rows_right), sum(g.rows_embedded), sum(g.rows_adjusted), sum(g.chunks_written),
-       sum(g.chunks_deleted), sum(g.tokens), sum(g.truncated), sum(g.jobs_added), sum(g.jobs_done)
+INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
+                                 chunks_written, chunks_deleted, tokens, truncated, jobs_added, jobs_done,
+                                 jobs_reclaimed, writes_refused)
+SELECT g.vectorizer_id, 0, sum(g.rows_right), sum(g.rows_embedded), sum(g.rows_adjusted), sum(g.rows_wasted),
+       sum(g.chunks_written), sum(g.chunks_deleted), sum(g.tokens), sum(g.truncated), sum(g.jobs_added),
+       sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused)
 FROM gone g GROUP BY g.vectorizer_id
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
-    rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, chunks_written = c.chunks_written + excluded.chunks_written,
+    rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
+    chunks_written = c.chunks_written + excluded.chunks_written,
     chunks_deleted = c.chunks_deleted + excluded.chunks_deleted, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
-    jobs_done = c.jobs_done + excluded.jobs_done;
+    jobs_done = c.jobs_done + excluded.jobs_done, jobs_reclaimed = c.jobs_reclaimed + excluded.jobs_reclaimed,
+    writes_refused = c.writes_refused + excluded.writes_refused;
 
 -- name: prune_workers
 DELETE FROM pgvec.workers WHERE gone AND beat_at < clock_timestamp() - interval '1 day';
@@ -140,17 +221,17 @@ LISTEN pgvec_jobs;
 WITH freed AS (
     DELETE FROM pgvec.failures
     WHERE vectorizer_id = %(id)s AND (%(error_class)s::text IS NULL OR error_class = %(error_class)s)
+      AND (%(keys)s::jsonb IS NULL OR to_jsonb(key) IN (SELECT jsonb_array_elements(%(keys)s::jsonb)))
     RETURNING key
 ), numbered AS (
     SELECT key, (row_number() OVER () - 1) / 1000 AS part FROM freed
 ), lists AS (
-    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows)
-    SELECT %(id)s, 'keys', jsonb_agg(to_jsonb(key)), count(*) FROM numbered GROUP BY part
+    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows)
+    SELECT %(id)s, 'keys', jsonb_agg(to_jsonb(key)), count(*), count(*) FROM numbered GROUP BY part
     RETURNING rows
 ), counted AS (
-    INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, jobs_added)
-    SELECT %(id)s, 0, -sum(rows), count(*) FROM lists HAVING count(*) > 0
-    ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
-    SET rows_right = c.rows_right + excluded.rows_right, jobs_added = c.jobs_added + excluded.jobs_added
+    INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right)
+    SELECT %(id)s, 0, -sum(rows) FROM lists HAVING count(*) > 0
+    ON CONFLICT (vectorizer_id, worker_id) DO UPDATE SET rows_right = c.rows_right + excluded.rows_right
 )
 SELECT coalesce(sum(rows), 0)::bigint FROM lists;

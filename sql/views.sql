@@ -10,13 +10,15 @@ WITH counted AS (
            sum(chunks_written - chunks_deleted) AS chunks,
            sum(tokens)         AS tokens,
            sum(truncated)      AS truncated,
+           sum(rows_wasted)    AS rows_wasted,
            sum(jobs_added)     AS jobs_added,
            sum(jobs_done)      AS jobs_done
     FROM pgvec.counters GROUP BY vectorizer_id
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
 ), running AS (
-    SELECT vectorizer_id, count(*) AS jobs FROM pgvec.jobs WHERE state = 'running' GROUP BY vectorizer_id
+    SELECT vectorizer_id, count(*) AS jobs, count(*) FILTER (WHERE kind <> 'keys') AS planned
+    FROM pgvec.jobs WHERE state = 'running' GROUP BY vectorizer_id
 ), recent AS (
     SELECT vectorizer_id,
            sum(rows) AS rows, sum(chunks) AS chunks, sum(tokens) AS tokens,
@@ -33,12 +35,21 @@ WITH counted AS (
            greatest(v.chunks_base + coalesce(c.chunks, 0), 0) AS chunks,
            coalesce(c.tokens, 0) AS tokens,
            coalesce(c.truncated, 0) AS truncated,
+           coalesce(c.rows_wasted, 0) AS rows_wasted,
            coalesce(c.jobs_done, 0) AS jobs_done,
            coalesce(r.jobs, 0) AS jobs_running,
            v.jobs_planned + coalesce(c.jobs_added, 0) AS jobs_all,
            s.rows / s.seconds AS rows_per_second,
            s.chunks / s.seconds AS chunks_per_second,
            s.tokens / s.seconds AS tokens_per_second,
+           -- Lists of keys come from triggers, which count nothing; more than these are not counted.
+           (SELECT count(*) FROM (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
+                                  AND j.state = 'queued' LIMIT 10000) lists) AS lists_queued,
+           coalesce(r.planned, 0) AS planned_running,
+           least((SELECT j.created_at FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
+                  AND j.state = 'queued' ORDER BY j.id LIMIT 1),
+                 (SELECT min(j.created_at) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
+                  AND j.state = 'running')) AS oldest_change,
            v.plan_complete AND NOT EXISTS (
                SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state IN ('queued')
            ) AND r.jobs IS NULL AS finished
@@ -64,26 +75,35 @@ SELECT id AS vectorizer_id,
                              WHERE NOT w.gone AND w.beat_at > clock_timestamp() - w.lease
                                AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
                  THEN 'no worker is running'
+            WHEN rows_per_second IS NULL
+                 THEN (SELECT w.host || ': ' || w.waiting_for FROM pgvec.workers w
+                       WHERE NOT w.gone AND w.beat_at > clock_timestamp() - w.lease AND w.waiting_for IS NOT NULL
+                         AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers))
+                       ORDER BY w.beat_at DESC LIMIT 1)
        END AS reason,
        greatest(total, rows_right)::bigint AS rows_total,
        greatest(rows_right - failed, 0)::bigint AS rows_done,
        failed::bigint AS rows_failed,
        chunks::bigint AS chunks,
        tokens::bigint AS tokens,
-       CASE WHEN cancelled THEN 0 ELSE greatest(jobs_all - jobs_done - jobs_running, 0) END::bigint AS jobs_queued,
+       CASE WHEN cancelled THEN 0 ELSE jobs_left END::bigint AS jobs_queued,
        jobs_running::bigint AS jobs_running,
        jobs_done::bigint AS jobs_done,
-       CASE WHEN cancelled THEN greatest(jobs_all - jobs_done - jobs_running, 0) ELSE 0 END::bigint AS jobs_cancelled,
+       CASE WHEN cancelled THEN jobs_left ELSE 0 END::bigint AS jobs_cancelled,
        CASE WHEN moving THEN coalesce(rows_per_second, 0) ELSE 0 END::float8 AS rows_per_second,
        CASE WHEN moving THEN coalesce(chunks_per_second, 0) ELSE 0 END::float8 AS chunks_per_second,
        CASE WHEN finished THEN 0
             WHEN moving AND rows_per_second > 0 THEN greatest(total - rows_right, 0) / rows_per_second END::float8 AS eta_seconds,
        plan_complete,
        rows_embedded::bigint AS rows_embedded,
-       truncated::bigint AS rows_truncated
+       truncated::bigint AS rows_truncated,
+       sync,
+       CASE WHEN sync THEN coalesce(extract(epoch FROM clock_timestamp() - oldest_change), 0) END::float8 AS lag_seconds,
+       rows_wasted::bigint AS rows_wasted
 FROM numbers
 CROSS JOIN LATERAL (
-    SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving
+    SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
+           greatest(jobs_all - jobs_done - planned_running, 0) + lists_queued AS jobs_left
 ) now;
 COMMENT ON VIEW pgvec.progress IS 'One row per vectorizer: how far it is, how fast, when it ends, and why nothing moves';
 
@@ -92,7 +112,8 @@ CREATE OR REPLACE VIEW pgvec.worker_status AS
 SELECT w.id AS worker_id, w.host, w.pid, w.version, w.device, w.dtype, w.models, w.vectorizers,
        CASE WHEN w.gone OR w.beat_at < clock_timestamp() - w.lease THEN 'gone' ELSE w.state END AS state,
        clock_timestamp() - w.beat_at AS since_beat, w.started_at, w.memory_bytes,
-       (SELECT count(*) FROM pgvec.jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS jobs
+       (SELECT count(*) FROM pgvec.jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS jobs,
+       w.waiting_for
 FROM pgvec.workers w;
 COMMENT ON VIEW pgvec.worker_status IS 'One row per worker: where it runs, what it does, when it was last heard of';
 

@@ -6,6 +6,7 @@ SELECT true FROM pgvec.jobs
 WHERE id = %(id)s AND state = 'running' AND worker_id = %(worker)s AND epoch = %(epoch)s
   AND checkpoint IS NOT DISTINCT FROM %(checkpoint)s::text[]
   AND upper_key IS NOT DISTINCT FROM %(upper_key)s::text[]
+  AND pgvec.world() = %(world)s
 FOR NO KEY UPDATE;
 
 -- name: lock_shared
@@ -42,13 +43,24 @@ WHERE {destination_scope}
   AND NOT EXISTS (SELECT FROM {source} s WHERE {matches_destination} AND {selected} AND NOT {blank});
 
 -- name: delete_listed
-DELETE FROM {destination} d USING {listed} WHERE {listed_is_destination} AND {destination_scope};
+-- Tells how many chunks went, and of how many documents.
+WITH gone AS (
+    DELETE FROM {destination} d USING {listed} WHERE {listed_is_destination} AND {destination_scope}
+    RETURNING u.pgvec_ordinal
+)
+SELECT count(*), count(DISTINCT pgvec_ordinal) FROM gone;
 
 -- name: sweep
--- For a destination whose key has another type: no order in common, so its own keys are looked up in the source.
-DELETE FROM {destination} d
-WHERE {destination_scope}
-  AND NOT EXISTS (SELECT FROM {source} s WHERE {key_from_destination} AND {matches_destination} AND {selected} AND NOT {blank});
+-- For a destination whose key has another type, and after a TRUNCATE: the destination's own keys are looked up in the
+-- source. Tells how many chunks went, and of how many documents.
+WITH gone AS (
+    DELETE FROM {destination} d
+    WHERE {destination_scope}
+      AND NOT EXISTS (SELECT FROM {source} s
+                      WHERE {key_from_destination} AND {matches_destination} AND {selected} AND NOT {blank})
+    RETURNING {destination_key_text} AS key
+)
+SELECT count(*), count(DISTINCT key) FROM gone;
 
 -- name: copy
 COPY {destination} ({columns}) FROM STDIN (FORMAT BINARY);
@@ -82,8 +94,8 @@ UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM stale WHERE {same_key}
 
 -- name: requeue
 -- Rows that changed under the worker's hands become a list of keys, in the same transaction.
-INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, rows, run_after)
-VALUES (%(vectorizer)s, 'keys', %(keys)s, %(rows)s,
+INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows, run_after)
+VALUES (%(vectorizer)s, 'keys', %(keys)s, %(key_count)s, %(rows)s,
         CASE WHEN %(delay)s > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s) END);
 
 -- name: quarantine
@@ -91,7 +103,8 @@ INSERT INTO pgvec.failures AS f (vectorizer_id, key, source_hash, error_class, m
 VALUES (%(vectorizer)s, %(key)s, %(hash)s, %(error_class)s, %(message)s, %(model)s)
 ON CONFLICT (vectorizer_id, key) DO UPDATE
 SET source_hash = excluded.source_hash, error_class = excluded.error_class, message = excluded.message,
-    model = excluded.model, attempts = f.attempts + 1, last_at = clock_timestamp();
+    model = excluded.model, attempts = f.attempts + 1, last_at = clock_timestamp()
+RETURNING attempts;
 
 -- name: absolve
 -- Documents that are embedded now, or that are gone, leave the quarantine.
@@ -102,9 +115,9 @@ WHERE f.vectorizer_id = %(vectorizer)s
   AND f.key = ARRAY(SELECT jsonb_array_elements_text(listed));
 
 -- name: checkpoint
--- Step 5. How far the job is, in the transaction that makes it true.
+-- Step 5. How far the job is, in the transaction that makes it true. Who died before this died of something else.
 UPDATE pgvec.jobs
-SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s WHERE id = %(id)s;
+SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s, attempts = 0 WHERE id = %(id)s;
 
 -- name: finish
 UPDATE pgvec.jobs
@@ -112,24 +125,34 @@ SET checkpoint = coalesce(%(checkpoint)s, checkpoint), rows_seen = %(rows_seen)s
     state = 'done', worker_id = NULL, finished_at = clock_timestamp()
 WHERE id = %(id)s;
 
+-- name: finish_list
+-- A list of keys is not kept: live changes may make a thousand of them a second.
+DELETE FROM pgvec.jobs WHERE id = %(id)s;
+
 -- name: count
-INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, chunks_written,
-                                 chunks_deleted, tokens, truncated, jobs_added, jobs_done)
-VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(chunks_written)s,
-        %(chunks_deleted)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
+INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
+                                 chunks_written, chunks_deleted, tokens, truncated, jobs_added, jobs_done)
+VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(rows_wasted)s,
+        %(chunks_written)s, %(chunks_deleted)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
-    rows_adjusted = c.rows_adjusted + excluded.rows_adjusted,
+    rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
     chunks_written = c.chunks_written + excluded.chunks_written,
     chunks_deleted = c.chunks_deleted + excluded.chunks_deleted, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
     jobs_done = c.jobs_done + excluded.jobs_done;
 
+-- name: count_refused
+INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_wasted, writes_refused)
+VALUES (%(vectorizer)s, %(worker)s, %(rows_wasted)s, 1)
+ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
+SET rows_wasted = c.rows_wasted + excluded.rows_wasted, writes_refused = c.writes_refused + 1;
+
 -- name: sample
 INSERT INTO pgvec.samples AS s (vectorizer_id, worker_id, at, rows, chunks, tokens)
 VALUES (%(vectorizer)s, %(worker)s,
         date_bin('10 seconds', clock_timestamp(), timestamptz '2000-01-01 00:00:00+00'),
-        %(rows_right)s, %(chunks_written)s, %(tokens)s)
+        %(rows)s, %(chunks_written)s, %(tokens)s)
 ON CONFLICT (vectorizer_id, at, worker_id) DO UPDATE
 SET rows = s.rows + excluded.rows, chunks = s.chunks + excluded.chunks, tokens = s.tokens + excluded.tokens;
 

@@ -98,13 +98,13 @@ class Bench:
             )
         return {name: self.value(query) for name, query in counts.items()}
 
-    def claim(self, worker: int) -> queue.Job:
+    def claim(self, worker: queue.Membership) -> queue.Job:
         """Claims the next job by hand."""
         job = queue.Claimer(worker, None).claim(self.connection)
         assert job is not None
         return job
 
-    def register(self, lease: float = 60.0) -> int:
+    def register(self, lease: float = 60.0) -> queue.Membership:
         return queue.register(self.connection, names=None, lease=lease)
 
     def read(self, vectorizer: Vectorizer, job: queue.Job, rows: int = 1_000) -> Slice:
@@ -124,7 +124,12 @@ class Bench:
         return embedded
 
     def write(
-        self, vectorizer: Vectorizer, part: Slice, embedded: Sequence[Embedded], worker: int, connection: Any = None
+        self,
+        vectorizer: Vectorizer,
+        part: Slice,
+        embedded: Sequence[Embedded],
+        worker: queue.Membership,
+        connection: Any = None,
     ) -> Written:
         return writing.write(connection or self.connection, self.fragments(vectorizer), part, embedded, worker)
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
     "search": ("search", "Find the chunks nearest to a query."),
+    "verify": ("verify", "Compare a source with its vectors; --fix queues what differs."),
     "failures": ("steer", "List the documents in quarantine."),
     "retry": ("steer", "Take documents out of quarantine and try them again."),
     "pause": ("steer", "Stop claiming jobs of a vectorizer."),

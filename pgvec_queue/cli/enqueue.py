@@ -9,13 +9,15 @@ import click
 from click.core import ParameterSource
 
 from pgvec_queue import definition
+from pgvec_queue.catalog import get_relation
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.planbar import PlanBar
 from pgvec_queue.cli.types import NewName, Text, Whole, setting
+from pgvec_queue.database import Connection
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
-from pgvec_queue.vectorizer import ROLES, Vectorizer
+from pgvec_queue.vectorizer import ROLES, Vectorizer, find
 
 
 class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
@@ -87,6 +89,11 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--priority", type=Whole(-1_000_000, 1_000_000), metavar="N", help="Higher ones are worked on first.  [default: 0]"
 )
+@click.option(
+    "--sync/--no-sync",
+    default=None,
+    help="Follow live changes by triggers on SOURCE, or stop to.  [default: as it is; new ones do not]",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
 @command
 def enqueue(
@@ -103,8 +110,9 @@ def enqueue(
         column_map.setdefault(role, []).append(name)
     options = definition.Options(columns=column_map, **given)
     connection, versions = session.connect_checked("enqueue")
+    _refuse_limited_sync(connection, options, limit)
     if dry_run:
-        _tell_proposal(definition.propose(connection, options, versions))
+        _tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
         return
     defined = definition.define(connection, options, versions)
     for remark in defined.remarks:
@@ -158,13 +166,22 @@ def _refuse_contradictions(context: click.Context) -> None:
             raise click.UsageError(f"{said[other]} is for the embedder openai, not {context.params['embedder']}")
 
 
+def _refuse_limited_sync(connection: Connection, options: definition.Options, limit: int | None) -> None:
+    """Raises for a limit on what follows every change: the two contradict each other."""
+    if limit is None or options.sync is False:
+        return
+    known = find(connection, options.name or get_relation(connection, options.source).name)
+    if options.sync or (known is not None and known.sync):
+        raise click.UsageError("--limit and --sync exclude each other: with --sync every row is followed")
+
+
 def _destination(vectorizer: Vectorizer) -> str:
     if vectorizer.into_column:
         return f"{vectorizer.destination}.{vectorizer.destination_roles.embedding}"
     return vectorizer.destination
 
 
-def _tell_proposal(vectorizer: Vectorizer) -> None:
+def _tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
     chunking = (
         f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
     )
@@ -180,5 +197,6 @@ def _tell_proposal(vectorizer: Vectorizer) -> None:
             f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}",
         ),
         ("chunks", chunking),
+        ("sync", "by triggers" if sync or (sync is None and vectorizer.sync) else "none: run enqueue again"),
     ):
         click.echo(f"{label + ':':13}{value}")

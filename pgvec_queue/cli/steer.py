@@ -6,7 +6,7 @@ import json
 
 import click
 
-from pgvec_queue import queue, vectorizer
+from pgvec_queue import queue, sync, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text
@@ -52,10 +52,11 @@ def cancel(session: Session, *, name: str, yes: bool) -> None:
 @yes_option
 @command
 def drop(session: Session, *, name: str, yes: bool) -> None:
-    """Remove the vectorizer NAME with its jobs; its destination and the vectors in it stay."""
+    """Remove the vectorizer NAME with its jobs and triggers; its destination and the vectors in it stay."""
     connection, _ = session.connect_checked("drop")
     found = vectorizer.get(connection, name)
     confirm(f"Drop the vectorizer {name}? {found.destination} stays as it is.", yes=yes)
+    sync.remove(connection, found.id)
     with transaction(connection, statement_timeout=600):
         connection.execute(statement("vectorizer", "drop"), {"id": found.id})
     click.echo(f"{name} is dropped; {found.destination} stays as it is.")

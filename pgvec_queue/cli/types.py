@@ -102,6 +102,8 @@ SETTINGS: Mapping[str, Any] = {
     "memory": Size(),
     "pool_size": Whole(1, 64),
     "listen": click.BOOL,
+    "direct_dsn": Text(),
+    "stall": Number(5, 86_400),
     "rows_per_job": Whole(1, 100_000_000),
     "chunk_size": Whole(4, 1_000_000),
     "chunk_overlap": Whole(0, 500_000),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -14,9 +17,11 @@ from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
+from pgvec_queue.database import Database
 from pgvec_queue.embedders import DeviceOptions
+from pgvec_queue.errors import PgvecError
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
-from pgvec_queue.worker.lifecycle import DEFAULT_LEASE
+from pgvec_queue.worker.lifecycle import DEFAULT_LEASE, DEFAULT_STALL
 
 EXIT_CODES = {Outcome.STOPPED: 0, Outcome.COMPLETE: 0, Outcome.BLOCKED: 1, Outcome.QUARANTINED: 3}
 # A live display hides it.
@@ -36,6 +41,8 @@ _SHOW_CURSOR = b"\x1b[?25h"
 @setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
 )
+@setting("--direct-dsn", key="direct_dsn", metavar="DSN", help="The same database past a pooler, for LISTEN.")
+@setting("--stall", key="stall", metavar="SECONDS", help="A model's call that takes longer hangs.  [default: 600]")
 @command
 def work(
     session: Session,
@@ -50,11 +57,13 @@ def work(
     memory: int | None,
     pool_size: int | None,
     listen: bool | None,
+    direct_dsn: str | None,
+    stall: float | None,
 ) -> int:
     """Claim jobs of the vectorizers NAME (default: all), embed and write.
 
-    Stops on SIGINT or SIGTERM after the slice in hand; a second signal stops at once. With --drain the exit code is 0
-    when every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
+    Stops on SIGINT, SIGTERM or SIGHUP after the slice in hand; a second signal stops at once. With --drain the exit
+    code is 0 when every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
     """
     options = WorkerOptions(
         names=names or None,
@@ -64,20 +73,44 @@ def work(
         memory=memory,
         pool_size=pool_size or 3,
         listen=True if listen is None else listen,
+        stall=stall or DEFAULT_STALL,
     )
-    worker = Worker(session.database, options)
+    direct = Database(direct_dsn) if direct_dsn else None
+    worker = Worker(session.database, options, direct=direct)
     obey_signals(worker)
-    if drain:
-        with Live(session.database, names or None):
-            outcome = worker.run()
-    else:
-        outcome = worker.run()
+    with Live(session.database, names or None) if drain else nullcontext():
+        outcome = _run(worker)
     tell(session, outcome, names or None)
     return EXIT_CODES[outcome]
 
 
+def _run(worker: Worker) -> Outcome:
+    """Runs the worker. Where a call hangs that nothing can end, the process ends here, without waiting for it."""
+    try:
+        outcome = worker.run()
+    except PgvecError as error:
+        if worker.hung:
+            _leave_at_once(1, f"pgvec: {error}")
+        raise
+    if worker.hung:
+        _leave_at_once(EXIT_CODES[outcome], "pgvec: what was in hand is left to other workers")
+    return outcome
+
+
+def _leave_at_once(code: int, message: str) -> NoReturn:
+    _say(f"{message}\n".encode())
+    logging.shutdown()
+    os._exit(code)
+
+
+def _say(text: bytes) -> None:
+    # The terminal may be closed, which may be why we leave.
+    with suppress(OSError):
+        os.write(2, text)
+
+
 def obey_signals(worker: Worker) -> None:
-    """First SIGINT or SIGTERM: the worker finishes the slice in hand and leaves. Second: the process ends at once."""
+    """First SIGINT, SIGTERM or SIGHUP: the worker finishes the slice in hand and leaves. Second: it ends at once."""
     told = False
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -85,13 +118,13 @@ def obey_signals(worker: Worker) -> None:
         if told:
             # The lease runs out and others take over; nothing half-written can remain.
             if os.isatty(2):
-                os.write(2, _SHOW_CURSOR)
+                _say(_SHOW_CURSOR)
             os._exit(128 + number)
         told = True
-        os.write(2, b"pgvec: finishing the slice in hand; once more to stop at once\n")
+        _say(b"pgvec: finishing the slice in hand; once more to stop at once\n")
         worker.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
 
 

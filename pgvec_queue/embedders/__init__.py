@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -138,7 +139,12 @@ def load(spec: ModelSpec, options: DeviceOptions) -> Embedder:
     if spec.embedder == "hashing":
         from pgvec_queue.embedders import hashing
 
-        return hashing.HashingEmbedder(spec)
+        embedder = hashing.HashingEmbedder(spec)
+        if faults := os.environ.get("PGVEC_HASHING_FAULTS"):
+            from pgvec_queue.embedders.faults import Faults, FaultyEmbedder
+
+            return FaultyEmbedder(embedder, Faults.parse(faults))
+        return embedder
     if spec.embedder == "openai":
         from pgvec_queue.embedders import openai
 

@@ -1,7 +1,8 @@
 """The middle stages: documents become chunks, and chunks vectors; nothing of the database is open while they run.
 
-A document that cannot be chunked or embedded costs itself only: the slice is halved until it is alone, and it goes on
-to the writer as a failure. An endpoint that is down is waited for; a model that cannot work blocks its vectorizer.
+A document that cannot be chunked or embedded costs itself only: the call that it spoilt is made again in halves until
+it is alone, and it goes on to the writer as a failure. An endpoint that is down is waited for; a model that cannot work
+blocks its vectorizer; a call that does not come back ends the worker.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +29,27 @@ log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that the slice in hand may go on after the worker was told to leave."""
+LOADING_SECONDS = 1_800.0
+"""Longest that a model may take to load, its download included."""
 _GROUP_TOKENS = 16_384
 
 Block = Callable[[Run, str], None]
+Cut = tuple[Document, Sequence[Chunk]]
+"""A document with its chunks."""
 
 
 class ChunkStage:
     """Cuts the documents of each slice with the vectorizer's own tokenizer."""
 
-    def __init__(self, state: State, models: Models, source: Channel, out: Channel, block: Block) -> None:
+    def __init__(
+        self, state: State, models: Models, source: Channel, out: Channel, block: Block, call_seconds: float
+    ) -> None:
         self._state = state
         self._models = models
         self._source = source
         self._out = out
         self._block = block
+        self._call_seconds = call_seconds
         self._chunkers: dict[int, tuple[Embedder, Chunker]] = {}
 
     def run(self) -> None:
@@ -49,7 +57,7 @@ class ChunkStage:
             if work.run.dropped or self._state.stopping.is_set():
                 self._state.leave()
                 continue
-            if work.part.documents and not self._prepare(work):
+            if work.part.documents and work.verdict is None and not self._prepare(work):
                 self._state.leave()
                 continue
             self._out.put(work)
@@ -60,7 +68,9 @@ class ChunkStage:
         activity, self._state.activity = self._state.activity, "loading"
         try:
             # A missing package or device is this machine's fault, and ends the worker; somebody else may serve it.
-            embedder = self._state.patiently(functools.partial(self._models.borrow, vectorizer.spec))
+            embedder = self._state.patiently(
+                f"loading {vectorizer.model}", LOADING_SECONDS, functools.partial(self._models.borrow, vectorizer.spec)
+            )
         except EmbedderError as error:
             self._block(work.run, str(error))
             return False
@@ -69,7 +79,11 @@ class ChunkStage:
         work.embedder = embedder
         try:
             chunker = self._chunker(vectorizer, embedder)
-            work.chunks = [self._chunk(chunker, vectorizer, embedder, document) for document in work.part.documents]
+            for document in work.part.documents:
+                with self._state.watch.call(
+                    "a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")
+                ):
+                    work.chunks.append(self._chunk(chunker, vectorizer, embedder, document))
         except PgvecError as error:
             self._models.give_back(vectorizer.spec)
             self._block(work.run, str(error))
@@ -115,12 +129,15 @@ class ChunkStage:
 class EmbedStage:
     """Runs the model over each slice and checks what it returns."""
 
-    def __init__(self, state: State, models: Models, source: Channel, out: Channel, block: Block) -> None:
+    def __init__(
+        self, state: State, models: Models, source: Channel, out: Channel, block: Block, call_seconds: float
+    ) -> None:
         self._state = state
         self._models = models
         self._source = source
         self._out = out
         self._block = block
+        self._call_seconds = call_seconds
 
     def run(self) -> None:
         for work in self._source:
@@ -137,13 +154,16 @@ class EmbedStage:
 
     def _embed(self, work: Work) -> bool:
         """Fills in the slice's vectors; False where it has to be given up."""
+        if work.verdict is not None:
+            work.embedded = [Embedded(document, failure=work.verdict) for document in work.part.documents]
+            return True
         if work.embedder is None:
             return True
         started = time.monotonic()
         pairs = list(zip(work.part.documents, work.chunks, strict=True))
         good = [(document, chunks) for document, chunks in pairs if not isinstance(chunks, Failure)]
         try:
-            vectors = self._embed_documents(work.embedder, good)
+            vectors = self._embed_all(work.embedder, good)
         except EmbedderError as error:
             self._block(work.run, str(error))
             return False
@@ -157,23 +177,30 @@ class EmbedStage:
         self._state.measured(len(good), time.monotonic() - started)
         return True
 
-    def _embed_documents(
-        self, embedder: Embedder, documents: Sequence[tuple[Document, Sequence[Chunk]]]
-    ) -> list[Embedded]:
-        """Embeds documents together; on an error of a row's kind, in halves, until it is alone."""
-        chunks = [chunk for _, cut in documents for chunk in cut]
+    def _embed_all(self, embedder: Embedder, documents: Sequence[Cut]) -> list[Embedded]:
+        """Embeds documents in groups short enough to be able to leave between them."""
+        embedded: list[Embedded] = []
+        told_at: float | None = None
+        for group in _groups(documents, self._group_tokens(embedder)):
+            embedded.extend(self._embed_group(embedder, group))
+            if self._state.stopping.is_set():
+                told_at = told_at or time.monotonic()
+                if time.monotonic() - told_at > LEAVE_WITHIN:
+                    raise StoppedError
+        return embedded
+
+    def _embed_group(self, embedder: Embedder, documents: Sequence[Cut]) -> list[Embedded]:
+        """Embeds documents in one call; on an error of a row's kind, in halves, until it is alone."""
         try:
-            vectors = self._embed_chunks(embedder, chunks)
+            vectors = self._call(embedder, [chunk for _, cut in documents for chunk in cut])
         except EmbedderError as error:
             if error.kind is not Kind.ROW:
                 raise
             if len(documents) == 1:
-                return [Embedded(documents[0][0], failure=Failure(type(error).__name__, str(error)))]
+                failure = Failure(type(error).__name__, str(error), by_model=True)
+                return [Embedded(documents[0][0], failure=failure)]
             half = len(documents) // 2
-            return [
-                *self._embed_documents(embedder, documents[:half]),
-                *self._embed_documents(embedder, documents[half:]),
-            ]
+            return [*self._embed_group(embedder, documents[:half]), *self._embed_group(embedder, documents[half:])]
         all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
@@ -184,39 +211,37 @@ class EmbedStage:
                 truncated = any(chunk.truncated for chunk in cut)
                 embedded.append(Embedded(document, cut, mine, truncated=truncated))
             else:
-                failure = Failure("NotFinite", "the model returned NaN or Inf for this document")
+                failure = Failure("NotFinite", "the model returned NaN or Inf for this document", by_model=True)
                 embedded.append(Embedded(document, failure=failure))
         return embedded
 
-    def _embed_chunks(self, embedder: Embedder, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Returns ``(n, dimensions) float32``, in groups short enough to be able to leave between them."""
-        dimensions = embedder.info.dimensions
-        parts = [np.empty((0, dimensions), np.float32)]
-        start = 0
-        told_at: float | None = None
-        while start < len(chunks):
-            end = start
-            tokens = 0
-            while end < len(chunks) and (end == start or tokens + chunks[end].tokens <= self._group_tokens(embedder)):
-                tokens += chunks[end].tokens
-                end += 1
-            group = chunks[start:end]
-            texts, lengths = [c.input for c in group], [c.tokens for c in group]
-            vectors = self._state.patiently(functools.partial(embedder.embed_documents, texts, lengths))
-            if vectors.shape != (len(group), dimensions):
-                raise EmbedderError(
-                    f"the model returned vectors of shape {vectors.shape} instead of {(len(group), dimensions)}",
-                    Kind.ROW,
-                )
-            parts.append(vectors)
-            start = end
-            if self._state.stopping.is_set():
-                told_at = told_at or time.monotonic()
-                if time.monotonic() - told_at > LEAVE_WITHIN:
-                    raise StoppedError
-        return np.concatenate(parts)
+    def _call(self, embedder: Embedder, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+        """Returns ``(n, dimensions) float32``."""
+        wanted = (len(chunks), embedder.info.dimensions)
+        if not chunks:
+            return np.empty(wanted, np.float32)
+        texts, lengths = [c.input for c in chunks], [c.tokens for c in chunks]
+        vectors = self._state.patiently(
+            "the model", self._call_seconds, functools.partial(embedder.embed_documents, texts, lengths)
+        )
+        if vectors.shape != wanted:
+            raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
+        return vectors
 
     @staticmethod
     def _group_tokens(embedder: Embedder) -> int:
         # A remote endpoint batches by itself and is waited for anyway; a CPU gets through this in seconds.
         return _GROUP_TOKENS if embedder.device == "cpu" else 16 * _GROUP_TOKENS
+
+
+def _groups(documents: Sequence[Cut], tokens: int) -> Iterator[Sequence[Cut]]:
+    """Yields neighbouring documents of about so many tokens together; a longer one by itself."""
+    start = held = 0
+    for end, (_, cut) in enumerate(documents):
+        mine = sum(chunk.tokens for chunk in cut)
+        if end > start and held + mine > tokens:
+            yield documents[start:end]
+            start, held = end, 0
+        held += mine
+    if start < len(documents):
+        yield documents[start:]

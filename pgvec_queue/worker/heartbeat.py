@@ -2,8 +2,9 @@
 jobs.
 
 A worker whose row is not fresh for a lease is declared gone by any other; its jobs go back to the queue, and it may
-beat no more: then it gives up what it has and registers afresh. A worker judges others only after its own heartbeat
-was unbroken for one lease, so that the first one back after an outage does not declare everybody dead.
+beat no more: then it gives up what it has and registers afresh. The same happens where it finds itself in another world
+(a standby was promoted, a dump restored). A worker judges others only after its own heartbeat was unbroken for one
+lease, so that the first one back after an outage does not declare everybody dead. It beats no more once a call hangs.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import logging
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import psycopg
 
 from pgvec_queue import queue
-from pgvec_queue.database import Connection, Database, kind_of, one_line, statement
+from pgvec_queue.database import Connection, Database, kind_of, one_line, statement, transaction
 from pgvec_queue.errors import DatabaseError, Kind
+from pgvec_queue.queue import Membership
 from pgvec_queue.worker.models import Models
-from pgvec_queue.worker.state import State
+from pgvec_queue.worker.state import CALL_SECONDS, State
+from pgvec_queue.worker.watch import sever
 
 log = logging.getLogger("pgvec.worker")
 
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
+_LOOK = 0.25
 _HOUSEKEEPING = 60.0
 
 
@@ -36,7 +41,7 @@ class Heartbeat:
     database: Database
     state: State
     models: Models
-    worker: int
+    member: Membership
     lease: float
     listen: bool
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -45,6 +50,7 @@ class Heartbeat:
     _unbroken_since: float | None = None
     _housekept_at: float = 0.0
     _reclaimed_at: float = 0.0
+    _told_to_leave: bool = False
 
     @property
     def period(self) -> float:
@@ -53,7 +59,7 @@ class Heartbeat:
     def run(self) -> None:
         self._beat_at = time.monotonic()
         try:
-            while not self._stop.is_set() and not self.state.lease_lost.is_set():
+            while not self._ended:
                 try:
                     self._once()
                 except (psycopg.Error, DatabaseError) as error:
@@ -64,25 +70,22 @@ class Heartbeat:
     def stop(self) -> None:
         self._stop.set()
 
+    @property
+    def _ended(self) -> bool:
+        return self._stop.is_set() or self.state.lease_lost.is_set() or self.state.stalled is not None
+
     def _once(self) -> None:
         connection = self._open()
-        row = connection.execute(
-            statement("queue", "beat"),
-            {
-                "worker": self.worker,
-                "state": "stopping" if self.state.stopping.is_set() else self.state.activity,
-                "device": embedder.device if (embedder := self.models.latest) else None,
-                "dtype": embedder.dtype if embedder else None,
-                "models": self.models.names,
-                "memory": resident_bytes(),
-            },
-        ).fetchone()
+        self._told_to_leave = self.state.stopping.is_set()
+        with self._watched(connection), transaction(connection, statement_timeout=max(1.0, self.lease / 2)):
+            row = connection.execute(statement("queue", "beat"), self._beat()).fetchone()
         if row is None:
-            log.warning("worker %d was declared gone by another; starting afresh", self.worker)
+            log.warning("worker %d was declared gone, or the database is another; starting afresh", self.member.worker)
             self.state.lease_lost.set()
             self.state.aborted.set()
             self.state.wake.set()
             return
+        self.state.fleet = row[0]
         now = time.monotonic()
         if self._unbroken_since is None or now - self._beat_at > self.lease:
             self._unbroken_since = now
@@ -90,32 +93,60 @@ class Heartbeat:
         self._judge(connection, now)
         self._listen(connection, now + self.period)
 
+    def _beat(self) -> dict[str, object]:
+        embedder = self.models.latest
+        return {
+            "worker": self.member.worker,
+            "world": self.member.world,
+            "state": "stopping" if self._told_to_leave else self.state.activity,
+            "device": embedder.device if embedder else None,
+            "dtype": embedder.dtype if embedder else None,
+            "models": self.models.names,
+            "memory": resident_bytes(),
+            "waiting_for": "; ".join(sorted(set(self.state.waits.values()))) or None,
+        }
+
+    def _watched(self, connection: Connection) -> AbstractContextManager[None]:
+        """Severs all connections when this one has gone silent: well before the lease runs out, so that it is kept."""
+
+        def overdue() -> None:
+            sever(connection)
+            self.state.watch.sever_all()
+
+        return self.state.watch.call("the heartbeat's connection", max(1.0, self.lease / 2), overdue)
+
     def _judge(self, connection: Connection, now: float) -> None:
         assert self._unbroken_since is not None
         if now - self._unbroken_since >= self.lease and now - self._reclaimed_at >= self.lease / BEATS_PER_LEASE:
             self._reclaimed_at = now
-            workers, jobs = queue.reclaim(connection)
+            with self._watched(connection):
+                workers, jobs = queue.reclaim(connection, self.member.worker)
             if workers or jobs:
                 log.warning("%d workers are gone; %d jobs are back in the queue", workers, jobs)
                 self.state.wake.set()
         if now - self._housekept_at >= _HOUSEKEEPING:
             self._housekept_at = now
-            queue.housekeeping(connection)
+            with self.state.watch.database("the housekeeping's connection", CALL_SECONDS, connection):
+                queue.housekeeping(connection)
 
     def _listen(self, connection: Connection, until: float) -> None:
         """Waits until the next beat is due, and wakes the reader when somebody has added work."""
-        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
-            if not self.listen:
-                self._stop.wait(left)
+        while not self._ended and (left := until - time.monotonic()) > 0:
+            if self.state.stopping.is_set() and not self._told_to_leave:
+                # Whoever ends the process before it is done shall know that it was leaving.
                 return
-            for _ in connection.notifies(timeout=min(left, 0.5), stop_after=1):
-                self.state.wake.set()
+            if not self.listen:
+                self._stop.wait(min(left, _LOOK))
+                continue
+            for _ in connection.notifies(timeout=min(left, _LOOK), stop_after=1):
+                self.state.woken()
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = self.database.connect("heartbeat")
             if self.listen:
-                self._connection.execute(statement("queue", "listen"))
+                with self._watched(self._connection), transaction(self._connection):
+                    self._connection.execute(statement("queue", "listen"))
         return self._connection
 
     def _on_error(self, error: Exception) -> None:

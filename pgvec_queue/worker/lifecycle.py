@@ -1,7 +1,7 @@
 """A worker's life: register, run the stages, leave in order; and start afresh when its lease was lost.
 
-First signal: claim nothing, finish the slice in hand, release the rest, leave within seconds. Second: stop at once; the
-lease runs out and others take over. Neither counts an attempt for any job.
+First signal: claim nothing, finish the slice in hand, release the rest, leave within seconds, whatever a model is at.
+Second: stop at once; the lease runs out and others take over. Neither counts an attempt for any job.
 """
 
 from __future__ import annotations
@@ -10,28 +10,36 @@ import enum
 import functools
 import importlib.util
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import psycopg
+import tenacity
 
 from pgvec_queue import embedders, queue, schema, vectorizer
-from pgvec_queue.database import Database, Pool, versions
+from pgvec_queue.database import Connection, Database, Pool, kind_of, versions
 from pgvec_queue.embedders import DeviceOptions
-from pgvec_queue.errors import DatabaseError, MissingExtraError
-from pgvec_queue.queue import Pending
+from pgvec_queue.errors import DatabaseError, Kind, MissingExtraError
+from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.worker import reader as reading_stage
 from pgvec_queue.worker.embedding import ChunkStage, EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.reader import Reader
 from pgvec_queue.worker.stages import Channel, Stage
-from pgvec_queue.worker.state import Link, Run, State
+from pgvec_queue.worker.state import LONGEST_BACKOFF, Link, Run, State, StoppedError
 from pgvec_queue.worker.writer import Writer
 
 log = logging.getLogger("pgvec.worker")
 
+T = TypeVar("T")
+
 DEFAULT_LEASE = 30.0
+DEFAULT_STALL = 600.0
+LEAVE_SECONDS = 7.0
+"""After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
 _SLICES_AHEAD = 2
 
 
@@ -52,6 +60,8 @@ class WorkerOptions:
     """Connections of its stages, apart from the heartbeat's own."""
     listen: bool = True
     """Wake on NOTIFY; off for a connection through a transaction-mode pooler, where polling does it alone."""
+    stall: float = DEFAULT_STALL
+    """Seconds after which a call of a model or a tokenizer is taken for hung."""
 
 
 class Outcome(enum.Enum):
@@ -69,11 +79,17 @@ class Outcome(enum.Enum):
 class Worker:
     """One worker process; ``run`` returns when it was stopped or has drained."""
 
-    def __init__(self, database: Database, options: WorkerOptions) -> None:
+    def __init__(self, database: Database, options: WorkerOptions, *, direct: Database | None = None) -> None:
+        """``direct`` is the same database without a pooler between, for the heartbeat and its LISTEN."""
         self._database = database
+        self._direct = direct or database
         self._options = options
+        self.hung = False
+        """A call was left behind that nothing can end: the process should not wait for its threads."""
         self._models = Models(options.device, options.memory)
         self._told_to_stop = False
+        self._left_to_others = False
+        self._has_begun = False
         self._state: State | None = None
 
     def stop(self) -> None:
@@ -103,16 +119,20 @@ class Worker:
                 self._state = state
                 if self._told_to_stop:
                     return Outcome.STOPPED
-                self._session(state, refused)
+                try:
+                    self._session(state, refused)
+                except StoppedError:
+                    return Outcome.STOPPED
                 if state.failure is not None:
                     raise state.failure
                 if not state.lease_lost.is_set() or self._told_to_stop:
                     break
         finally:
-            self._models.close()
+            if not self.hung:
+                self._models.close()
         return Outcome.STOPPED if self._told_to_stop else self._outcome()
 
-    def _cannot_serve(self, connection: psycopg.Connection) -> set[int]:
+    def _cannot_serve(self, connection: psycopg.Connection) -> dict[int, str]:
         """Vectorizers whose model this installation cannot run; raises ``MissingExtraError`` when that is all of
         them.
         """
@@ -122,80 +142,116 @@ class Worker:
             if (one := vectorizer.find(connection, name)) is not None
         ]
         if importlib.util.find_spec("sentence_transformers") and importlib.util.find_spec("torch"):
-            return set()
+            return {}
         refused = {one.id: one.name for one in chosen if one.embedder == "sentence-transformers"}
         if refused and len(refused) == len(chosen):
             raise MissingExtraError("`pgvec work` on sentence-transformers models", "worker")
         for name in refused.values():
             log.warning("%s is left to other workers: pip install 'pgvec-queue[worker]' to serve it here", name)
-        return set(refused)
+        return dict.fromkeys(refused, "packages are missing")
 
-    def _session(self, state: State, refused: set[int]) -> None:
+    def _session(self, state: State, refused: dict[int, str]) -> None:
         """Works under one worker id until told to stop, drained, or the lease is lost."""
         options = self._options
-        with self._database.connect("worker") as connection:
-            worker = queue.register(connection, names=options.names, lease=options.lease)
-        log.info("worker %d is ready", worker)
-        heartbeat = Heartbeat(self._database, state, self._models, worker, options.lease, options.listen)
+        member = self._patiently(
+            state, "registering", lambda c: queue.register(c, names=options.names, lease=options.lease)
+        )
+        self._has_begun = True
+        log.info("worker %d is ready", member.worker)
+        heartbeat = Heartbeat(self._direct, state, self._models, member, options.lease, options.listen)
+        watching = Stage("watch", state, state.watch.run)
         beating = Stage("heartbeat", state, heartbeat.run)
-        beating.start()
         pool = self._database.pool("worker", size=options.pool_size)
-        stages = self._stages(state, pool, worker, refused)
-        for stage in stages:
+        claimer = Claimer(member, options.names, dict(refused))
+        stages = self._stages(state, pool, claimer)
+        for stage in (watching, beating, *stages):
             stage.start()
         try:
-            for stage in stages:
-                while stage.is_alive():
-                    stage.join(0.5)
-                    if state.aborted.is_set() and not _ends(stage):
-                        # A stage that hangs in a call after an abort can write nothing: the fence refuses it.
-                        break
+            self._join(state, stages)
         finally:
             heartbeat.stop()
             beating.join(5)
-            pool.close()
-        if not state.lease_lost.is_set():
-            self._leave(worker)
+            pool.close(2)
+            state.watch.stop()
+        self._left_to_others = claimer.refused.keys() > refused.keys()
+        if not state.lease_lost.is_set() and state.stalled is None:
+            self._leave(member)
 
-    def _stages(self, state: State, pool: Pool, worker: int, refused: set[int]) -> list[Stage]:
+    def _patiently(self, state: State, what: str, work: Callable[[Connection], T]) -> T:
+        """Runs ``work`` on a connection of its own; once this worker has begun, an outage is waited for.
+
+        Raises ``StoppedError`` when told to leave meanwhile.
+        """
+        for attempt in tenacity.Retrying(
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
+            retry=tenacity.retry_if_exception(
+                lambda error: (
+                    self._has_begun
+                    and isinstance(error, psycopg.Error | DatabaseError)
+                    and kind_of(error) is Kind.PASSING
+                )
+            ),
+            sleep=state.pause,
+            before_sleep=lambda call: state.tell(what, call),
+            reraise=True,
+        ):
+            with attempt, self._database.connect("worker") as connection:
+                result = work(connection)
+        return result
+
+    def _join(self, state: State, stages: Sequence[Stage]) -> None:
+        """Waits for the stages to end, and leaves behind what hangs: it can write nothing, the fence refuses it."""
+        told_at: float | None = None
+        for stage in stages:
+            while stage.is_alive():
+                stage.join(0.1)
+                if state.lease_lost.is_set() and not state.stopping.is_set() and state.stalled is None:
+                    # The next session needs the model that this stage is still using.
+                    continue
+                if state.stopping.is_set() or state.aborted.is_set():
+                    told_at = told_at or time.monotonic()
+                if state.stalled is not None or (told_at and time.monotonic() - told_at > LEAVE_SECONDS):
+                    state.aborted.set()
+                    self.hung = True
+                    break
+
+    def _stages(self, state: State, pool: Pool, claimer: Claimer) -> list[Stage]:
         options = self._options
         read, chunked, embedded = Channel(state, 1), Channel(state, _SLICES_AHEAD), Channel(state, _SLICES_AHEAD)
 
         def blocker(stage: str) -> Callable[[Run, str], None]:
-            return functools.partial(reading_stage.block, Link(pool, stage, state), state, worker)
+            return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
 
-        reader = Reader(Link(pool, "reader", state), state, read, worker, options.names, drain=options.drain)
-        reader.claimer.refused.update(refused)
-        writer = Writer(Link(pool, "writer", state), state, embedded, worker)
+        reader = Reader(Link(pool, "reader", state), state, read, claimer, options.names, drain=options.drain)
+        chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall)
+        embedder = EmbedStage(state, self._models, chunked, embedded, blocker("embedder"), options.stall)
+        writer = Writer(Link(pool, "writer", state), state, embedded, claimer)
         return [
             Stage("reader", state, reader.run, read),
-            Stage("chunker", state, ChunkStage(state, self._models, read, chunked, blocker("chunker")).run, chunked),
-            Stage(
-                "embedder", state, EmbedStage(state, self._models, chunked, embedded, blocker("embedder")).run, embedded
-            ),
+            Stage("chunker", state, chunker.run, chunked),
+            Stage("embedder", state, embedder.run, embedded),
             Stage("writer", state, writer.run),
         ]
 
-    def _leave(self, worker: int) -> None:
+    def _leave(self, member: Membership) -> None:
         try:
             with self._database.connect("worker") as connection:
-                queue.leave(connection, worker)
+                queue.leave(connection, member)
                 queue.notify(connection)
         except (psycopg.Error, DatabaseError) as error:
             log.warning("could not give the jobs back (%s); others take over when the lease runs out", error)
 
     def _outcome(self) -> Outcome:
-        with self._database.connect("worker") as connection:
+        def look(connection: Connection) -> tuple[list[Pending], bool]:
             left = queue.pending(connection, self._options.names)
-            failed = any(queue.failures(connection, one.id) for one in left if not one.paused)
+            return left, any(queue.failures(connection, one.id) for one in left if not one.paused)
+
+        if self._left_to_others:
+            return Outcome.BLOCKED
+        left, failed = self._patiently(State(), "looking at what is left", look)
         if any(_is_stuck(one) for one in left):
             return Outcome.BLOCKED
         return Outcome.QUARANTINED if failed else Outcome.COMPLETE
-
-
-def _ends(stage: Stage) -> bool:
-    stage.join(10)
-    return not stage.is_alive()
 
 
 def _is_stuck(one: Pending) -> bool:

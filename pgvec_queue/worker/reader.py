@@ -1,7 +1,8 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
 It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about one
-second of the device's work, measured as the worker goes.
+second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
+time, with nothing else in hand; when that one has cost two more, it is not embedded again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import psycopg
 from pgvec_queue import queue, reading, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
-from pgvec_queue.queue import Claimer, Pending
-from pgvec_queue.slices import Slice
+from pgvec_queue.queue import Claimer, Membership, Pending
+from pgvec_queue.slices import Failure, Slice
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
 
@@ -24,8 +25,16 @@ log = logging.getLogger("pgvec.worker")
 
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
+VECTOR_BYTES = 64 * 1024 * 1024
+"""About what the vectors of one slice may take."""
+DEATHS = 2
+"""Workers that a document may cost once it is alone."""
 _FIRST_ROWS, _LEAST_ROWS, _MOST_ROWS = 32, 8, 2_000
-_IDLE_POLL = (0.7, 1.3)
+_CHARACTERS_PER_TOKEN = 4
+# All idle workers together ask about three times a second, so that a live change is seen in well under a second; the
+# more there are, the more seldom each.
+_IDLE_POLL = (0.3, 0.6)
+_POLL_SHARE = 0.3
 _DRAIN_POLL = (0.1, 0.3)
 
 
@@ -33,14 +42,14 @@ class Reader:
     """Feeds ``out`` until the worker is told to leave, or, when draining, until nothing is left to wait for."""
 
     def __init__(
-        self, link: Link, state: State, out: Channel, worker: int, names: Sequence[str] | None, *, drain: bool
+        self, link: Link, state: State, out: Channel, claimer: Claimer, names: Sequence[str] | None, *, drain: bool
     ) -> None:
         self._link = link
         self._state = state
         self._out = out
         self._names = names
         self._drain = drain
-        self.claimer = Claimer(worker, names)
+        self.claimer = claimer
         self._fragments: dict[int, Fragments] = {}
 
     def run(self) -> None:
@@ -56,7 +65,8 @@ class Reader:
                 self._wait()
 
     def _claim(self) -> Run | None:
-        job = self._link.call(self.claimer.claim)
+        rows = self._rows()
+        job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows))
         if job is None:
             return None
         fragments = self._fragments.get(job.vectorizer_id)
@@ -73,21 +83,40 @@ class Reader:
     def _read_job(self, run: Run) -> None:
         job = run.job
         while not run.dropped and not self._state.ending:
+            if job.alone and not self._nothing_in_hand():
+                continue
             try:
                 part = self._link.call(self._reading(run, job))
             except psycopg.Error as error:
                 # Reading touches no single document: what fails here fails for the whole vectorizer.
                 self._block(run, error)
                 return
+            work = Work(run, part)
+            if job.alone and job.attempts >= DEATHS and part.documents:
+                work.verdict = Failure(
+                    "WorkerDied", f"{job.attempts} worker processes ended while they had this document alone in hand"
+                )
             self._state.enter()
-            self._out.put(Work(run, part))
+            self._out.put(work)
             if part.last:
-                return
+                break
             job = part.after()
+        if job.alone:
+            # Whatever is claimed next is not to be counted as this one's victim.
+            while not self._nothing_in_hand() and not self._state.ending:
+                pass
+
+    def _nothing_in_hand(self) -> bool:
+        """Waits a moment for the slices in hand to be written; True when there is none."""
+        if self._state.in_flight:
+            self._state.wake.clear()
+            self._state.wake.wait(0.1)
+        return self._state.in_flight == 0
 
     def _reading(self, run: Run, job: queue.Job) -> Callable[[Connection], Slice]:
-        rows = self._rows()
-        return lambda connection: reading.read(connection, run.fragments, job, rows=rows, max_bytes=SLICE_BYTES)
+        rows = 1 if job.alone else min(self._rows(), _most_rows(run.fragments))
+        size = _most_bytes(run.fragments)
+        return lambda connection: reading.read(connection, run.fragments, job, rows=rows, max_bytes=size)
 
     def _rows(self) -> int:
         rate = self._state.documents_per_second
@@ -97,7 +126,7 @@ class Reader:
         block(
             self._link,
             self._state,
-            self.claimer.worker,
+            self.claimer.member,
             run,
             f"reading {run.fragments.vectorizer.source}: {one_line(error)}",
         )
@@ -106,7 +135,8 @@ class Reader:
         if self._state.in_flight == 0:
             self._state.activity = "idle"
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
-        self._state.wake.wait(random.uniform(low, high))  # noqa: S311 - jitter, no secret
+        share = _POLL_SHARE * self._state.fleet
+        self._state.wake.wait(random.uniform(max(low, share / 2), max(high, share * 3 / 2)))  # noqa: S311 - jitter
 
     def _is_drained(self) -> bool:
         return not any(one.waits and one.id not in self.claimer.refused for one in self.pending())
@@ -120,10 +150,33 @@ def _load_fragments(connection: Connection, vectorizer_id: int) -> Fragments | N
     return Fragments(found[0], versions(connection).vector_schema) if found else None
 
 
-def block(link: Link, state: State, worker: int, run: Run, reason: str) -> None:
+def _most_rows(fragments: Fragments) -> int:
+    """How many documents' vectors fit into a slice, one each."""
+    return max(_LEAST_ROWS, VECTOR_BYTES // (4 * fragments.vectorizer.dimensions))
+
+
+def _most_bytes(fragments: Fragments) -> int:
+    """How much text may be in a slice for its vectors to fit as well."""
+    vectorizer = fragments.vectorizer
+    if vectorizer.chunk_size is None:
+        return SLICE_BYTES
+    return min(SLICE_BYTES, _most_rows(fragments) * vectorizer.chunk_size * _CHARACTERS_PER_TOKEN)
+
+
+def leave_to_others(link: Link, state: State, claimer: Claimer, run: Run, reason: str) -> None:
+    """Claims nothing more of the run's vectorizer here, and gives back what this worker has of it."""
+    name = run.fragments.vectorizer.name
+    log.error("%s is left to other workers: %s", name, reason)
+    claimer.refused[run.job.vectorizer_id] = reason
+    state.waits[name] = f"{name}: {reason}"
+    state.drop_vectorizer(run.job.vectorizer_id)
+    link.call(lambda connection: queue.release(connection, claimer.member, vectorizer=run.job.vectorizer_id))
+
+
+def block(link: Link, state: State, member: Membership, run: Run, reason: str) -> None:
     """Blocks the run's vectorizer with the reason, and gives back all of its jobs."""
     name = run.fragments.vectorizer.name
     state.drop_vectorizer(run.job.vectorizer_id)
     log.error("%s is blocked: %s", name, reason)
     link.call(lambda connection: vectorizer.block(connection, run.job.vectorizer_id, reason))
-    link.call(lambda connection: queue.release(connection, worker, vectorizer=run.job.vectorizer_id))
+    link.call(lambda connection: queue.release(connection, member, vectorizer=run.job.vectorizer_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +16,20 @@ import tenacity
 from pgvec_queue.chunking import Chunk
 from pgvec_queue.database import Connection, Pool, kind_of, one_line
 from pgvec_queue.embedders import Embedder
-from pgvec_queue.errors import EmbedderError, Kind
+from pgvec_queue.errors import EmbedderError, Kind, StalledError
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Embedded, Failure, Slice
+from pgvec_queue.worker.watch import Watch
 
 log = logging.getLogger("pgvec.worker")
 
 T = TypeVar("T")
+
+CALL_SECONDS = 150.0
+"""Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
+LONGEST_BACKOFF = 2.0
+"""Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
 
 
 class StoppedError(Exception):
@@ -46,6 +53,8 @@ class Work:
 
     run: Run
     part: Slice
+    verdict: Failure | None = None
+    """Why its documents are not to be embedded at all."""
     embedder: Embedder | None = None
     chunks: list[Sequence[Chunk] | Failure] = field(default_factory=list)
     """Per document: its chunks, or why it has none."""
@@ -65,7 +74,14 @@ class State:
         self.wake = threading.Event()
         """Something may be claimable."""
         self.failure: BaseException | None = None
+        self.stalled: str | None = None
+        """The call that did not come back; the worker beats no more."""
         self.activity = "starting"
+        self.fleet = 1
+        """Workers that live, as the last heartbeat found them."""
+        self.waits: dict[str, str] = {}
+        """Per stage, or per vectorizer that is left to others: what it waits for."""
+        self.watch = Watch()
         self._lock = threading.Lock()
         self._runs: list[Run] = []
         self._in_flight = 0
@@ -82,6 +98,11 @@ class State:
                 self.failure = error
         self.aborted.set()
         self.wake.set()
+
+    def stall(self, what: str) -> None:
+        """A call hangs: give up what is in hand, without giving it back, since it may be what killed the call."""
+        self.stalled = what
+        self.fail(StalledError(f"{what} did not come back; others take over when the lease runs out"))
 
     def begin(self, run: Run) -> None:
         with self._lock:
@@ -109,6 +130,15 @@ class State:
             self._in_flight -= 1
         self.wake.set()
 
+    def woken(self) -> None:
+        """Somebody has added work. A large fleet does not ask for it all at once."""
+        if self.fleet <= 8:
+            self.wake.set()
+        else:
+            delay = threading.Timer(random.uniform(0, min(self.fleet * 0.005, 2.0)), self.wake.set)  # noqa: S311
+            delay.daemon = True
+            delay.start()
+
     def pause(self, seconds: float) -> None:
         """Waits before another try. Raises ``StoppedError`` as soon as the worker is to end."""
         deadline = time.monotonic() + seconds
@@ -116,19 +146,30 @@ class State:
             if self.stopping.is_set() or self.aborted.wait(min(left, 0.2)):
                 raise StoppedError
 
-    def patiently(self, work: Callable[[], T]) -> T:
-        """Runs what calls a model or its host; waits as long as that takes where it says that the fault will pass."""
+    def patiently(self, what: str, seconds: float, work: Callable[[], T]) -> T:
+        """Runs what calls a model or its host; waits as long as that takes where it says that the fault will pass.
+
+        A single call that takes longer than ``seconds`` is a stall.
+        """
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30)
         for attempt in tenacity.Retrying(
             wait=lambda call: max(_asked_for(call), backoff(call)),
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, EmbedderError) and e.kind is Kind.PASSING),
             sleep=self.pause,
-            before_sleep=lambda call: _tell("the model", call),
+            before_sleep=lambda call: self.tell("the model", call),
             reraise=True,
         ):
-            with attempt:
-                return work()
-        raise AssertionError("tenacity returns or raises")
+            with attempt, self.watch.call(what, seconds, lambda: self.stall(what)):
+                result = work()
+        self.waits.pop("the model", None)
+        return result
+
+    def tell(self, who: str, call: tenacity.RetryCallState) -> None:
+        """Says in the log, and through the heartbeat in `status`, why something is tried again later."""
+        error = call.outcome.exception() if call.outcome else None
+        if error is not None and call.next_action is not None:
+            self.waits[who] = f"{who}: {one_line(error)}"
+            log.warning("%s: %s; trying again in %.1f s", who, one_line(error), call.next_action.sleep)
 
     @property
     def in_flight(self) -> int:
@@ -163,15 +204,20 @@ class Link:
         Raises ``StoppedError`` when the worker is to end before it succeeds.
         """
         for attempt in tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
             retry=tenacity.retry_if_exception(_passes),
             sleep=self._state.pause,
-            before_sleep=lambda call: _tell(self._stage, call),
+            before_sleep=lambda call: self._state.tell(self._stage, call),
             reraise=True,
         ):
-            with attempt, self._pool.connection() as connection:
-                return work(connection)
-        raise AssertionError("tenacity returns or raises")
+            with (
+                attempt,
+                self._pool.connection() as connection,
+                self._state.watch.database(f"the {self._stage}'s connection", CALL_SECONDS, connection),
+            ):
+                result = work(connection)
+        self._state.waits.pop(self._stage, None)
+        return result
 
 
 def _passes(error: BaseException) -> bool:
@@ -182,9 +228,3 @@ def _asked_for(call: tenacity.RetryCallState) -> float:
     """Seconds that an endpoint asked to be left alone for."""
     error = call.outcome.exception() if call.outcome else None
     return (error.retry_after or 0.0) if isinstance(error, EmbedderError) else 0.0
-
-
-def _tell(who: str, call: tenacity.RetryCallState) -> None:
-    error = call.outcome.exception() if call.outcome else None
-    if error is not None and call.next_action is not None:
-        log.warning("%s: %s; trying again in %.1f s", who, one_line(error), call.next_action.sleep)

@@ -1,7 +1,8 @@
 """The last stage: writes slices in the order in which they were read, each in one transaction.
 
 When the database refuses a document (a CHECK, a foreign key, a trigger of the user's), the slice is halved in key order
-until the document is alone; it goes into quarantine and the rest is written.
+until the document is alone; it goes into quarantine and the rest is written. When most documents fail, it is not the
+documents: see ``breaker``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import psycopg
 from pgvec_queue import queue, writing
 from pgvec_queue.database import is_write_conflict, kind_of, one_line
 from pgvec_queue.errors import Kind
+from pgvec_queue.queue import Claimer
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, Written, position
-from pgvec_queue.worker.reader import block
+from pgvec_queue.worker.breaker import Breaker
+from pgvec_queue.worker.reader import block, leave_to_others
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State
 
@@ -28,19 +31,40 @@ _CONFLICT_TRIES = 5
 class Writer:
     """Writes what comes through ``source``; a job that was lost is dropped whole."""
 
-    def __init__(self, link: Link, state: State, source: Channel, worker: int) -> None:
+    def __init__(self, link: Link, state: State, source: Channel, claimer: Claimer) -> None:
         self._link = link
         self._state = state
         self._source = source
-        self._worker = worker
+        self._claimer = claimer
+        self._member = claimer.member
+        self._embedded = Breaker()
+        self._accepted = Breaker()
 
     def run(self) -> None:
         for work in self._source:
-            if not work.run.dropped:
+            if not work.run.dropped and not self._is_sick(work.run, work.embedded):
                 self._write(work.run, work.part, work.embedded)
             if work.part.last or work.run.dropped:
                 self._state.end(work.run)
             self._state.leave()
+
+    def _is_sick(self, run: Run, embedded: Sequence[Embedded]) -> bool:
+        """Takes in what the model made of a slice; where most fails, frees what was quarantined, and writes no more."""
+        failed = [item.failure for item in embedded if item.failure is not None and item.failure.by_model]
+        fates = [item.document.key if item.failure is not None and item.failure.by_model else None for item in embedded]
+        vectorizer = run.job.vectorizer_id
+        if not self._embedded.add(vectorizer, fates) or not failed:
+            return False
+        reason = self._take_back(run, self._embedded, f"fail with this model here, the last one: {failed[-1].message}")
+        leave_to_others(self._link, self._state, self._claimer, run, reason)
+        return True
+
+    def _take_back(self, run: Run, breaker: Breaker, why: str) -> str:
+        """Frees the documents whose failures are not their own fault; returns what to say."""
+        vectorizer = run.job.vectorizer_id
+        failed, seen = breaker.failed(vectorizer), breaker.seen(vectorizer)
+        self._link.call(lambda connection: queue.retry(connection, vectorizer, keys=failed))
+        return f"{len(failed)} of the last {seen} documents {why}"
 
     def _write(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
         part = replace(part, job=replace(part.job, rows_seen=run.job.rows_seen))
@@ -51,19 +75,20 @@ class Writer:
                 self._write_halves(run, part, embedded, error)
             else:
                 reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
-                block(self._link, self._state, self._worker, run, reason)
+                block(self._link, self._state, self._member, run, reason)
             return
         if result.fate is Fate.LOST:
-            self._after_loss(run, part)
+            self._after_loss(run, part, embedded)
         else:
             run.job = result.job
+            self._accepted.add(run.job.vectorizer_id, (None for item in embedded if item.failure is None))
 
     def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
         """Writes once, or a few times where our own writers were in each other's way."""
         for left in reversed(range(_CONFLICT_TRIES)):
             try:
                 return self._link.call(
-                    lambda connection: writing.write(connection, run.fragments, part, embedded, self._worker)
+                    lambda connection: writing.write(connection, run.fragments, part, embedded, self._member)
                 )
             except psycopg.Error as error:
                 if not is_write_conflict(error) or not left:
@@ -74,17 +99,22 @@ class Writer:
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
             reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
-            block(self._link, self._state, self._worker, run, reason)
+            block(self._link, self._state, self._member, run, reason)
             return
         if len(embedded) == 1:
             if embedded[0].failure is not None:
                 # Its chunks are not even written any more: what fails now is not the document's.
-                block(self._link, self._state, self._worker, run, one_line(error))
+                block(self._link, self._state, self._member, run, one_line(error))
                 return
             failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
-            log.warning(
-                "%s: %s: %s", run.fragments.vectorizer.name, ", ".join(embedded[0].document.key), failure.message
-            )
+            key = embedded[0].document.key
+            log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(key), failure.message)
+            if self._accepted.add(run.job.vectorizer_id, [key]):
+                destination = run.fragments.vectorizer.destination
+                why = f"are refused by {destination}, the last one: {failure.message}"
+                reason = self._take_back(run, self._accepted, why)
+                block(self._link, self._state, self._member, run, reason)
+                return
             self._write(run, part, [Embedded(embedded[0].document, failure=failure)])
             return
         half = len(embedded) // 2
@@ -93,9 +123,9 @@ class Writer:
         if not run.dropped:
             self._write(run, second, embedded[half:])
 
-    def _after_loss(self, run: Run, part: Slice) -> None:
+    def _after_loss(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
         """The fence refused: the write had been committed after all, or the job is somebody else's now."""
-        now = self._link.call(lambda connection: queue.reread(connection, part.job, self._worker))
+        now = self._link.call(lambda connection: queue.reread(connection, part.job, self._member))
         if now is not None and not part.last and now.checkpoint == part.checkpoint:
             run.job = now
             return
@@ -104,7 +134,8 @@ class Writer:
             log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
         else:
             # Its bound has moved: what is left of it is read again, by whoever claims it.
-            self._link.call(lambda connection: queue.release(connection, self._worker, job=part.job.id))
+            self._link.call(lambda connection: queue.release(connection, self._member, job=part.job.id))
+        self._link.call(lambda connection: writing.count_refused(connection, part, embedded, self._member))
 
 
 def _split(part: Slice, half: int) -> tuple[Slice, Slice]:

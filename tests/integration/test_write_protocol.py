@@ -44,7 +44,7 @@ def test_a_late_worker_writes_nothing(bench: Bench) -> None:
     late, next_ = bench.register(), bench.register()
     part = bench.read(vectorizer, bench.claim(late))
     embedded = bench.embed(vectorizer, part)
-    bench.sql("UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour' WHERE id = %s", late)
+    bench.sql("UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour' WHERE id = %s", late.worker)
     assert queue.reclaim(bench.connection) == (1, 1)
     bench.claim(next_)
     assert bench.write(vectorizer, part, embedded, late).fate is Fate.LOST

@@ -1,0 +1,124 @@
+"""Delays and faults of the hashing embedder, for testing what everything around a model does when the model misbehaves.
+
+``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text; the value of
+every other entry is a word, and a document whose text contains it
+
+- ``refuse``: makes the call fail with an ``EmbedderError`` of the row's kind;
+- ``nan``, ``inf``: gets a vector that begins with NaN or Inf;
+- ``shape``: makes the whole call return one dimension too few;
+- ``kill``: kills the process (SIGKILL);
+- ``hang``: makes the call never return.
+
+Queries are left alone. Without the variable nothing of this is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from pgvec_queue.embedders import Embedder, ModelInfo, Vectors
+from pgvec_queue.errors import EmbedderError, Kind, SettingsError
+from pgvec_queue.tokenizers import Tokenizer
+
+VARIABLE = "PGVEC_HASHING_FAULTS"
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What goes wrong: seconds per text, and the word that brings about each fault."""
+
+    delay: float = 0.0
+    refuse: str | None = None
+    nan: str | None = None
+    inf: str | None = None
+    shape: str | None = None
+    kill: str | None = None
+    hang: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Faults:
+        """Reads the variable's value. Raises ``SettingsError`` for what it cannot be."""
+        known = [field.name for field in fields(cls)]
+        found: dict[str, str] = {}
+        for entry in filter(None, (part.strip() for part in text.split(";"))):
+            name, separator, value = entry.partition("=")
+            if not separator or not value or name not in known or name in found:
+                raise SettingsError(
+                    f"{VARIABLE}: {entry!r} cannot be used; write name=value, each name once, separated by ';': "
+                    f"{', '.join(known)}"
+                )
+            found[name] = value
+        return cls(delay=_seconds(found.pop("delay", "0")), **found)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= threading.TIMEOUT_MAX:
+        raise SettingsError(f"{VARIABLE}: delay={text} is no number of seconds; write one such as delay=0.002")
+    return seconds
+
+
+class FaultyEmbedder:
+    """Another embedder with faults."""
+
+    def __init__(self, embedder: Embedder, faults: Faults) -> None:
+        self._embedder = embedder
+        self._faults = faults
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._embedder.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._embedder.tokenizer
+
+    @property
+    def device(self) -> str:
+        return self._embedder.device
+
+    @property
+    def dtype(self) -> str:
+        return self._embedder.dtype
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._embedder.memory_bytes
+
+    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
+        """Does as the embedder beneath, unless a text contains one of the words."""
+        faults = self._faults
+        if faults.delay:
+            # Not time.sleep, which fails in a process whose clock is changed by faketime.
+            threading.Event().wait(faults.delay * len(texts))
+        if _having(faults.kill, texts):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _having(faults.hang, texts):
+            threading.Event().wait()
+        if _having(faults.refuse, texts):
+            raise EmbedderError(f"a document contains the word {faults.refuse!r}", Kind.ROW)
+        vectors = self._embedder.embed_documents(texts, tokens)
+        vectors[_having(faults.nan, texts), 0] = np.nan
+        vectors[_having(faults.inf, texts), 0] = np.inf
+        return vectors[:, 1:] if _having(faults.shape, texts) else vectors
+
+    def embed_query(self, text: str) -> Vectors:
+        return self._embedder.embed_query(text)
+
+    def close(self) -> None:
+        self._embedder.close()
+
+
+def _having(word: str | None, texts: Sequence[str]) -> list[int]:
+    """Returns which of the texts contain the word."""
+    return [i for i, text in enumerate(texts) if word in text] if word else []

@@ -1,0 +1,38 @@
+"""Tells a sick model from poison: where most documents fail alone, it is not the documents.
+
+A driver that returns NaN, an endpoint that rejects everything, a destination with a constraint that nothing meets: each
+would put a whole table into quarantine, one document at a time. When more than half of the last 200 documents of a
+vectorizer have failed, the worker leaves that vectorizer to others, and takes back what it had quarantined of those.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from pgvec_queue.queue import Key
+
+WINDOW = 200
+LEAST = 20
+"""Documents without which nothing is said: a small table may well be bad for the greater part."""
+
+
+class Breaker:
+    """Remembers how the last documents of each vectorizer fared; used by one thread."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, deque[Key | None]] = {}
+
+    def add(self, vectorizer_id: int, fates: Iterable[Key | None]) -> bool:
+        """Takes in one entry per document, its key where it failed; True when most of the last ones have."""
+        seen = self._seen.setdefault(vectorizer_id, deque(maxlen=WINDOW))
+        seen.extend(fates)
+        return len(seen) >= LEAST and sum(key is not None for key in seen) * 2 > len(seen)
+
+    def failed(self, vectorizer_id: int) -> Sequence[Key]:
+        """Returns the keys of the documents that failed among the last ones."""
+        return [key for key in self._seen.get(vectorizer_id, ()) if key is not None]
+
+    def seen(self, vectorizer_id: int) -> int:
+        """Returns of how many documents that is."""
+        return len(self._seen.get(vectorizer_id, ()))
