@@ -10,11 +10,12 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-.PHONY: help install demo test test-quick check format build clean
+.PHONY: help install demo test chaos check format build clean
 
 help:
 	@echo "make demo     embed and search Python's docstrings on a local PostgreSQL (two minutes)"
 	@echo "make test     run every test against a real PostgreSQL"
+	@echo "make chaos    soak the queue in faults (MINUTES=30 SEED=1); docs/chaos.md"
 	@echo "make check    ruff, mypy --strict, import-linter"
 	@echo "make install  only make .venv with .venv/bin/pgvec"
 
@@ -49,6 +50,11 @@ demo: install
 
 test: install
 	$(BIN)/pytest --numprocesses 2
+
+MINUTES ?= 30
+SEED ?= 1
+chaos: install
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 check: install
 	$(BIN)/ruff check .

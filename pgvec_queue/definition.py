@@ -160,7 +160,7 @@ def _propose(
     key = source_checks.key_columns(connection, source, options.key)
     source_checks.check_filter(connection, source, options.where)
     if options.sync:
-        sync.check(connection, source, options.where)
+        sync.check(connection, source, key[0].attname, options.where)
     for column in Template.parse(options.template).columns if options.template else ():
         if column not in source.columns:
             raise DefinitionError(

@@ -74,6 +74,7 @@ class Fragments:
             "selected": self.selected,
             "blank": sql.SQL("pgvec.is_blank({})").format(self.document),
             "settled": self.settled,
+            "exact": self.exact,
             "xmin": sql.SQL("NULL::xid") if self.vectorizer.source_is_view else sql.SQL("s.xmin"),
             "moved": (
                 # A view has no xmin: every row has to be compared by its hash.
@@ -132,15 +133,71 @@ class Fragments:
     @functools.cached_property
     def settled(self) -> sql.Composable:
         """Nothing is to do for the row: its vectors are current, or it is in quarantine unchanged."""
+        return sql.SQL("({current} OR {quarantined})").format(current=self.current, quarantined=self.quarantined)
+
+    @functools.cached_property
+    def exact(self) -> sql.Composable:
+        """As ``settled``, but looked at chunk by chunk: nothing is there but the chunks of the row's present text, each
+        once, or nothing at all for a row in quarantine. What nobody but us writes needs no such look.
+        """
+        if self.vectorizer.into_column:
+            return sql.SQL("({current} OR (s.{embedding} IS NULL AND {quarantined}))").format(
+                current=self.current,
+                embedding=identifier(self.vectorizer.destination_roles.embedding),
+                quarantined=self.quarantined,
+            )
+        # No chunk: bool_and is NULL.
         return sql.SQL(
-            "({current} OR EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
-            " AND f.key = {key_text} AND f.source_hash = {hash}))"
+            "(SELECT coalesce(bool_and(NOT {wrong}), {quarantined}) FROM"
+            " (SELECT {chunk}, row_number() OVER (ORDER BY {order}) AS place FROM {destination} d WHERE {matches}) d)"
         ).format(
-            current=self.current,
-            id=sql.Literal(self.vectorizer.id),
-            key_text=self.text_array(self.source_key),
-            hash=self.hash,
+            wrong=self.wrong_chunk(self.hash),
+            quarantined=self.quarantined,
+            chunk=self.chunk,
+            order=self.chunk_order,
+            destination=self.destination,
+            matches=self.matches_destination,
         )
+
+    @property
+    def quarantined(self) -> sql.Composable:
+        """The row is in quarantine with the text that it has."""
+        return sql.SQL(
+            "EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
+            " AND f.key = {key_text} AND f.source_hash = {hash})"
+        ).format(id=sql.Literal(self.vectorizer.id), key_text=self.text_array(self.source_key), hash=self.hash)
+
+    @property
+    def chunk(self) -> sql.Composed:
+        """What ``wrong_chunk`` has to know of a chunk, as columns ``vector_there``, ``hash`` and ``chunk_index``."""
+        roles = self.vectorizer.destination_roles
+        return sql.SQL("{} IS NOT NULL AS vector_there, {} AS hash, {} AS chunk_index").format(
+            identifier("d", roles.embedding), *map(self._destination_column, (roles.source_hash, roles.chunk_index))
+        )
+
+    @property
+    def chunk_order(self) -> sql.Composable:
+        """The order of a document's chunks; without one of their own any is as good."""
+        index = self.vectorizer.destination_roles.chunk_index
+        return identifier("d", index) if index else _COMMA.join(self.destination_key)
+
+    def wrong_chunk(self, hash_: sql.Composable) -> sql.Composed:
+        """The condition that ``d`` (the columns of ``chunk``, and its ``place`` among the document's, from 1) is none of
+        the chunks that a text of this hash has, as far as the destination can tell.
+        """
+        roles = self.vectorizer.destination_roles
+        conditions: list[sql.Composable] = [sql.SQL("NOT d.vector_there")]
+        if roles.source_hash is not None:
+            conditions.append(sql.SQL("d.hash IS DISTINCT FROM {}").format(hash_))
+        if roles.chunk_index is not None:
+            conditions.append(sql.SQL("d.chunk_index IS DISTINCT FROM d.place - 1"))
+        if self.vectorizer.chunk_size is None:
+            conditions.append(sql.SQL("d.place > 1"))
+        return sql.SQL("({})").format(sql.SQL(" OR ").join(conditions))
+
+    @staticmethod
+    def _destination_column(name: str | None) -> sql.Composable:
+        return identifier("d", name) if name else sql.NULL
 
     @property
     def current(self) -> sql.Composable:

@@ -63,8 +63,8 @@ def _trigger_name(vectorizer_id: int, event: str) -> str:
     return f"pgvec_{function_name(vectorizer_id)}_{event}"
 
 
-def check(connection: Connection, source: Relation, filter_: str | None) -> None:
-    """Raises ``DefinitionError`` where changes of the source cannot be followed by triggers."""
+def check(connection: Connection, source: Relation, key: str, filter_: str | None) -> None:
+    """Raises ``DefinitionError`` where changes of the source cannot be followed; ``key`` is a column of its key."""
     if source.kind not in ("r", "p"):
         raise DefinitionError(
             f"{source.label} is no table, so it can have no triggers for --sync; "
@@ -81,7 +81,7 @@ def check(connection: Connection, source: Relation, filter_: str | None) -> None
             raise DefinitionError(
                 f"{schema}.{table}, a part of {source.label}, is a foreign table, which can have no triggers for --sync"
             )
-    _filter_columns(connection, source, filter_)
+    _filter_columns(connection, source, key, filter_)
 
 
 def install(connection: Connection, vectorizer: Vectorizer) -> list[str]:
@@ -91,7 +91,7 @@ def install(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     got triggers. Raises ``DefinitionError`` when a table stays locked, or as ``check`` does.
     """
     source = _source(connection, vectorizer)
-    check(connection, source, vectorizer.filter)
+    check(connection, source, vectorizer.key_columns[0], vectorizer.filter)
     body = _body(connection, source, vectorizer)
     function = sql.Identifier("pgvec", function_name(vectorizer.id))
     with transaction(connection):
@@ -218,7 +218,7 @@ def _held(connection: Connection, schema: str, table: str) -> str:
     return f" ({row[0]})" if row and row[0] else ""
 
 
-def _filter_columns(connection: Connection, source: Relation, filter_: str | None) -> set[str | None]:
+def _filter_columns(connection: Connection, source: Relation, key: str, filter_: str | None) -> set[str | None]:
     """Which columns the filter reads; None among them: the whole row.
 
     Raises ``DefinitionError`` for a filter that is not immutable over the row's own columns.
@@ -231,7 +231,9 @@ def _filter_columns(connection: Connection, source: Relation, filter_: str | Non
             connection.execute(
                 statement("sync", "filter_table").format(source=sql.Identifier(source.schema, source.name))
             )
-            connection.execute(statement("sync", "filter_index").format(selected=sql.SQL(f"({filter_}\n)")))
+            connection.execute(
+                statement("sync", "filter_index").format(key=sql.Identifier(key), selected=sql.SQL(f"({filter_}\n)"))
+            )
             columns.update(name for (name,) in connection.execute(statement("sync", "filter_columns")).fetchall())
     except psycopg.Error as error:
         raise DefinitionError(
@@ -293,7 +295,7 @@ def _watched(connection: Connection, source: Relation, vectorizer: Vectorizer) -
 
     Raises ``DefinitionError`` when the filter of a vector column reads what the worker itself writes there.
     """
-    read = _filter_columns(connection, source, vectorizer.filter)
+    read = _filter_columns(connection, source, vectorizer.key_columns[0], vectorizer.filter)
     shown = Template.parse(vectorizer.template).columns if vectorizer.template else ()
     wanted = {*vectorizer.key_columns, *vectorizer.text_columns, *shown, *(name for name in read if name is not None)}
     roles = vectorizer.destination_roles

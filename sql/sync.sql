@@ -35,15 +35,18 @@ CREATE TEMPORARY TABLE s (LIKE {source});
 
 -- name: filter_index
 -- The predicate of an index has to be immutable and over the row's own columns, which is what a filter needs here.
-CREATE INDEX pgvec_filter ON pg_temp.s ((true)) WHERE {selected};
+CREATE INDEX pgvec_filter ON pg_temp.s ({key}) WHERE {selected};
 
 -- name: filter_columns
--- No attribute: the row as a whole.
+-- The key's own column among them. No attribute: the row as a whole.
 SELECT a.attname
 FROM pg_catalog.pg_depend d
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid AND d.refobjsubid > 0
 WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = 'pg_temp.pgvec_filter'::regclass
-  AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = 'pg_temp.s'::regclass;
+  AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = 'pg_temp.s'::regclass
+UNION ALL
+SELECT NULL FROM pg_catalog.pg_index
+WHERE indexrelid = 'pg_temp.pgvec_filter'::regclass AND indpred::text LIKE '%:varattno 0 %';
 
 -- name: create_function
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
@@ -59,6 +62,7 @@ AS {body};
 -- The keys are collected apart from where they are written: there the user's statement is shielded from a definition
 -- that no longer fits the table, and a block that writes would cost every statement a subtransaction's number.
 -- Old and new rows meet in a FULL JOIN, which is planned as a hash or merge join whatever it was first planned for.
+-- *<> compares records byte by byte, so it takes every type; without the casts it would be taken apart by column.
 #variable_conflict use_column
 DECLARE
     pgvec_lists jsonb[];
@@ -92,7 +96,8 @@ BEGIN
             FROM (SELECT jsonb_agg(jsonb_build_array({keys})) AS pgvec_keys, count(*)::integer AS pgvec_size
                   FROM (SELECT {either_keys}, (row_number() OVER () - 1) / 1000 AS pgvec_part
                         FROM pgvec_old pgvec_o FULL JOIN pgvec_new pgvec_n ON {same_key}
-                        WHERE {no_old} OR {no_new} OR ROW({old_values}) *<> ROW({new_values})) pgvec_k
+                        WHERE {no_old} OR {no_new}
+                           OR ROW({old_values})::record *<> ROW({new_values})::record) pgvec_k
                   GROUP BY pgvec_k.pgvec_part) pgvec_l;
         END IF;
     EXCEPTION WHEN syntax_error_or_access_rule_violation THEN

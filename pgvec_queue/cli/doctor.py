@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import click
 
-from pgvec_queue import schema
+from pgvec_queue import schema, sync, vectorizer
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.types import SETTINGS, Number
 from pgvec_queue.database import versions
@@ -34,7 +34,7 @@ def doctor(session: Session, *, wait: float) -> int:
             time.sleep(min(0.5, max(deadline - time.monotonic(), 0)))
     for line in (*findings, *origins, f"settings: all{' others' if origins else ''} at their defaults"):
         click.echo(line)
-    return 0
+    return 1 if any(line.startswith("sync:") for line in findings) else 0
 
 
 def _check(session: Session) -> list[str]:
@@ -42,6 +42,12 @@ def _check(session: Session) -> list[str]:
         found = versions(connection)
         schema.require(connection)
         major, minor = divmod(found.server, 10000)
+        gaps = [
+            f"sync:     {name} does not follow what is written straight into {', '.join(tables)}; "
+            f"run: pgvec enqueue {vectorizer.get(connection, name).source} --name {name}"
+            for name in sync.synced(connection)
+            if (tables := sync.uncovered(connection, vectorizer.get(connection, name)))
+        ]
         source = session.source
         where = f"embedded server in {source.directory}" if source.directory else session.database.address
         return [
@@ -49,6 +55,7 @@ def _check(session: Session) -> list[str]:
             f"pgvector: {found.pgvector} in schema {found.vector_schema}",
             f"schema:   pgvec at revision {schema.HEAD}",
             f"python:   {sys.version.split()[0]}",
+            *gaps,
         ]
 
 

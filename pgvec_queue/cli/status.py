@@ -85,7 +85,9 @@ def _table(rows: list[progress.Progress], *, wide: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("name", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for title in ("rows", "done", "failed", *(("chunks", "jobs left") if wide else ()), "rate", "left"):
+    synced = any(one.sync for one in rows)
+    titles = ("rows", "done", "failed", *(("chunks", "jobs left") if wide else ()), "rate", "left")
+    for title in (*titles, *(("lag",) if synced else ())):
         table.add_column(title, justify="right", no_wrap=True)
     for one in rows:
         share = 100 * (one.rows_done + one.rows_failed) / one.rows_total if one.rows_total else 100.0
@@ -101,8 +103,16 @@ def _table(rows: list[progress.Progress], *, wide: bool) -> Table:
             *((f"{one.chunks:,}", f"{one.jobs['queued'] + one.jobs['running']:,}") if wide else ()),
             rate(one.rows_per_second, one.chunks_per_second if wide else None) if moving else "",
             duration(one.eta_seconds) if moving else "",
+            *((_lag(one),) if synced else ()),
         )
     return table
+
+
+def _lag(one: progress.Progress) -> str:
+    """How long the oldest live change has been waiting."""
+    if one.lag_seconds is None:
+        return ""
+    return f"{one.lag_seconds:.1f} s" if one.lag_seconds < 60 else duration(one.lag_seconds)
 
 
 @click.command()

@@ -653,6 +653,7 @@ def test_a_database_that_cannot_be_had_is_one_line_without_a_password(
         ["work", "--drain"],
         ["status"],
         ["search", "docs", "query"],
+        ["verify", "docs"],
         ["failures", "docs"],
         ["retry", "docs"],
         ["pause", "docs"],

@@ -25,6 +25,7 @@ COMMANDS = [
     "work",
     "status",
     "search",
+    "verify",
     "failures",
     "retry",
     "pause",

@@ -15,88 +15,16 @@ from psycopg.conninfo import conninfo_to_dict
 from pgvec_queue import resources
 from pgvec_queue.database import (
     Database,
-    is_write_conflict,
-    kind_of,
     one_line,
     statement,
     transaction,
     versions,
 )
-from pgvec_queue.errors import DatabaseError, EmbedderError, Kind, PgvecError
+from pgvec_queue.errors import DatabaseError
 
 Connect = Callable[..., psycopg.Connection[tuple[Any, ...]]]
 
 SECRET = "s3cret"
-
-# SQLSTATE: what it says of the work that met it. Two characters stand for all of a class.
-KINDS = {
-    # the row's
-    "22": Kind.ROW,  # data exception: a value that does not fit, an invalid byte
-    "23": Kind.ROW,  # integrity constraint violation
-    "54": Kind.ROW,  # program limit exceeded: an index row too large
-    "P0": Kind.ROW,  # raised by a trigger of the user's
-    # passing
-    "08": Kind.PASSING,  # connection exception
-    "25": Kind.PASSING,  # invalid transaction state: a server that became a standby
-    "40": Kind.PASSING,  # transaction rollback: serialization failure, deadlock
-    "53": Kind.PASSING,  # insufficient resources: disk full, too many connections
-    "57": Kind.PASSING,  # operator intervention: cancelled, shutting down, starting up
-    "58": Kind.PASSING,  # system error
-    "XX": Kind.PASSING,  # internal error
-    "55P03": Kind.PASSING,  # lock not available
-    "55006": Kind.PASSING,  # object in use
-    # the vectorizer's
-    "0A": Kind.VECTORIZER,  # feature not supported
-    "28": Kind.VECTORIZER,  # invalid authorization
-    "3D": Kind.VECTORIZER,  # no such database
-    "3F": Kind.VECTORIZER,  # no such schema
-    "42": Kind.VECTORIZER,  # no such table or column, no right to it
-    "55000": Kind.VECTORIZER,  # not in the state for this
-}
-
-STATES = {
-    error.sqlstate: error
-    for error in vars(psycopg.errors).values()
-    if isinstance(error, type) and issubclass(error, psycopg.Error) and error.sqlstate
-}
-
-
-@pytest.mark.parametrize("state", KINDS)
-def test_an_sqlstate_says_whose_fault_an_error_is(state: str) -> None:
-    known = [error for code, error in STATES.items() if code.startswith(state) and code not in (set(KINDS) - {state})]
-    assert known
-    assert {error.__name__: kind_of(error("x")) for error in known} == {error.__name__: KINDS[state] for error in known}
-
-
-def test_every_other_sqlstate_is_the_vectorizer_s() -> None:
-    others = [error for code, error in STATES.items() if code not in KINDS and code[:2] not in KINDS]
-    assert others
-    assert {kind_of(error("x")) for error in others} == {Kind.VECTORIZER}
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (psycopg.OperationalError("the connection is closed"), Kind.PASSING),
-        (psycopg.errors.ConnectionTimeout("no answer"), Kind.PASSING),
-        (DatabaseError("cannot connect"), Kind.PASSING),
-        (ConnectionResetError("reset by peer"), Kind.PASSING),
-        (TimeoutError("too late"), Kind.PASSING),
-        (psycopg.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes"), Kind.ROW),
-        (EmbedderError("too long", Kind.ROW), Kind.ROW),
-        (EmbedderError("try again", Kind.PASSING), Kind.PASSING),
-        (EmbedderError("no such model", Kind.VECTORIZER), Kind.VECTORIZER),
-        (PgvecError("no"), Kind.VECTORIZER),
-        (ValueError("a bug"), Kind.VECTORIZER),
-    ],
-)
-def test_an_error_without_sqlstate_has_a_kind_too(error: BaseException, kind: Kind) -> None:
-    assert kind_of(error) is kind
-
-
-def test_only_what_two_writers_do_to_each_other_is_a_write_conflict() -> None:
-    assert {code for code, error in STATES.items() if is_write_conflict(error("x"))} == {"23505", "40P01", "40001"}
-    assert not is_write_conflict(ValueError("x"))
 
 
 # What a person sees
