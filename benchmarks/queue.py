@@ -42,13 +42,11 @@ _SETTINGS = "SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'sync
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--jobs", type=int, default=1_000_000)
-    options.add_argument(
-        "--real", type=int, default=20_000, help="jobs of each pump that are claimed one by one"
-    )
+    options.add_argument("--real", type=int, default=20_000, help="jobs of each pump that are claimed one by one")
     options.add_argument("--processes", type=int, default=2, help="that pump jobs through")
     options.add_argument("--plans", action="store_true")
     chosen = options.parse_args()
-    with common.server() as (dsn, connection):
+    with common.server() as (dsn, _), psycopg.connect(dsn, autocommit=True) as connection:
         print(", ".join(f"{name} {value}" for name, value in connection.execute(_SETTINGS)))
         bench = Bench(dsn, connection, chosen)
         return 0 if bench.run() else 1
@@ -62,7 +60,7 @@ WHERE j.state = 'queued' AND NOT v.paused
 _CLAIM_SET = """
 UPDATE pgvec.jobs SET state = 'running', epoch = epoch + 1, worker_id = 0, claimed_at = clock_timestamp()
 WHERE id IN (SELECT j.id FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
-             WHERE j.state = 'queued' AND NOT v.paused ORDER BY j.id LIMIT %s)
+             WHERE j.id > %s AND j.state = 'queued' AND NOT v.paused ORDER BY j.id LIMIT %s)
 RETURNING id
 """
 _CHECKPOINT_SET = "UPDATE pgvec.jobs SET checkpoint = '{1}', rows_seen = 500 WHERE id = ANY (%s)"
@@ -270,11 +268,12 @@ class _ExplainingCursor(psycopg.Cursor[Any]):
 
 def _pump_in_sets(dsn: str, jobs: int) -> int:
     """Makes the three updates of a job's life for many jobs at a time; returns for how many."""
-    done = 0
-    with Database(dsn).connect("bench") as connection:
+    done = last = 0
+    with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SET synchronous_commit TO off")
         while done < jobs:
-            ids = [id_ for (id_,) in connection.execute(_CLAIM_SET, [min(_SET, jobs - done)])]
+            ids = [id_ for (id_,) in connection.execute(_CLAIM_SET, [last, min(_SET, jobs - done)])]
+            last = max(ids)
             connection.execute(_CHECKPOINT_SET, [ids])
             connection.execute(_FINISH_SET, [ids])
             done += len(ids)

@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from psycopg_pool import ConnectionPool
 
@@ -29,6 +30,8 @@ from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
 
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
+
+_CONNECTION: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
 
 stage: ContextVar[str | None] = ContextVar("stage", default=None)
 """What this thread does for a worker; shown in ``application_name`` while a pooled connection is in its hands."""
@@ -89,7 +92,7 @@ class Database:
     def connect(self, stage: str) -> Connection:
         """Opens a connection in autocommit mode. Raises ``DatabaseError`` with libpq's reason in one line."""
         try:
-            return psycopg.connect(self.conninfo(stage), autocommit=True, prepare_threshold=None)
+            return psycopg.connect(self.conninfo(stage), cursor_factory=TimedCursor, **_CONNECTION)
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
 
@@ -99,12 +102,39 @@ class Database:
             self.conninfo(stage),
             min_size=0,
             max_size=size,
-            kwargs={"autocommit": True, "prepare_threshold": None},
+            kwargs={"cursor_factory": TimedCursor, **_CONNECTION},
             # Short: whoever asks tries again, and a pool that has given up is only woken by being asked.
             timeout=2.0,
             reconnect_timeout=1.0,
             open=True,
         )
+
+
+class TimedCursor(psycopg.Cursor[Any]):
+    """Runs a statement that stands alone in a transaction of its own, since only there a timeout can be set for it.
+
+    Behind a pooler a session's settings are whoever's had the connection before.
+    """
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> TimedCursor:
+        if self.connection.info.transaction_status is not TransactionStatus.IDLE:
+            super().execute(query, params, **options)
+        else:
+            with self.connection.transaction():
+                # Not the settings for keys as well: what comes back is read when they are gone again.
+                super().execute(statement("database", "timeouts"))
+                super().execute(query, params, **options)
+        return self
+
+
+@contextmanager
+def untimed(connection: Connection) -> Generator[None]:
+    """Lets statements run outside a transaction and for any time: what may be in none, or takes hours."""
+    timed, connection.cursor_factory = connection.cursor_factory, psycopg.Cursor
+    try:
+        yield
+    finally:
+        connection.cursor_factory = timed
 
 
 def _application_name(stage: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from pgvec_queue.catalog import find_relation, has_leading_index, quoted_name
-from pgvec_queue.database import Connection, statement
+from pgvec_queue.database import Connection, statement, untimed
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier, literal_sql
 from pgvec_queue.vectorizer import Vectorizer
@@ -31,18 +31,19 @@ def make_index(connection: Connection, vectorizer: Vectorizer) -> None:
     invalid = connection.execute(
         statement("destination", "drop_invalid_index"), {"oid": table.oid, "name": index}
     ).fetchone()
-    if invalid is not None:
-        # A build that was cut short leaves an index that is maintained but never used.
-        connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])), {})
-    connection.execute(statement("destination", "no_timeouts"))
-    try:
-        connection.execute(
-            statement("destination", "create_index").format(
-                index=identifier(index),
-                destination=identifier(table.schema, table.name),
-                columns=sql.SQL(", ").join(map(identifier, roles.key)),
-            ),
-            {},
-        )
-    finally:
-        connection.execute(statement("destination", "usual_timeouts"))
+    with untimed(connection):
+        connection.execute(statement("destination", "no_timeouts"))
+        try:
+            if invalid is not None:
+                # A build that was cut short leaves an index that is maintained but never used.
+                connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(literal_sql(invalid[0])), {})
+            connection.execute(
+                statement("destination", "create_index").format(
+                    index=identifier(index),
+                    destination=identifier(table.schema, table.name),
+                    columns=sql.SQL(", ").join(map(identifier, roles.key)),
+                ),
+                {},
+            )
+        finally:
+            connection.execute(statement("destination", "usual_timeouts"))

@@ -13,6 +13,11 @@ SELECT set_config('TimeZone', 'UTC', true),
        set_config('application_name', coalesce(%(application_name)s, current_setting('application_name')), true),
        set_config('transaction_read_only', %(read_only)s, true);
 
+-- name: timeouts
+-- For a statement by itself.
+SELECT set_config('statement_timeout', '60s', true), set_config('lock_timeout', '5s', true),
+       set_config('idle_in_transaction_session_timeout', '60s', true);
+
 -- name: pgvector
 SELECT n.nspname, e.extversion
 FROM pg_catalog.pg_extension e

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
+
 from pgvec_queue import definition, progress, queue, reading, writing
 from pgvec_queue.chunking import Chunker
 from pgvec_queue.database import Connection, Database, versions
@@ -35,7 +37,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.database = Database(self.dsn)
-        self.connection = self.database.connect("test")
+        # The test's own statements may be such as run in no transaction, and come from several threads.
+        self.connection = psycopg.connect(self.dsn, autocommit=True, prepare_threshold=None)
 
     def close(self) -> None:
         self.connection.close()

@@ -12,7 +12,7 @@ from rich.table import Column
 from pgvec_queue import vectorizer
 from pgvec_queue import verify as verifying
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.texts import console, plain
+from pgvec_queue.cli.texts import console, duration, plain
 from pgvec_queue.cli.types import Text
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import estimated_rows
@@ -118,10 +118,14 @@ class _Bar:
             )
             self._task = self._display.add_task(plain(self._name), total=self._rows, text="")
             self._display.start()
-        chunks = f"  {looked_up:,} chunks looked up" if looked_up else f"  {rows / seconds:,.0f} rows/s"
         # Statistics may be old: a table is never said to be compared further than it is.
         total = max(self._rows, rows) if self._rows else None
-        self._display.update(self._task, completed=rows, total=total, text=f"{rows:,} rows{chunks}")
+        if looked_up:
+            text = f"{rows:,} rows  {looked_up:,} chunks looked up"
+        else:
+            left = duration((total - rows) * seconds / rows) if total and rows else ""
+            text = f"{rows:,} rows  {rows / seconds:,.0f} rows/s  {left}"
+        self._display.update(self._task, completed=rows, total=total, text=text)
 
     def __exit__(self, *_: object) -> None:
         if self._display is not None:

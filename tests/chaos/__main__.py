@@ -19,10 +19,17 @@ def main() -> int:
     parser.add_argument("--killers", type=int, default=3, help="rows that kill the process that embeds them")
     parser.add_argument("--no-sync", action="store_true", help="enqueue again and again instead of live changes")
     parser.add_argument("--json", type=Path, help="write the summary to this file, too")
+    parser.add_argument("--logs", type=Path, help="keep the logs, and the queue's tables, in this folder")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     print(f"seed {given.seed}", file=sys.stderr, flush=True)
-    summary = soak(seed=given.seed, minutes=given.minutes, killers=given.killers, sync=False if given.no_sync else None)
+    summary = soak(
+        seed=given.seed,
+        minutes=given.minutes,
+        killers=given.killers,
+        sync=False if given.no_sync else None,
+        logs=given.logs,
+    )
     if given.json is not None:
         given.json.write_text(json.dumps(summary.as_dict(), indent=2) + "\n")
     print("\n".join(summary.lines()))

@@ -61,6 +61,22 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def keep_logs(self, where: Path) -> None:
+        """Has the logs of workers and server copied to a folder at the end, with the tables of the queue."""
+        where.mkdir(parents=True, exist_ok=True)
+
+        def keep() -> None:
+            for log in (*self.directory.glob("*.log"), self.server.log):
+                shutil.copy(log, where)
+            with self.server.connect() as connection:
+                for table in ("jobs", "workers", "failures", "counters", "vectorizers"):
+                    with (where / f"{table}.csv").open("wb") as file:
+                        query = f"COPY (SELECT * FROM pgvec.{table} ORDER BY 1) TO STDOUT (FORMAT csv, HEADER)"
+                        with connection.cursor().copy(query.encode()) as copy:
+                            file.writelines(bytes(data) for data in copy)
+
+        self._stack.callback(keep)
+
     def callback(self, act: Any) -> None:
         """Has something done at the end, before what was started earlier is ended."""
         self._stack.callback(act)

@@ -74,6 +74,6 @@ class Program:
 
 def faketime_library() -> str | None:
     """Returns the library of Debian's package ``faketime``, which gives a process another clock; None without it."""
-    named = os.environ.get("PGVEC_CHAOS_FAKETIME")
+    named = os.environ.get("PGVEC_TEST_FAKETIME")
     found = [named] if named else sorted(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1"))
     return found[0] if found else None

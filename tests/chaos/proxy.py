@@ -32,13 +32,14 @@ class Network:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(30)
 
     def close(self) -> None:
-        async def cancel_all() -> None:
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+        """Ends the thread; every proxy has been closed before."""
 
-        self.run(cancel_all())
+        async def all_ended() -> None:
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            if others:
+                await asyncio.wait(others, timeout=10)
+
+        self.run(all_ended())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -74,6 +75,8 @@ class Proxy:
 
     def close(self) -> None:
         self.cut()
+        # Whoever waits in the black hole finds its connection gone.
+        self._network.run(self._let_flow())
 
     async def _cut(self) -> None:
         if self._listener is not None:
@@ -83,6 +86,9 @@ class Proxy:
 
     async def _swallow(self) -> None:
         self._flows.clear()
+
+    async def _let_flow(self) -> None:
+        self._flows.set()
 
     async def _heal(self, reset: bool) -> None:
         if reset:

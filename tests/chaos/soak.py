@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.chaos.bench import Bench
 from tests.chaos.checker import check
@@ -25,10 +26,12 @@ POISON = 0.002
 """Share of new texts that are poisonous."""
 
 
-def soak(*, seed: int, minutes: float, killers: int, sync: bool | None = None) -> Summary:
-    """Runs one soak; ``killers`` rows kill the process that embeds them."""
+def soak(*, seed: int, minutes: float, killers: int, sync: bool | None, logs: Path | None) -> Summary:
+    """Runs one soak; ``killers`` rows kill the process that embeds them, ``logs`` is where what all said is kept."""
     seconds = minutes * 60
     with Bench(seed=seed, lease=LEASE, delay=DELAY, sync=sync) as bench:
+        if logs is not None:
+            bench.keep_logs(logs)
         bench.fill(poison=POISON, killers=killers)
         bench.enqueue()
         bench.start_workers(WORKERS)

@@ -235,8 +235,13 @@ def test_workers_survive_that_their_backends_are_ended(chaos: Chaos) -> None:
     chaos.change()
     chaos.busy()
     pids = {worker.pid for worker in chaos.fleet.workers}
-    ended = Counter(end_a_backend(chaos.server, Random(i)) is not None for i in range(15))
-    assert ended[True] >= 10
+    random, ended = Random(1), Counter[bool]()
+
+    def end_one() -> bool:
+        ended[end_a_backend(chaos.server, random) is not None] += 1
+        return ended[True] >= 10
+
+    wait_until(end_one, PATIENCE, what="ten backends were ended")
     assert chaos.settled().right
     assert {worker.pid for worker in chaos.fleet.workers} == pids
 
@@ -306,7 +311,7 @@ def test_a_row_that_kills_its_workers_is_found_and_quarantined(chaos: Chaos) -> 
         )
     chaos.catch_up()
     assert chaos.settled().right
-    assert chaos.value("SELECT array_agg(key[1]) FROM pgvec.failures WHERE key[1]::bigint <= -1000") == ["-1020"]
+    assert chaos.value("SELECT array_agg(key[1]) FROM pgvec.failures WHERE key[1] LIKE '-10__'") == ["-1020"]
 
 
 def test_users_and_faults_all_at_once(chaos: Chaos) -> None:
@@ -332,7 +337,6 @@ def _break_and_check(chaos: Chaos, *statements: str) -> Counter[str]:
             assert connection.execute(statement.encode()).rowcount
     problems = check(chaos.server).problems
     with chaos.server.connect() as connection:
-        connection.execute("UPDATE pgvec.workers SET state = state")
         for table in ("docs", "places", "tags"):
             connection.execute(f"DELETE FROM {table}_vectors".encode())
             connection.execute(

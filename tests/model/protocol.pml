@@ -77,11 +77,8 @@ inline add_keys(first, past) {
     }
 }
 
-inline change(row) {
-    if
-    :: source[row] = (source[row] + 1) % (TEXTS + 1)
-    :: source[row] = (source[row] + 2) % (TEXTS + 1)
-    fi
+inline change(row, by) {
+    source[row] = (source[row] + by) % (TEXTS + 1)
 }
 
 /* A transaction inserts, updates or deletes one row or both. */
@@ -89,14 +86,25 @@ proctype User() {
     byte new;
 end:
     do
-    :: atomic { changes > 0 -> changes--; change(0); add_keys(0, 1) }
-    :: atomic { changes > 0 -> changes--; change(1); add_keys(1, 2) }
-    :: atomic { changes > 0 -> changes--; change(0); change(1); add_keys(0, 2) }
+    :: atomic { changes > 0 -> changes--; change(0, 1); add_keys(0, 1) }
+    :: atomic { changes > 0 -> changes--; change(0, 2); add_keys(0, 1) }
+    :: atomic { changes > 0 -> changes--; change(1, 1); add_keys(1, 2) }
+    :: atomic { changes > 0 -> changes--; change(1, 2); add_keys(1, 2) }
+    :: atomic { changes > 0 -> changes--; change(0, 1); change(1, 1); add_keys(0, 2) }
+    :: atomic { changes > 0 -> changes--; change(0, 2); change(1, 2); add_keys(0, 2) }
     od
 }
 
 inline give_back(j) {
     jobs[j].state = queued;
+    jobs[j].worker = NOBODY
+}
+
+inline forget_job(j) {
+    jobs[j].state = 0;
+    jobs[j].keys = 0;
+    jobs[j].checkpoint = 0;
+    jobs[j].end = 0;
     jobs[j].worker = NOBODY
 }
 
@@ -107,12 +115,36 @@ inline claim(j) {
     jobs[j].epoch++;
     jobs[j].worker = me
 }
+/* queue.sql, claim_keys: other lists that are queued become part of this one. */
+inline merge(j) {
+    if
+#ifndef SINGLY
+    :: jobs[j].keys ->
+        do
+        :: new < JOBS ->
+            if
+            :: new != j && jobs[new].keys && jobs[new].state == queued ->
+                jobs[j].checkpoint = (jobs[new].checkpoint < jobs[j].checkpoint -> 0 : jobs[j].checkpoint);
+                jobs[j].end = (jobs[new].end > jobs[j].end -> ROWS : jobs[j].end);
+                forget_job(new);
+                jobs[new].epoch = (job[1 - me] == new -> jobs[new].epoch : 0)
+            :: else
+            fi;
+            new++
+        :: else -> break
+        od;
+        new = 0
+#endif
+    :: else
+    fi
+}
 /* reading.sql, read_range and read_keys: what is current is left out. */
 inline read() {
     seen = (CURRENT(at) -> 0 : source[at])
 }
 inline claim_and_read(j) {
     d_step {
+        merge(j);
         claim(j);
         job[me] = j;
         keys = jobs[j].keys;
@@ -154,34 +186,38 @@ inline register() {
 #endif
 
 /* What the second look makes of a row that is there. */
-#define LOOK (seen == 0 -> (CURRENT(at) -> leave : requeue) : (source[at] == seen -> write : requeue))
+inline look() {
+    if
+    :: seen == source[at] -> plan = write
+    :: seen != source[at] && seen != 0 -> plan = requeue
+    :: seen == 0 && CURRENT(at) -> plan = leave
+#ifdef NO_LOOK_AT_CURRENT
+    :: seen == 0 && !CURRENT(at) -> plan = leave
+#else
+    :: seen == 0 && !CURRENT(at) -> plan = requeue
+#endif
+    fi
+}
 
 /* writing.sql: delete_listed and copy, requeue, checkpoint or finish; all visible at once. */
 inline commit() {
-    d_step {
 #ifndef DAMAGE_ONLY
-        assert(STILL_MINE);
+    assert(STILL_MINE);
 #endif
-        destination[at] = destination[at] & ~old;
-        if
-        :: plan == write -> assert(destination[at] == 0); destination[at] = BIT(seen)
-        :: else
-        fi;
-        JOB.checkpoint = at + 1;
-        if
-        :: at + 1 == end ->
-            JOB.state = 0;
-            JOB.keys = 0;
-            JOB.checkpoint = 0;
-            JOB.end = 0;
-            JOB.worker = NOBODY
-        :: else
-        fi;
-        if
-        :: plan == requeue -> add_keys(at, at + 1)
-        :: else
-        fi
-    }
+    destination[at] = destination[at] & ~old;
+    if
+    :: plan == write -> assert(destination[at] == 0); destination[at] = BIT(seen)
+    :: plan != write
+    fi;
+    JOB.checkpoint = at + 1;
+    if
+    :: at + 1 == end -> d_step { forget_job(job[me]) }
+    :: at + 1 != end
+    fi;
+    if
+    :: plan == requeue -> add_keys(at, at + 1)
+    :: plan != requeue
+    fi
 }
 
 inline roll_back(process) {
@@ -279,21 +315,22 @@ embed:
     plan = (seen == 0 -> leave : write);
 #else
     if
-    :: atomic {
-        /* writing.sql, present_keys. */
-        keys -> plan = (source[at] == 0 -> clear : LOOK)
-    }
-    :: atomic {
-        /* writing.sql, moved_in_range: a row that is gone is not in it. */
-        !keys -> plan = (source[at] == 0 -> (seen == 0 -> leave : write) : LOOK)
-    };
-        /* writing.sql, count_and_gone. */
-        plan = (seen != 0 && source[at] == 0 -> leave : plan)
+    :: atomic { source[at] != 0 -> look(); if :: keys -> goto delete :: !keys fi }
+    :: atomic { keys && source[at] == 0 -> plan = clear; goto delete }              /* writing.sql, present_keys */
+    :: atomic { !keys && source[at] == 0 -> plan = (seen == 0 -> leave : write) }   /* moved_in_range: not in it */
+    fi;
+    if
+    :: atomic { seen != 0 && source[at] == 0 -> plan = leave }                      /* count_and_gone */
+    :: else
     fi;
 #endif
 
+delete:
     /* writing.sql, delete_listed, and for a range delete_orphans, which looks at the source for itself. */
-    old = (plan == write || plan == clear || !keys && source[at] == 0 -> destination[at] : 0);
+    if
+    :: atomic { plan == write || plan == clear || !keys && source[at] == 0 -> old = destination[at] }
+    :: else
+    fi;
 
     if
     :: atomic {

@@ -174,6 +174,8 @@ BAD = [
     ("work", "--memory", "0.0001", "write it like 800M or 4G"),
     ("work", "--memory", "9" * 400 + "G", "write it like 800M or 4G"),
     ("work", "--pool-size", "0", "1<=x<=64"),
+    ("work", "--stall", "1", "5<=x<=86400"),
+    ("work", "--direct-dsn", "", "it is empty"),
     ("search docs query", "--limit", "0", "1<=x<=10000"),
     ("search docs query", "--threshold", "2", "-1<=x<=1"),
     ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
