@@ -237,3 +237,21 @@ def test_listening_through_the_pooler_does_no_harm(pooled: str, direct: Bench, c
     assert_right(direct, vectorizer.get(direct.connection, "docs"))
     left = _left_behind(direct.dsn, pooled)
     assert [{what: value for what, value in one.items() if what != "channels"} for one in left] == CLEAN
+
+
+def test_hints_come_past_the_pooler_where_a_direct_dsn_is_given(pooled: str, direct: Bench, cli: CommandLine) -> None:
+    schema.initialize(Database(direct.dsn))
+    _fill(direct, 50)
+    # In so large a fleet a worker polls about once a minute.
+    direct.sql(
+        "INSERT INTO pgvec.workers (host, pid, version, lease)"
+        " SELECT 'elsewhere', i, 'x', interval '1 day' FROM generate_series(1, 200) i"
+    )
+    with _worker("--lease", "3", "--direct-dsn", direct.dsn) as worker:
+        wait_until(lambda: direct.value("SELECT count(*) FROM pgvec.workers WHERE state = 'idle'") == 1, 30)
+        assert cli("enqueue", "docs", "--text", "body", "--no-chunking", *MODEL).code == 0
+        wait_until(lambda: direct.progress("docs").state == "complete", what="a worker that heard of it")
+        worker.send_signal(signal.SIGTERM)
+        _, errors = worker.communicate(timeout=30)
+    assert worker.returncode == 0, errors
+    assert _left_behind(direct.dsn, pooled) == CLEAN
