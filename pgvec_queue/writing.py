@@ -48,12 +48,12 @@ def write(
             return result
         plan = _look_again(connection, fragments, part, embedded)
         result = Written(Fate.WRITTEN, job)
+        skipped: list[Key] = []
+        to_clear: list[Key] = []
         if vectorizer.into_column:
-            skipped = write_column(connection, fragments, part, plan, result)
-            delay = RETRY_LATER
+            skipped, to_clear = write_column(connection, fragments, part, plan, result)
         else:
             write_table(connection, fragments, part, plan, result)
-            skipped, delay = [], 0.0
         requeue = [*plan.requeue, *skipped]
         result.rows_embedded = len(plan.write) - len(skipped)
         result.rows_wasted = sum(item.vectors is not None for item in embedded) - result.rows_embedded
@@ -64,7 +64,9 @@ def write(
         result.truncated = sum(item.truncated for item in plan.write)
         known = _keep_quarantine(connection, fragments, plan)
         result.documents_gained = result.rows_embedded + result.failed - known - result.documents_lost
-        _requeue(connection, job, requeue, delay if skipped else 0.0)
+        _requeue(connection, job, requeue, expected=not _is_live(job), delay=RETRY_LATER if skipped else 0.0)
+        # These are no rows that the totals wait for.
+        _requeue(connection, job, to_clear, expected=False, delay=RETRY_LATER)
         _record(connection, part, result, plan, member.worker)
         return result
 
@@ -216,7 +218,7 @@ def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -
     return known
 
 
-def _requeue(connection: Connection, job: Job, keys: Sequence[Key], delay: float) -> None:
+def _requeue(connection: Connection, job: Job, keys: Sequence[Key], *, expected: bool, delay: float) -> None:
     for start in range(0, len(keys), KEYS_PER_JOB):
         some = [list(key) for key in keys[start : start + KEYS_PER_JOB]]
         connection.execute(
@@ -225,7 +227,7 @@ def _requeue(connection: Connection, job: Job, keys: Sequence[Key], delay: float
                 "vectorizer": job.vectorizer_id,
                 "keys": Jsonb(some),
                 "key_count": len(some),
-                "rows": 0 if _is_live(job) else len(some),
+                "rows": len(some) if expected else 0,
                 "delay": delay,
             },
         )

@@ -17,13 +17,16 @@ from pgvec_queue.queue import Key
 from pgvec_queue.slices import Embedded, Plan, Slice, Written
 
 
-def write_column(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> list[Key]:
-    """Updates the planned rows and clears those that are no longer selected; returns the keys that have to wait."""
-    cleared = _clear(connection, fragments, part, plan)
-    result.chunks_deleted += cleared
-    result.documents_lost += cleared
+def write_column(
+    connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written
+) -> tuple[list[Key], list[Key]]:
+    """Updates the planned rows and clears those that must have no vector.
+
+    Returns the keys that have to wait, since somebody holds their rows: those to update, and those to clear.
+    """
+    to_clear = _clear(connection, fragments, part, plan, result)
     if not plan.write:
-        return []
+        return [], to_clear
     keys = [item.document.key for item in plan.write]
     had_vector = {
         keys[ordinal - 1]: had
@@ -39,7 +42,7 @@ def write_column(connection: Connection, fragments: Fragments, part: Slice, plan
     replaced = sum(had_vector[key] for key in updated)
     result.chunks_deleted += replaced
     result.documents_lost += replaced
-    return [item.document.key for item in plan.write if item.document.key not in updated]
+    return [item.document.key for item in plan.write if item.document.key not in updated], to_clear
 
 
 def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> set[Key]:
@@ -83,38 +86,45 @@ def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedd
     return {keys[ordinal - 1] for (ordinal,) in updated}
 
 
-def _clear(connection: Connection, fragments: Fragments, part: Slice, plan: Plan) -> int:
+def _clear(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> list[Key]:
+    """Takes the vectors of what has failed, is blank or no longer selected; returns those that somebody holds."""
     roles = fragments.vectorizer.destination_roles
-    clear_hash = sql.SQL(", {} = NULL").format(identifier(roles.source_hash)) if roles.source_hash else sql.SQL("")
-    same_key = sql.SQL(" AND ").join(
-        sql.SQL("{} = {}").format(identifier("s", name), identifier("stale", name))
-        for name in fragments.vectorizer.key_columns
-    )
-    cleared = 0
+    parts = {
+        "clear_hash": sql.SQL(", {} = NULL").format(identifier(roles.source_hash))
+        if roles.source_hash
+        else sql.SQL(""),
+        "is_stale": _same_key(fragments, "stale"),
+        "is_held": _same_key(fragments, "held"),
+    }
+    rows: list[tuple[list[str], bool]] = []
     listed = [item.document.key for item in plan.fail]
     if part.job.kind == "range":
-        cleared += connection.execute(
-            fragments.compose(
-                "writing",
-                "clear_range",
-                clear_hash=clear_hash,
-                same_key=same_key,
-                scope=fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None),
-            ),
+        scope = fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None)
+        rows += connection.execute(
+            fragments.compose("writing", "clear_range", scope=scope, **parts),
             {"lower": part.lower, "upper": part.upper},
-        ).rowcount
+        ).fetchall()
     else:
         listed.extend(plan.gone)
     if listed:
-        cleared += connection.execute(
+        rows += connection.execute(
             fragments.compose(
                 "writing",
                 "clear_listed",
-                clear_hash=clear_hash,
-                same_key=same_key,
                 listed=fragments.listed(),
                 listed_is_source=fragments.listed_is("s"),
+                **parts,
             ),
             fragments.key_lists(listed),
-        ).rowcount
-    return cleared
+        ).fetchall()
+    cleared = sum(taken for _, taken in rows)
+    result.chunks_deleted += cleared
+    result.documents_lost += cleared
+    return [tuple(key) for key, taken in rows if not taken]
+
+
+def _same_key(fragments: Fragments, other: str) -> sql.Composed:
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}").format(identifier("s", name), identifier(other, name))
+        for name in fragments.vectorizer.key_columns
+    )

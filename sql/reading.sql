@@ -38,6 +38,7 @@ WHERE upto - least(size, %(max_bytes)s) <= %(bytes)s
 ORDER BY position;
 
 -- name: read_keys
+-- Whoever lists a key may have found that its chunks are not all there: here they are counted.
 SELECT key, destination_key, document, hash, xmin, size, template_columns, position
 FROM (
     SELECT *, sum(least(size, %(max_bytes)s)) OVER (ORDER BY position) AS upto
@@ -49,7 +50,7 @@ FROM (
                u.pgvec_ordinal AS position
         FROM {listed}
         JOIN {source} s ON {listed_is_source}
-        WHERE {selected} AND NOT {blank} AND NOT {settled}
+        WHERE {selected} AND NOT {blank} AND NOT {exact}
         ORDER BY u.pgvec_ordinal
         LIMIT %(rows)s
     ) rows

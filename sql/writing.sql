@@ -77,20 +77,27 @@ WHERE {listed_is_source} AND {selected} AND NOT {blank} AND {hash} = u.pgvec_has
 RETURNING u.pgvec_ordinal;
 
 -- name: clear_range
+-- The rows that must not have a vector, and of each whether it was taken: what somebody else holds is left for later.
 WITH stale AS (
-    SELECT {key} FROM {source} s
+    SELECT {key}, {key_text} AS pgvec_key FROM {source} s
     WHERE {scope} AND {embedding} IS NOT NULL AND (({selected}) IS NOT TRUE OR {blank})
-    FOR NO KEY UPDATE SKIP LOCKED
+), held AS (
+    SELECT {key} FROM stale JOIN {source} s ON {is_stale} FOR NO KEY UPDATE OF s SKIP LOCKED
+), cleared AS (
+    UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM held WHERE {is_held} RETURNING {key_text} AS pgvec_key
 )
-UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM stale WHERE {same_key};
+SELECT pgvec_key, cleared.pgvec_key IS NOT NULL FROM stale LEFT JOIN cleared USING (pgvec_key);
 
 -- name: clear_listed
 WITH stale AS (
-    SELECT {key} FROM {listed} JOIN {source} s ON {listed_is_source}
+    SELECT {key}, {key_text} AS pgvec_key FROM {listed} JOIN {source} s ON {listed_is_source}
     WHERE s.{embedding} IS NOT NULL
-    FOR NO KEY UPDATE OF s SKIP LOCKED
+), held AS (
+    SELECT {key} FROM stale JOIN {source} s ON {is_stale} FOR NO KEY UPDATE OF s SKIP LOCKED
+), cleared AS (
+    UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM held WHERE {is_held} RETURNING {key_text} AS pgvec_key
 )
-UPDATE {source} s SET {embedding} = NULL{clear_hash} FROM stale WHERE {same_key};
+SELECT pgvec_key, cleared.pgvec_key IS NOT NULL FROM stale LEFT JOIN cleared USING (pgvec_key);
 
 -- name: requeue
 -- Rows that changed under the worker's hands become a list of keys, in the same transaction.

@@ -47,3 +47,8 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pgvec.world() IS 'Cluster, timeline, database and table of jobs: another value means another history';
+
+-- Most texts begin with a character that is plainly none: the expression, which converts the whole text, is not needed.
+CREATE OR REPLACE FUNCTION pgvec.is_blank(document text) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$ SELECT document IS NULL OR (ascii(document) NOT BETWEEN 33 AND 126 AND document !~ U&'[^\0009-\000D\001C-\0020\0085\00A0\1680\2000-\200A\2028\2029\202F\205F\3000]') $$;

@@ -1,4 +1,4 @@
-"""What is poison and what is not: documents that fail alone, that kill, that hang; models and destinations that are sick."""
+"""What is poison and what is not: documents that fail alone, that kill, that hang; sick models and destinations."""
 
 from __future__ import annotations
 

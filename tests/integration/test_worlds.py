@@ -69,7 +69,14 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
     embedded = bench.embed(vectorizer, part)
     assert bench.write(vectorizer, part, embedded, elsewhere).fate is Fate.LOST
     assert queue.reread(bench.connection, job, elsewhere) is None
-    beat = {"state": "idle", "device": None, "dtype": None, "models": [], "memory": 0, "waiting_for": None}
+    beat: dict[str, object] = {
+        "state": "idle",
+        "device": None,
+        "dtype": None,
+        "models": [],
+        "memory": 0,
+        "waiting_for": None,
+    }
     for member, beats in ((here, True), (elsewhere, False)):
         row = bench.connection.execute(
             statement("queue", "beat"), {**beat, "worker": member.worker, "world": member.world}

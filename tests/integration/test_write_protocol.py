@@ -239,3 +239,20 @@ def test_a_column_keeps_no_vector_of_a_text_that_changed_or_went_blank(bench: Be
     assert bench.value("SELECT embedding_hash <> pgvec.source_hash(body) FROM docs WHERE id = 3")
     bench.drain()
     assert not bench.value("SELECT embedding_hash <> pgvec.source_hash(body) FROM docs WHERE id = 3")
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_column_of_a_row_that_somebody_holds_is_cleared_later(bench: Bench, listed: bool) -> None:
+    vectorizer = _documents(bench, into_column="embedding", where="other IS NULL", sync=listed)
+    bench.drain()
+    bench.sql("UPDATE docs SET other = 1 WHERE id IN (3, 4)")
+    if not listed:
+        bench.plan(vectorizer)
+    worker = bench.register()
+    part = bench.read(vectorizer, bench.claim(worker))
+    with psycopg.connect(bench.dsn) as user:
+        user.execute("SELECT FROM docs WHERE id = 3 FOR UPDATE")
+        bench.write(vectorizer, part, [], worker)
+    assert bench.sql("SELECT id FROM docs WHERE embedding IS NULL") == [(4,)]
+    bench.drain()
+    assert bench.sql("SELECT id FROM docs WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]

@@ -1,0 +1,409 @@
+"""The real SQL driven by a machine of random steps: users, planners, and workers that die, wake up late and come back.
+
+After each step: jobs moved only as docs/state-machine.md allows, and with live changes an empty queue means a right
+destination. A write is refused if and only if its job is no longer as its worker last saw it, and then changes nothing.
+At the end the destination is exactly the source, whatever happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pgvec_queue import queue
+from pgvec_queue.database import statement
+from pgvec_queue.queue import Job, Membership
+from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
+from tests.oracle import expected, found
+from tests.support import Bench
+
+POISON = "poison"
+LONG = " ".join(f"word{i}" for i in range(40))
+TEXTS = ("alpha", "beta", "gamma", LONG, LONG.upper(), " \t", None, POISON)
+
+KEYS = st.integers(0, 5)
+DOCUMENTS = st.sampled_from(TEXTS)
+NUMBERS = st.sampled_from((0, 1, 9))
+"""Of a column beside the text; a row with 9 is not selected."""
+
+MOVES = {
+    (None, "queued"),
+    ("queued", "queued"),
+    ("queued", "running"),
+    ("queued", None),
+    ("running", "running"),
+    ("running", "queued"),
+    ("running", "done"),
+    ("running", None),
+    ("done", "done"),
+}
+"""None: a job that is not there. A claim makes one list of several; a list that is done, and a tail that is planned
+anew, are deleted."""
+
+
+@dataclass
+class Claim:
+    """A job in the hands of a worker, who may have lost it without knowing."""
+
+    member: Membership
+    job: Job
+    over: bool = False
+
+
+@dataclass
+class Hand:
+    """A slice that was read, on its way to the writer."""
+
+    claim: Claim
+    part: Slice
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A source, and where its vectors go."""
+
+    columns: str
+    key: tuple[str, ...]
+    keys: Callable[[int], tuple[Any, ...]]
+    parse: Callable[[list[str]], tuple[Any, ...]]
+    """From the text of a key to what sorts as PostgreSQL sorts it."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _one(number: int) -> tuple[Any, ...]:
+    return (number,)
+
+
+def _two(number: int) -> tuple[Any, ...]:
+    return (number // 2, "xy"[number % 2])
+
+
+INTO_TABLE = Shape("id int PRIMARY KEY", ("id",), _one, lambda key: (int(key[0]),), {"chunk_size": 16})
+INTO_COLUMN = replace(INTO_TABLE, options={"into_column": "embedding"})
+COMPOSITE = Shape(
+    "part int, name text, PRIMARY KEY (part, name)", ("part", "name"), _two, lambda key: (int(key[0]), key[1])
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """One table, one vectorizer, and whatever happens to them."""
+
+    bench: ClassVar[Bench]
+    shape: ClassVar[Shape]
+    sync: ClassVar[bool]
+
+    workers = Bundle("workers")
+    claims = Bundle("claims")
+    hands = Bundle("hands")
+
+    @initialize(numbers=st.sets(KEYS), text=DOCUMENTS)
+    def begin(self, numbers: set[int], text: str | None) -> None:
+        bench, shape = self.bench, self.shape
+        self.user: psycopg.Connection[Any] | None = None
+        self.all_hands: list[Hand] = []
+        bench.sql(f"CREATE TABLE docs (body text, other int DEFAULT 0, {shape.columns})")
+        for number in numbers:
+            self._insert(number, text)
+        self.vectorizer = bench.define(
+            "docs", "body", where="other <> 9", rows_per_job=2, sync=self.sync, **shape.options
+        ).vectorizer
+        self.jobs = self._jobs()
+        bench.plan(self.vectorizer)
+
+    # Users.
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, text=DOCUMENTS)
+    def insert_or_update(self, number: int, text: str | None) -> None:
+        self._insert(number, text)
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, other=NUMBERS)
+    def update_what_the_filter_reads(self, number: int, other: int) -> None:
+        self.bench.sql(f"UPDATE docs SET other = %s WHERE {self._is_key}", other, *self.shape.keys(number))
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, text=DOCUMENTS)
+    def update_from_a_key_on(self, number: int, text: str | None) -> None:
+        self.bench.sql(f"UPDATE docs SET body = %s WHERE {self.shape.key[0]} >= %s", text, self.shape.keys(number)[0])
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS)
+    def delete(self, number: int) -> None:
+        self.bench.sql(f"DELETE FROM docs WHERE {self._is_key}", *self.shape.keys(number))
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, to=KEYS)
+    def change_a_key(self, number: int, to: int) -> None:
+        """Onto another row's key, which goes: the vectors of both have to move."""
+        old, new = self.shape.keys(number), self.shape.keys(to)
+        if old == new or not self.bench.sql(f"SELECT FROM docs WHERE {self._is_key}", *old):
+            return
+        with self.bench.connection.transaction():
+            self.bench.sql(f"DELETE FROM docs WHERE {self._is_key}", *new)
+            change = ", ".join(f"{name} = %s" for name in self.shape.key)
+            self.bench.sql(f"UPDATE docs SET {change} WHERE {self._is_key}", *new, *old)
+
+    @precondition(lambda self: self.user is None)
+    @rule()
+    def truncate(self) -> None:
+        self.bench.sql("TRUNCATE docs")
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, text=DOCUMENTS)
+    def roll_back_a_change(self, number: int, text: str | None) -> None:
+        with self.bench.connection.transaction(force_rollback=True):
+            self._insert(number, text)
+            self.bench.sql(f"DELETE FROM docs WHERE {self.shape.key[0]} = 0")
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, text=DOCUMENTS)
+    def begin_a_change(self, number: int, text: str | None) -> None:
+        """Of a transaction that stays open while workers read and write."""
+        self.user = psycopg.connect(self.bench.dsn)
+        self._insert(number, text, self.user)
+
+    @precondition(lambda self: self.user is not None)
+    @rule(commit=st.booleans())
+    def end_the_change(self, commit: bool) -> None:
+        assert self.user is not None
+        if commit:
+            self.user.commit()
+        self.user.close()
+        self.user = None
+
+    # Planners and operators.
+
+    @rule()
+    def plan(self) -> None:
+        self.bench.plan(self.vectorizer)
+
+    @rule()
+    def retry(self) -> None:
+        queue.retry(self.bench.connection, self.vectorizer.id)
+
+    # Workers.
+
+    @rule(target=workers)
+    def register(self) -> Membership:
+        return self.bench.register()
+
+    @rule(target=claims, member=workers, keys=st.sampled_from((1, 2, 1_000)))
+    def claim(self, member: Membership, keys: int) -> Any:
+        is_gone = self._is_gone(member)
+        job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
+        if job is None:
+            return multiple()
+        assert not is_gone
+        return Claim(member, job)
+
+    @rule(target=hands, claim=claims, rows=st.integers(1, 3))
+    def read(self, claim: Claim, rows: int) -> Any:
+        return multiple() if claim.over else self._read(claim, claim.job, rows)
+
+    @rule(target=hands, hand=hands, rows=st.integers(1, 3))
+    def read_ahead(self, hand: Hand, rows: int) -> Any:
+        """The next slice, while this one is still on its way."""
+        if hand.part.last or hand.claim.over:
+            return multiple()
+        return self._read(hand.claim, hand.part.after(), rows)
+
+    @rule(hand=hands)
+    def write(self, hand: Hand) -> None:
+        self._write(hand)
+
+    @rule(member=workers)
+    def die(self, member: Membership) -> None:
+        """Or pause for longer than the lease; what it has in hand may be written later, or never."""
+        self._let_the_lease_run_out("id = %s", member.worker)
+        queue.reclaim(self.bench.connection)
+        assert self._is_gone(member)
+
+    @rule(member=workers)
+    def beat(self, member: Membership) -> None:
+        is_gone = self._is_gone(member)
+        numbers = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
+        heard = self.bench.connection.execute(
+            statement("queue", "beat"), {**numbers, "models": [], "memory": None, "waiting_for": None}
+        ).fetchone()
+        assert (heard is None) == is_gone
+
+    @rule(member=workers)
+    def release(self, member: Membership) -> None:
+        queue.release(self.bench.connection, member)
+
+    @rule()
+    def reclaim(self) -> None:
+        queue.reclaim(self.bench.connection)
+
+    # What holds after each step.
+
+    @invariant()
+    def jobs_move_as_they_may(self) -> None:
+        before, self.jobs = self.jobs, self._jobs()
+        for id_ in before.keys() | self.jobs.keys():
+            old, new = before.get(id_), self.jobs.get(id_)
+            move = (old and old["state"], new and new["state"])
+            assert move in MOVES, (move, old, new)
+            if new is not None:
+                assert (new["worker_id"] is not None) == (new["state"] == "running")
+            if old is not None and new is not None:
+                assert new["epoch"] == old["epoch"] + (move == ("queued", "running"))
+                assert new["attempts"] - old["attempts"] <= (move == ("running", "queued"))
+                assert self._reached(new) >= self._reached(old)
+
+    @invariant()
+    def with_live_changes_an_empty_queue_means_a_right_destination(self) -> None:
+        if self.sync and all(job["state"] == "done" for job in self.jobs.values()):
+            self._assert_right()
+
+    def teardown(self) -> None:
+        try:
+            self._finish()
+        finally:
+            self._clean()
+
+    # How it is done.
+
+    def _finish(self) -> None:
+        if self.user is not None:
+            self.user.commit()
+        self._let_the_lease_run_out("NOT gone")
+        queue.reclaim(self.bench.connection)
+        # A second that nobody has to wait for: rows that somebody held are put off.
+        self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL")
+        if not self.sync:
+            self.bench.plan(self.vectorizer)
+        self._work_off()
+        self._assert_right()
+        for hand in self.all_hands:
+            assert self._write(hand) is Fate.LOST
+
+    @property
+    def _is_key(self) -> str:
+        return " AND ".join(f"{name} = %s" for name in self.shape.key)
+
+    def _insert(self, number: int, text: str | None, connection: psycopg.Connection[Any] | None = None) -> None:
+        names = ", ".join(self.shape.key)
+        marks = ", ".join("%s" for _ in self.shape.key)
+        (connection or self.bench.connection).execute(
+            f"INSERT INTO docs ({names}, body) VALUES ({marks}, %s)"
+            f" ON CONFLICT ({names}) DO UPDATE SET body = excluded.body".encode(),
+            (*self.shape.keys(number), text),
+        )
+
+    def _is_gone(self, member: Membership) -> bool:
+        return bool(self.bench.value("SELECT gone FROM pgvec.workers WHERE id = %s", member.worker))
+
+    def _let_the_lease_run_out(self, which: str, *parameters: Any) -> None:
+        self.bench.sql(f"UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour' WHERE {which}", *parameters)
+
+    def _jobs(self) -> dict[int, dict[str, Any]]:
+        return {job["id"]: job for (job,) in self.bench.sql("SELECT to_jsonb(j) FROM pgvec.jobs j")}
+
+    def _reached(self, job: dict[str, Any]) -> tuple[Any, ...]:
+        """How far a job has come, in an order of its own."""
+        if job["state"] == "done":
+            return (2,)
+        if job["checkpoint"] is None:
+            return (0,)
+        return 1, position(job["checkpoint"]) if job["kind"] == "keys" else self.shape.parse(job["checkpoint"])
+
+    def _read(self, claim: Claim, job: Job, rows: int) -> Hand:
+        hand = Hand(claim, self.bench.read(self.vectorizer, job, rows))
+        self.all_hands.append(hand)
+        return hand
+
+    def _write(self, hand: Hand) -> Fate:
+        """Writes as a worker would: one that has lost its job does not know it."""
+        job = hand.part.job
+        row = self._jobs().get(job.id)
+        is_still_its = row is not None and (
+            (row["state"], row["worker_id"], row["epoch"], row["checkpoint"], row["upper_key"])
+            == ("running", hand.claim.member.worker, job.epoch, job.checkpoint, job.upper_key)
+        )
+        before = self._everything()
+        part = replace(hand.part, job=replace(job, rows_seen=hand.claim.job.rows_seen))
+        written = self.bench.write(self.vectorizer, part, self._embed(part), hand.claim.member)
+        assert written.fate is (Fate.WRITTEN if is_still_its else Fate.LOST)
+        if written.fate is Fate.LOST:
+            assert self._everything() == before
+        else:
+            hand.claim.job = written.job
+            hand.claim.over = part.last
+        return written.fate
+
+    def _embed(self, part: Slice) -> list[Embedded]:
+        return [
+            Embedded(one.document, failure=Failure("Test", "no good")) if one.document.text == POISON else one
+            for one in self.bench.embed(self.vectorizer, part)
+        ]
+
+    def _work_off(self) -> None:
+        member = self.bench.register()
+        claimer = queue.Claimer(member, None)
+        while (job := claimer.claim(self.bench.connection)) is not None:
+            claim = Claim(member, job)
+            while not claim.over:
+                part = self.bench.read(self.vectorizer, claim.job, rows=2)
+                assert self._write(Hand(claim, part)) is Fate.WRITTEN
+
+    def _assert_right(self) -> None:
+        """The destination is the source, poison is in quarantine and nothing else is."""
+        names = ", ".join(f"{name}::text" for name in self.shape.key)
+        poison = set(self.bench.sql(f"SELECT {names} FROM docs WHERE body = %s AND other <> 9", POISON))
+        right = [row for row in expected(self.bench, self.vectorizer) if row[: len(self.shape.key)] not in poison]
+        assert found(self.bench, self.vectorizer) == right
+        assert {tuple(key) for (key,) in self.bench.sql("SELECT key FROM pgvec.failures")} == poison
+
+    def _everything(self) -> list[Any]:
+        tables = ("docs", "pgvec.jobs", "pgvec.failures", "pgvec.counters")
+        if not self.vectorizer.into_column:
+            tables += ("docs_vectors",)
+        return [self.bench.sql(f"SELECT t::text FROM {table} t ORDER BY 1") for table in tables]
+
+    def _clean(self) -> None:
+        if self.user is not None:
+            self.user.close()
+        self.bench.sql("DROP TABLE docs")
+        self.bench.sql("DROP TABLE IF EXISTS docs_vectors")
+        self.bench.sql("TRUNCATE pgvec.vectorizers, pgvec.jobs, pgvec.workers, pgvec.counters, pgvec.failures")
+
+
+def _run(bench: Bench, shape: Shape, *, sync: bool) -> None:
+    machine = type("Machine", (Machine,), {"bench": bench, "shape": shape, "sync": sync})
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+        ),
+    )
+
+
+@pytest.mark.parametrize("sync", [False, True], ids=["planned again", "live changes"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(INTO_TABLE, id="table"),
+        pytest.param(INTO_COLUMN, id="column"),
+        pytest.param(COMPOSITE, id="composite key"),
+    ],
+)
+def test_the_destination_is_the_source_whatever_happened(bench: Bench, shape: Shape, sync: bool) -> None:
+    _run(bench, shape, sync=sync)
