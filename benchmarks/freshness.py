@@ -141,7 +141,7 @@ def _report(order: str, bulk: dict[str, list[float]], single: dict[str, list[flo
     for table in VARIANTS:
         print(
             f"  {order:17} {table:13}: {_BULK:,} rows {many[table]:7.1f} ({many[table] / base:.2f} times), "
-            f"one row {one[table]:.3f} (+{one[table] - alone:.3f})"
+            f"one row {one[table]:.3f} ({one[table] - alone:+.3f})"
         )
     good = many["followed"] <= BAR_TIMES * base and one["followed"] - alone <= BAR_MS
     print(f"  {order}: bars of {BAR_TIMES} times and {BAR_MS} ms: {'kept' if good else 'missed'}")

@@ -182,8 +182,9 @@ class Fragments:
         return identifier("d", index) if index else _COMMA.join(self.destination_key)
 
     def wrong_chunk(self, hash_: sql.Composable) -> sql.Composed:
-        """The condition that ``d`` (the columns of ``chunk``, and its ``place`` among the document's, from 1) is none of
-        the chunks that a text of this hash has, as far as the destination can tell.
+        """The condition that ``d`` is none of the chunks of a text of this hash, as far as the destination can tell.
+
+        ``d`` has the columns of ``chunk``, and its ``place`` among the document's, from 1.
         """
         roles = self.vectorizer.destination_roles
         conditions: list[sql.Composable] = [sql.SQL("NOT d.vector_there")]

@@ -78,14 +78,15 @@ class Claimer:
     _FULL_SHARE = 0.02
     """Of the time, at most, that goes into looking at the whole queue."""
 
-    def claim(self, connection: Connection, *, keys: int = 1_000) -> Job | None:
+    def claim(self, connection: Connection, *, keys: int = 1_000, idle: bool = True) -> Job | None:
         """Claims the next job, live changes before ranges, or returns None when there is nothing to claim.
 
-        Lists of keys are claimed several at a time, as one job of up to ``keys`` keys.
+        Lists of keys are claimed several at a time, as one job of up to ``keys`` keys. A job that has to run alone is
+        claimed only by a worker that is ``idle``.
         """
         with transaction(connection, statement_timeout=30):
             for vectorizer, kind, first in self._runnable(connection):
-                job = self._claim_kind(connection, vectorizer, kind, first, keys)
+                job = self._claim_kind(connection, vectorizer, kind, first, keys, idle=idle)
                 if job is not None:
                     self.current = vectorizer
                     self._floors[f"{vectorizer}{kind}"] = job.id
@@ -116,7 +117,9 @@ class Claimer:
         self._floors.update({f"{vectorizer}{kind}": first for vectorizer, kind, first in found})
         return found
 
-    def _claim_kind(self, connection: Connection, vectorizer: int, kind: str, floor: int, keys: int) -> Job | None:
+    def _claim_kind(
+        self, connection: Connection, vectorizer: int, kind: str, floor: int, keys: int, *, idle: bool
+    ) -> Job | None:
         with connection.cursor(row_factory=class_row(Job)) as cursor:
             return cursor.execute(
                 statement("queue", "claim_keys" if kind == "keys" else "claim"),
@@ -128,6 +131,7 @@ class Claimer:
                     "worker": self.member.worker,
                     "world": self.member.world,
                     "keys": keys,
+                    "idle": idle,
                 },
             ).fetchone()
 
@@ -145,6 +149,14 @@ def reread(connection: Connection, job: Job, member: Membership) -> Job | None:
                 "ranges_left": job.ranges_left,
             },
         ).fetchone()
+
+
+def take_in_hand(connection: Connection, job: Job, member: Membership) -> None:
+    """Notes that the next document of a job that runs alone is about to be embedded."""
+    with transaction(connection):
+        connection.execute(
+            statement("queue", "take_in_hand"), {"id": job.id, "epoch": job.epoch, "worker": member.worker}
+        )
 
 
 def release(

@@ -90,10 +90,10 @@ WHERE id = %(id)s AND plan_epoch = %(epoch)s
 RETURNING id;
 
 -- name: absolve_gone
--- Documents in quarantine whose row is gone, or no longer selected.
+-- Documents in quarantine whose row is gone, blank, or no longer selected.
 DELETE FROM pgvec.failures f
 WHERE f.vectorizer_id = %(id)s
-  AND NOT EXISTS (SELECT FROM {source} s WHERE {key_is_failures} AND {selected});
+  AND NOT EXISTS (SELECT FROM {source} s WHERE {key_is_failures} AND {selected} AND NOT {blank});
 
 -- name: destination_has_rows
 SELECT EXISTS (SELECT FROM {destination} d);

@@ -25,7 +25,7 @@ ORDER BY v.priority DESC, (v.id = %(current)s) DESC, v.id, k.rank;
 SELECT last_value FROM pgvec.jobs_id_seq;
 
 -- name: claim
--- The oldest job of one kind.
+-- The oldest job of one kind. What has to run alone is not for a worker that has something else in hand.
 WITH picked AS (
     SELECT j.id
     FROM pgvec.jobs j
@@ -35,12 +35,14 @@ WITH picked AS (
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
       AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
       AND pgvec.world() = %(world)s
+      AND (%(idle)s OR NOT j.alone)
     ORDER BY j.id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
 UPDATE pgvec.jobs j
-SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL
+SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
+    in_hand = false
 FROM picked WHERE j.id = picked.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
           j.attempts, j.alone, j.merged, false AS ranges_left;
@@ -58,6 +60,7 @@ WITH seen AS (
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
       AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
       AND pgvec.world() = %(world)s
+      AND (%(idle)s OR NOT j.alone)
     ORDER BY j.id
     LIMIT least(%(keys)s, 500)
     FOR UPDATE SKIP LOCKED
@@ -80,7 +83,7 @@ WITH seen AS (
 )
 UPDATE pgvec.jobs j
 SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
-    keys = coalesce(keys.keys, j.keys), key_count = CASE WHEN keys.keys IS NULL THEN j.key_count ELSE keys.key_count END,
+    in_hand = false, keys = coalesce(keys.keys, j.keys), key_count = CASE WHEN keys.keys IS NULL THEN j.key_count ELSE keys.key_count END,
     rows = merged.rows, merged = merged.merged, created_at = merged.created_at
 FROM merged, keys WHERE j.id = merged.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
@@ -97,6 +100,11 @@ SELECT j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, 
 FROM pgvec.jobs j
 WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND j.worker_id = %(worker)s
   AND pgvec.world() = %(world)s;
+
+-- name: take_in_hand
+-- From here on the worker's death is the document's doing, as far as anybody can tell.
+UPDATE pgvec.jobs SET in_hand = true
+WHERE id = %(id)s AND state = 'running' AND epoch = %(epoch)s AND worker_id = %(worker)s;
 
 -- name: release
 -- One's own running jobs go back with their checkpoints; no attempt is counted.
@@ -118,7 +126,7 @@ RETURNING w.id;
 -- name: reclaim
 -- Running jobs that have no live worker, dropped or gone, return to the queue. This counts as an attempt, unless the
 -- worker was told to leave and its supervisor lost patience. Two attempts at one checkpoint: from then on the job runs
--- alone, and its count begins anew.
+-- alone, and its count begins anew, of deaths with a document in hand.
 WITH lost AS (
     SELECT j.id FROM pgvec.jobs j
     WHERE j.state = 'running'
@@ -127,7 +135,7 @@ WITH lost AS (
     FOR UPDATE SKIP LOCKED
 ), judged AS (
     SELECT j.id, CASE WHEN EXISTS (SELECT FROM pgvec.workers w WHERE w.id = j.worker_id AND w.state = 'stopping')
-                      THEN 0 ELSE 1 END AS attempts
+                           OR (j.alone AND NOT j.in_hand) THEN 0 ELSE 1 END AS attempts
     FROM pgvec.jobs j JOIN lost ON j.id = lost.id
 ), returned AS (
     UPDATE pgvec.jobs j

@@ -5,12 +5,14 @@ COMMENT ON COLUMN pgvec.vectorizers.sync IS 'Triggers of the source queue every 
 ALTER TABLE pgvec.jobs
     ADD COLUMN key_count integer NOT NULL DEFAULT 0,
     ADD COLUMN merged integer NOT NULL DEFAULT 1,
-    ADD COLUMN alone boolean NOT NULL DEFAULT false;
+    ADD COLUMN alone boolean NOT NULL DEFAULT false,
+    ADD COLUMN in_hand boolean NOT NULL DEFAULT false;
 UPDATE pgvec.jobs SET key_count = jsonb_array_length(keys) WHERE kind = 'keys' AND state IN ('queued', 'running');
 COMMENT ON COLUMN pgvec.jobs.rows IS 'Rows that the totals expect of this job; 0 for a list that a trigger made';
-COMMENT ON COLUMN pgvec.jobs.attempts IS 'Workers that died on it since its checkpoint last moved';
+COMMENT ON COLUMN pgvec.jobs.attempts IS 'Workers that died on it since its checkpoint last moved; once it runs alone, only with a document in hand';
 COMMENT ON COLUMN pgvec.jobs.merged IS 'Lists of keys that one claim has made into this one';
 COMMENT ON COLUMN pgvec.jobs.alone IS 'It has cost two workers: it runs by itself, one document per slice';
+COMMENT ON COLUMN pgvec.jobs.in_hand IS 'It runs alone, and its next document has been given to the model';
 
 ALTER TABLE pgvec.workers ADD COLUMN waiting_for text;
 COMMENT ON COLUMN pgvec.workers.waiting_for IS 'Why it makes no progress at present: an endpoint that is down, a lock, a model that it holds for sick';

@@ -66,7 +66,8 @@ class Reader:
 
     def _claim(self) -> Run | None:
         rows = self._rows()
-        job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows))
+        idle = self._state.in_flight == 0
+        job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
         if job is None:
             return None
         fragments = self._fragments.get(job.vectorizer_id)
@@ -92,10 +93,8 @@ class Reader:
                 self._block(run, error)
                 return
             work = Work(run, part)
-            if job.alone and job.attempts >= DEATHS and part.documents:
-                work.verdict = Failure(
-                    "WorkerDied", f"{job.attempts} worker processes ended while they had this document alone in hand"
-                )
+            if job.alone and part.documents:
+                work.verdict = self._verdict(job)
             self._state.enter()
             self._out.put(work)
             if part.last:
@@ -105,6 +104,15 @@ class Reader:
             # Whatever is claimed next is not to be counted as this one's victim.
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
+
+    def _verdict(self, job: queue.Job) -> Failure | None:
+        """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
+        if job.attempts >= DEATHS:
+            return Failure(
+                "WorkerDied", f"{job.attempts} worker processes ended while they had this document alone in hand"
+            )
+        self._link.call(lambda connection: queue.take_in_hand(connection, job, self.claimer.member))
+        return None
 
     def _nothing_in_hand(self) -> bool:
         """Waits a moment for the slices in hand to be written; True when there is none."""

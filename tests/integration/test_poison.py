@@ -116,6 +116,42 @@ def test_two_deaths_at_a_checkpoint_make_a_job_run_alone_and_progress_clears_the
     assert claimed(fourth) == (0, True)
 
 
+def test_deaths_of_a_job_that_runs_alone_count_only_with_a_document_in_hand(bench: Bench) -> None:
+    _docs(bench, 10, {})
+    vectorizer = bench.enqueue("docs", "body")
+    bench.sql("UPDATE pgvec.jobs SET alone = true")
+    counts = []
+    for in_hand in (False, True, False, True):
+        worker = bench.register()
+        job = bench.claim(worker)
+        counts.append(job.attempts)
+        if in_hand:
+            queue.take_in_hand(bench.connection, job, worker)
+        _die(bench, worker)
+    assert counts == [0, 0, 1, 1]
+    worker = bench.register()
+    job = bench.claim(worker)
+    assert job.attempts == 2
+    part = bench.read(vectorizer, job, rows=1)
+    queue.take_in_hand(bench.connection, job, worker)
+    bench.write(vectorizer, part, bench.embed(vectorizer, part), worker)
+    _die(bench, worker)
+    assert bench.sql("SELECT attempts, in_hand FROM pgvec.jobs WHERE id = %s", job.id) == [(0, False)]
+
+
+def test_a_worker_with_something_in_hand_claims_no_job_that_has_to_run_alone(bench: Bench) -> None:
+    _docs(bench, 10, {})
+    bench.enqueue("docs", "body", rows_per_job=5)
+    bench.sql("UPDATE pgvec.jobs SET alone = true WHERE lower_key IS NULL")
+    worker = bench.register()
+    job = queue.Claimer(worker, None).claim(bench.connection, idle=False)
+    assert job is not None
+    assert not job.alone
+    job = queue.Claimer(worker, None).claim(bench.connection, idle=True)
+    assert job is not None
+    assert job.alone
+
+
 def test_a_worker_that_dies_while_it_leaves_counts_no_attempt(bench: Bench) -> None:
     _docs(bench, 10, {})
     bench.enqueue("docs", "body")
@@ -180,8 +216,8 @@ def test_a_document_that_kills_or_hangs_the_process_is_found_among_many(bench: B
 
 
 def _started(bench: Bench, faults: str) -> subprocess.Popen[str]:
-    worker = pgvec("work", dsn=bench.dsn, env={"PGVEC_HASHING_FAULTS": faults})
-    wait_until(lambda: bench.sql("SELECT FROM pgvec.jobs WHERE state = 'running'"), 30, what="a job that runs")
+    worker = pgvec("work", "--lease", "3", dsn=bench.dsn, env={"PGVEC_HASHING_FAULTS": faults})
+    wait_until(lambda: bench.sql("SELECT FROM pgvec.workers WHERE state = 'working'"), 30, what="work in hand")
     return worker
 
 
