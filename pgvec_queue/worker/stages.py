@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 
 from pgvec_queue.database import stage
@@ -12,46 +12,54 @@ from pgvec_queue.worker.state import State, StoppedError, Work
 
 log = logging.getLogger("pgvec.worker")
 
+CHANNEL_BYTES = 96 * 1024 * 1024
+"""Text and vectors that may wait between two stages."""
 _LOOK = 0.2
 
 
 class Channel:
-    """A bounded queue of work between two stages; the end is passed through it like a piece of work."""
+    """A queue of work between two stages, bounded by slices and by bytes; its end comes after all work."""
 
-    def __init__(self, state: State, size: int) -> None:
+    def __init__(self, state: State, slices: int, size: int = CHANNEL_BYTES) -> None:
+        """Holds up to ``slices`` pieces of work of ``size`` bytes together; a larger one only by itself."""
         self._state = state
-        self._queue: queue.Queue[Work | None] = queue.Queue(size)
+        self._slices = slices
+        self._size = size
+        self._changed = threading.Condition()
+        self._held: deque[tuple[Work, int]] = deque()
+        self._bytes = 0
+        self._ended = False
 
     def put(self, work: Work) -> None:
         """Waits for room. Raises ``StoppedError`` when the session was aborted meanwhile."""
-        while True:
-            try:
-                self._queue.put(work, timeout=_LOOK)
-                return
-            except queue.Full:
+        size = work.size
+        with self._changed:
+            while self._held and (len(self._held) >= self._slices or self._bytes + size > self._size):
                 if self._state.aborted.is_set():
-                    raise StoppedError from None
+                    raise StoppedError
+                self._changed.wait(_LOOK)
+            self._held.append((work, size))
+            self._bytes += size
+            self._changed.notify_all()
 
     def end(self) -> None:
         """Tells the next stage that nothing more comes."""
-        while True:
-            try:
-                self._queue.put(None, timeout=_LOOK)
-                return
-            except queue.Full:
-                if self._state.aborted.is_set():
-                    # The next stage looks at the same event.
-                    return
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
     def __iter__(self) -> Iterator[Work]:
         """Yields work until its end; after an abort, nothing more."""
         while not self._state.aborted.is_set():
-            try:
-                work = self._queue.get(timeout=_LOOK)
-            except queue.Empty:
-                continue
-            if work is None:
-                return
+            with self._changed:
+                if not self._held:
+                    if self._ended:
+                        return
+                    self._changed.wait(_LOOK)
+                    continue
+                work, size = self._held.popleft()
+                self._bytes -= size
+                self._changed.notify_all()
             yield work
 
 

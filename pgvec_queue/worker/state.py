@@ -60,6 +60,13 @@ class Work:
     """Per document: its chunks, or why it has none."""
     embedded: list[Embedded] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Bytes of its texts, of their chunks, and of their vectors."""
+        texts = sum(document.size for document in self.part.documents if document.text is not None)
+        vectors = sum(item.vectors.nbytes for item in self.embedded if item.vectors is not None)
+        return texts * (2 if self.chunks else 1) + vectors
+
 
 class State:
     """Shared by the stages of one session (one worker id); every field is safe to use from any thread."""

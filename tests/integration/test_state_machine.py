@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
+    consumes,
     initialize,
     invariant,
     multiple,
@@ -27,7 +28,7 @@ from hypothesis.stateful import (
 )
 
 from pgvec_queue import queue
-from pgvec_queue.database import statement
+from pgvec_queue.database import Connection, statement
 from pgvec_queue.queue import Job, Membership
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
 from tests.oracle import expected, found
@@ -41,6 +42,21 @@ KEYS = st.integers(0, 5)
 DOCUMENTS = st.sampled_from(TEXTS)
 NUMBERS = st.sampled_from((0, 1, 9))
 """Of a column beside the text; a row with 9 is not selected."""
+CHANGES = st.one_of(
+    st.tuples(st.just("put"), KEYS, DOCUMENTS),
+    st.tuples(st.just("set_other"), KEYS, NUMBERS),
+    st.tuples(st.just("set_from"), KEYS, DOCUMENTS),
+    st.tuples(st.just("delete"), KEYS),
+    st.tuples(st.just("change_key"), KEYS, KEYS),
+    st.tuples(st.just("truncate")),
+)
+"""Of the source: a method of ``Users``, and its arguments."""
+CHANGES_OF_ONE = st.one_of(
+    st.tuples(st.just("put"), DOCUMENTS), st.tuples(st.just("set_other"), NUMBERS), st.tuples(st.just("delete"))
+)
+"""The same without the key."""
+SIZES = st.integers(1, 3)
+"""Documents in a slice."""
 
 MOVES = {
     (None, "queued"),
@@ -55,6 +71,77 @@ MOVES = {
 }
 """None: a job that is not there. A claim makes one list of several; a list that is done, and a tail that is planned
 anew, are deleted."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A source, and where its vectors go."""
+
+    columns: str
+    key: tuple[str, ...]
+    keys: Callable[[int], tuple[Any, ...]]
+    parse: Callable[[list[str]], tuple[Any, ...]]
+    """From the text of a key to what sorts as PostgreSQL sorts it."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _two_columns(number: int) -> tuple[Any, ...]:
+    return (number // 2, "xy"[number % 2])
+
+
+INTO_TABLE = Shape(
+    "id int PRIMARY KEY", ("id",), lambda number: (number,), lambda key: (int(key[0]),), {"chunk_size": 16}
+)
+INTO_COLUMN = replace(INTO_TABLE, options={"into_column": "embedding"})
+COMPOSITE = Shape(
+    "part int, name text, PRIMARY KEY (part, name)", ("part", "name"), _two_columns, lambda key: (int(key[0]), key[1])
+)
+
+
+class Users:
+    """What users do to the source, by the number of a row."""
+
+    def __init__(self, connection: Connection, shape: Shape) -> None:
+        self._connection = connection
+        self._shape = shape
+        self._is_key = " AND ".join(f"{name} = %s" for name in shape.key)
+
+    def change(self, kind: str, *arguments: Any) -> None:
+        with self._connection.transaction():
+            getattr(self, kind)(*arguments)
+
+    def put(self, number: int, text: str | None) -> None:
+        names = ", ".join(self._shape.key)
+        marks = ", ".join("%s" for _ in self._shape.key)
+        self._run(
+            f"INSERT INTO docs ({names}, body) VALUES ({marks}, %s)"
+            f" ON CONFLICT ({names}) DO UPDATE SET body = excluded.body",
+            *self._shape.keys(number),
+            text,
+        )
+
+    def set_other(self, number: int, other: int) -> None:
+        self._run(f"UPDATE docs SET other = %s WHERE {self._is_key}", other, *self._shape.keys(number))
+
+    def set_from(self, number: int, text: str | None) -> None:
+        self._run(f"UPDATE docs SET body = %s WHERE {self._shape.key[0]} >= %s", text, self._shape.keys(number)[0])
+
+    def delete(self, number: int) -> None:
+        self._run(f"DELETE FROM docs WHERE {self._is_key}", *self._shape.keys(number))
+
+    def change_key(self, number: int, to: int) -> None:
+        """Onto a key whose row goes, if it has one."""
+        old, new = self._shape.keys(number), self._shape.keys(to)
+        if old != new and self._run(f"SELECT FROM docs WHERE {self._is_key}", *old):
+            self.delete(to)
+            changes = ", ".join(f"{name} = %s" for name in self._shape.key)
+            self._run(f"UPDATE docs SET {changes} WHERE {self._is_key}", *new, *old)
+
+    def truncate(self) -> None:
+        self._run("TRUNCATE docs")
+
+    def _run(self, text: str, *parameters: Any) -> int:
+        return self._connection.execute(text.encode(), parameters).rowcount
 
 
 @dataclass
@@ -74,33 +161,6 @@ class Hand:
     part: Slice
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A source, and where its vectors go."""
-
-    columns: str
-    key: tuple[str, ...]
-    keys: Callable[[int], tuple[Any, ...]]
-    parse: Callable[[list[str]], tuple[Any, ...]]
-    """From the text of a key to what sorts as PostgreSQL sorts it."""
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def _one(number: int) -> tuple[Any, ...]:
-    return (number,)
-
-
-def _two(number: int) -> tuple[Any, ...]:
-    return (number // 2, "xy"[number % 2])
-
-
-INTO_TABLE = Shape("id int PRIMARY KEY", ("id",), _one, lambda key: (int(key[0]),), {"chunk_size": 16})
-INTO_COLUMN = replace(INTO_TABLE, options={"into_column": "embedding"})
-COMPOSITE = Shape(
-    "part int, name text, PRIMARY KEY (part, name)", ("part", "name"), _two, lambda key: (int(key[0]), key[1])
-)
-
-
 class Machine(RuleBasedStateMachine):
     """One table, one vectorizer, and whatever happens to them."""
 
@@ -109,75 +169,53 @@ class Machine(RuleBasedStateMachine):
     sync: ClassVar[bool]
 
     workers = Bundle("workers")
-    claims = Bundle("claims")
     hands = Bundle("hands")
 
-    @initialize(numbers=st.sets(KEYS), text=DOCUMENTS)
-    def begin(self, numbers: set[int], text: str | None) -> None:
-        bench, shape = self.bench, self.shape
-        self.user: psycopg.Connection[Any] | None = None
+    @initialize(target=workers, texts=st.lists(DOCUMENTS, min_size=6, max_size=6))
+    def begin(self, texts: list[str | None]) -> Any:
+        bench = self.bench
+        bench.sql(f"CREATE TABLE docs (body text, other int DEFAULT 0, {self.shape.columns})")
+        self.users = Users(bench.connection, self.shape)
+        self.user: Connection | None = None
+        """Of a transaction that stays open while workers read and write."""
         self.all_hands: list[Hand] = []
-        bench.sql(f"CREATE TABLE docs (body text, other int DEFAULT 0, {shape.columns})")
-        for number in numbers:
-            self._insert(number, text)
+        for number, text in enumerate(texts):
+            self.users.put(number, text)
         self.vectorizer = bench.define(
-            "docs", "body", where="other <> 9", rows_per_job=2, sync=self.sync, **shape.options
+            "docs", "body", where="other <> 9", rows_per_job=2, sync=self.sync, **self.shape.options
         ).vectorizer
         self.jobs = self._jobs()
         bench.plan(self.vectorizer)
+        return multiple(bench.register(), bench.register())
 
     # Users.
 
     @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, text=DOCUMENTS)
-    def insert_or_update(self, number: int, text: str | None) -> None:
-        self._insert(number, text)
+    @rule(change=CHANGES)
+    def change(self, change: tuple[Any, ...]) -> None:
+        self.users.change(*change)
 
     @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, other=NUMBERS)
-    def update_what_the_filter_reads(self, number: int, other: int) -> None:
-        self.bench.sql(f"UPDATE docs SET other = %s WHERE {self._is_key}", other, *self.shape.keys(number))
-
-    @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, text=DOCUMENTS)
-    def update_from_a_key_on(self, number: int, text: str | None) -> None:
-        self.bench.sql(f"UPDATE docs SET body = %s WHERE {self.shape.key[0]} >= %s", text, self.shape.keys(number)[0])
-
-    @precondition(lambda self: self.user is None)
-    @rule(number=KEYS)
-    def delete(self, number: int) -> None:
-        self.bench.sql(f"DELETE FROM docs WHERE {self._is_key}", *self.shape.keys(number))
-
-    @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, to=KEYS)
-    def change_a_key(self, number: int, to: int) -> None:
-        """Onto another row's key, which goes: the vectors of both have to move."""
-        old, new = self.shape.keys(number), self.shape.keys(to)
-        if old == new or not self.bench.sql(f"SELECT FROM docs WHERE {self._is_key}", *old):
-            return
-        with self.bench.connection.transaction():
-            self.bench.sql(f"DELETE FROM docs WHERE {self._is_key}", *new)
-            change = ", ".join(f"{name} = %s" for name in self.shape.key)
-            self.bench.sql(f"UPDATE docs SET {change} WHERE {self._is_key}", *new, *old)
-
-    @precondition(lambda self: self.user is None)
-    @rule()
-    def truncate(self) -> None:
-        self.bench.sql("TRUNCATE docs")
-
-    @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, text=DOCUMENTS)
-    def roll_back_a_change(self, number: int, text: str | None) -> None:
+    @rule(change=CHANGES)
+    def roll_back_a_change(self, change: tuple[Any, ...]) -> None:
         with self.bench.connection.transaction(force_rollback=True):
-            self._insert(number, text)
-            self.bench.sql(f"DELETE FROM docs WHERE {self.shape.key[0]} = 0")
+            self.users.change(*change)
 
     @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, text=DOCUMENTS)
-    def begin_a_change(self, number: int, text: str | None) -> None:
-        """Of a transaction that stays open while workers read and write."""
-        self.user = psycopg.connect(self.bench.dsn)
-        self._insert(number, text, self.user)
+    @rule(hand=hands, nth=st.integers(0, 2), change=CHANGES_OF_ONE, stays_open=st.booleans())
+    def change_what_is_being_embedded(self, hand: Hand, nth: int, change: tuple[Any, ...], stays_open: bool) -> None:
+        documents = hand.part.documents
+        if documents:
+            number = self._number(documents[nth % len(documents)].key)
+            if stays_open:
+                self._leave_open(change[0], number, *change[1:])
+            else:
+                self.users.change(change[0], number, *change[1:])
+
+    @precondition(lambda self: self.user is None)
+    @rule(number=KEYS, change=CHANGES_OF_ONE)
+    def begin_a_change(self, number: int, change: tuple[Any, ...]) -> None:
+        self._leave_open(change[0], number, *change[1:])
 
     @precondition(lambda self: self.user is not None)
     @rule(commit=st.booleans())
@@ -204,28 +242,34 @@ class Machine(RuleBasedStateMachine):
     def register(self) -> Membership:
         return self.bench.register()
 
-    @rule(target=claims, member=workers, keys=st.sampled_from((1, 2, 1_000)))
-    def claim(self, member: Membership, keys: int) -> Any:
+    @rule(target=hands, member=workers, keys=st.sampled_from((1, 2, 1_000)), size=SIZES)
+    def claim(self, member: Membership, keys: int, size: int) -> Any:
         is_gone = self._is_gone(member)
         job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
         if job is None:
             return multiple()
         assert not is_gone
-        return Claim(member, job)
+        return self._read(Claim(member, job), job, size)
 
-    @rule(target=hands, claim=claims, rows=st.integers(1, 3))
-    def read(self, claim: Claim, rows: int) -> Any:
-        return multiple() if claim.over else self._read(claim, claim.job, rows)
+    @rule(target=hands, hand=hands, size=SIZES)
+    def read_again(self, hand: Hand, size: int) -> Any:
+        """From where the job is now; the first slice is still on its way, or written, or lost."""
+        return multiple() if hand.claim.over else self._read(hand.claim, hand.claim.job, size)
 
-    @rule(target=hands, hand=hands, rows=st.integers(1, 3))
-    def read_ahead(self, hand: Hand, rows: int) -> Any:
+    @rule(target=hands, hand=hands, size=SIZES)
+    def read_ahead(self, hand: Hand, size: int) -> Any:
         """The next slice, while this one is still on its way."""
         if hand.part.last or hand.claim.over:
             return multiple()
-        return self._read(hand.claim, hand.part.after(), rows)
+        return self._read(hand.claim, hand.part.after(), size)
+
+    @rule(hand=consumes(hands))
+    def write(self, hand: Hand) -> None:
+        self._write(hand)
 
     @rule(hand=hands)
-    def write(self, hand: Hand) -> None:
+    def write_and_not_hear_of_it(self, hand: Hand) -> None:
+        """The connection broke; it may be written again."""
         self._write(hand)
 
     @rule(member=workers)
@@ -247,10 +291,6 @@ class Machine(RuleBasedStateMachine):
     @rule(member=workers)
     def release(self, member: Membership) -> None:
         queue.release(self.bench.connection, member)
-
-    @rule()
-    def reclaim(self) -> None:
-        queue.reclaim(self.bench.connection)
 
     # What holds after each step.
 
@@ -295,18 +335,13 @@ class Machine(RuleBasedStateMachine):
         for hand in self.all_hands:
             assert self._write(hand) is Fate.LOST
 
-    @property
-    def _is_key(self) -> str:
-        return " AND ".join(f"{name} = %s" for name in self.shape.key)
+    def _leave_open(self, *change: Any) -> None:
+        self.user = psycopg.connect(self.bench.dsn)
+        self.user.execute("SET lock_timeout = '5s'")
+        Users(self.user, self.shape).change(*change)
 
-    def _insert(self, number: int, text: str | None, connection: psycopg.Connection[Any] | None = None) -> None:
-        names = ", ".join(self.shape.key)
-        marks = ", ".join("%s" for _ in self.shape.key)
-        (connection or self.bench.connection).execute(
-            f"INSERT INTO docs ({names}, body) VALUES ({marks}, %s)"
-            f" ON CONFLICT ({names}) DO UPDATE SET body = excluded.body".encode(),
-            (*self.shape.keys(number), text),
-        )
+    def _number(self, key: tuple[str, ...]) -> int:
+        return next(number for number in range(6) if tuple(str(part) for part in self.shape.keys(number)) == key)
 
     def _is_gone(self, member: Membership) -> bool:
         return bool(self.bench.value("SELECT gone FROM pgvec.workers WHERE id = %s", member.worker))
