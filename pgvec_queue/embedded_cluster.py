@@ -37,6 +37,12 @@ _SETTINGS: Mapping[str, str] = {
     "max_wal_size": "4GB",
     "max_connections": "200",
 }
+# Without the search path, a user's own tables would land in the schema pgvec, which is called like the role.
+_ROLE_AND_DATABASE = """\
+CREATE ROLE pgvec LOGIN
+ALTER ROLE pgvec SET search_path = public
+CREATE DATABASE pgvec OWNER pgvec
+"""
 _FIRST_WITH_BUILTIN_LOCALE = 17
 # Text sorts by bytes, but full-text search asks the C library what a letter is: in its "C", the quotes of “word” are.
 _CHARACTER_TYPES = ("C.UTF-8", "en_US.UTF-8")
@@ -156,7 +162,7 @@ class Cluster:
         self._make_own(fresh)
         self._initdb(fresh.name)
         alone = ("postgres", "--single", "-F", "-c", "exit_on_error=on", "-D", fresh.name)
-        self._must(*alone, "postgres", text="CREATE ROLE pgvec LOGIN\nCREATE DATABASE pgvec OWNER pgvec\n")
+        self._must(*alone, "postgres", text=_ROLE_AND_DATABASE)
         self._must(*alone, "pgvec", text="CREATE EXTENSION vector\n")
         self._must("initdb", "--sync-only", "-D", fresh.name)
         rename_for_good(fresh, self.data)

@@ -9,10 +9,11 @@ FROM pgvec.vectorizers v
 CROSS JOIN (VALUES ('keys', 0), ('sweep', 1), ('range', 2)) k(kind, rank)
 CROSS JOIN LATERAL (
     SELECT j.id FROM pgvec.jobs j
-    WHERE j.vectorizer_id = v.id AND j.kind = k.kind AND j.state = 'queued'
-      AND j.id >= coalesce((%(floors)s::jsonb ->> (v.id || k.kind))::bigint, %(floor)s)
+    WHERE (j.vectorizer_id, j.kind, j.id)
+          >= (v.id, k.kind, coalesce((%(floors)s::jsonb ->> (v.id || k.kind))::bigint, %(floor)s))
+      AND (j.vectorizer_id, j.kind) <= (v.id, k.kind) AND j.state = 'queued'
       AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
-    ORDER BY j.id
+    ORDER BY j.vectorizer_id, j.kind, j.id
     LIMIT 1
 ) first
 WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
@@ -29,14 +30,15 @@ SELECT last_value FROM pgvec.jobs_id_seq;
 WITH picked AS (
     SELECT j.id
     FROM pgvec.jobs j
-    WHERE j.vectorizer_id = %(vectorizer)s AND j.kind = %(kind)s AND j.state = 'queued' AND j.id >= %(floor)s
+    WHERE (j.vectorizer_id, j.kind, j.id) >= (%(vectorizer)s::bigint, %(kind)s::text, %(floor)s::bigint)
+      AND (j.vectorizer_id, j.kind) <= (%(vectorizer)s::bigint, %(kind)s::text) AND j.state = 'queued'
       AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
       AND EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
       AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
       AND pgvec.world() = %(world)s
       AND (%(idle)s OR NOT j.alone)
-    ORDER BY j.id
+    ORDER BY j.vectorizer_id, j.kind, j.id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
@@ -54,14 +56,15 @@ WITH seen AS (
     SELECT j.id, j.keys, j.rows, j.key_count, j.merged, j.created_at,
            j.checkpoint IS NULL AND j.attempts = 0 AND NOT j.alone AS fresh
     FROM pgvec.jobs j
-    WHERE j.vectorizer_id = %(vectorizer)s AND j.kind = 'keys' AND j.state = 'queued' AND j.id >= %(floor)s
+    WHERE (j.vectorizer_id, j.kind, j.id) >= (%(vectorizer)s::bigint, 'keys'::text, %(floor)s::bigint)
+      AND (j.vectorizer_id, j.kind) <= (%(vectorizer)s::bigint, 'keys'::text) AND j.state = 'queued'
       AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
       AND EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
       AND EXISTS (SELECT FROM pgvec.workers w WHERE w.id = %(worker)s AND NOT w.gone)
       AND pgvec.world() = %(world)s
       AND (%(idle)s OR NOT j.alone)
-    ORDER BY j.id
+    ORDER BY j.vectorizer_id, j.kind, j.id
     LIMIT least(%(keys)s, 500)
     FOR UPDATE SKIP LOCKED
 ), counted AS (

@@ -34,14 +34,15 @@ DECLARE
     cluster text := '';
     timeline text := '';
 BEGIN
-    -- Some providers keep these functions to themselves.
+    -- Some providers keep these functions to themselves; a standby has no position of its own.
     BEGIN
         cluster := (SELECT system_identifier FROM pg_catalog.pg_control_system());
     EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported THEN NULL;
     END;
     BEGIN
         timeline := pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8);
-    EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported THEN NULL;
+    EXCEPTION WHEN insufficient_privilege OR undefined_function OR feature_not_supported
+                   OR object_not_in_prerequisite_state THEN NULL;
     END;
     RETURN pg_catalog.concat_ws('/', cluster, timeline,
         (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()),

@@ -10,6 +10,7 @@ lease, so that the first one back after an outage does not declare everybody dea
 from __future__ import annotations
 
 import logging
+import random
 import sys
 import threading
 import time
@@ -31,6 +32,8 @@ log = logging.getLogger("pgvec.worker")
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
 _LOOK = 0.25
+# Seconds between two looks for the dead, by whomever of the fleet.
+_RECLAIM_SHARE = 0.4
 _HOUSEKEEPING = 60.0
 
 
@@ -49,7 +52,7 @@ class Heartbeat:
     _beat_at: float = 0.0
     _unbroken_since: float | None = None
     _housekept_at: float = 0.0
-    _reclaimed_at: float = 0.0
+    _reclaim_at: float = 0.0
     _told_to_leave: bool = False
 
     @property
@@ -117,8 +120,9 @@ class Heartbeat:
 
     def _judge(self, connection: Connection, now: float) -> None:
         assert self._unbroken_since is not None
-        if now - self._unbroken_since >= self.lease and now - self._reclaimed_at >= self.lease / BEATS_PER_LEASE:
-            self._reclaimed_at = now
+        if now - self._unbroken_since >= self.lease and now >= self._reclaim_at:
+            share = _RECLAIM_SHARE * self.state.fleet * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            self._reclaim_at = now + max(self.lease / BEATS_PER_LEASE, share)
             with self._watched(connection):
                 workers, jobs = queue.reclaim(connection, self.member.worker)
             if workers or jobs:

@@ -51,6 +51,8 @@ class Reader:
         self._drain = drain
         self.claimer = claimer
         self._fragments: dict[int, Fragments] = {}
+        self._document_bytes: dict[int, float] = {}
+        """Per vectorizer: how large the documents of its last slice were on average."""
 
     def run(self) -> None:
         while not self._state.ending:
@@ -92,6 +94,9 @@ class Reader:
                 # Reading touches no single document: what fails here fails for the whole vectorizer.
                 self._block(run, error)
                 return
+            if part.documents:
+                sizes = [document.size for document in part.documents]
+                self._document_bytes[job.vectorizer_id] = sum(sizes) / len(sizes)
             work = Work(run, part)
             if job.alone and part.documents:
                 work.verdict = self._verdict(job)
@@ -122,8 +127,14 @@ class Reader:
         return self._state.in_flight == 0
 
     def _reading(self, run: Run, job: queue.Job) -> Callable[[Connection], Slice]:
-        rows = 1 if job.alone else min(self._rows(), _most_rows(run.fragments))
         size = _most_bytes(run.fragments)
+        rows = min(self._rows(), _most_rows(run.fragments))
+        known = self._document_bytes.get(job.vectorizer_id)
+        if known:
+            # What does not fit into the slice would be read and hashed for nothing.
+            rows = min(rows, max(_LEAST_ROWS, round(1.5 * size / known)))
+        if job.alone:
+            rows = 1
         return lambda connection: reading.read(connection, run.fragments, job, rows=rows, max_bytes=size)
 
     def _rows(self) -> int:

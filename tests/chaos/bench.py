@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,6 +29,15 @@ from tests.chaos.workers import Fleet
 _REFUSED = re.compile(r"is no longer this worker's")
 _RECLAIMED = re.compile(r"(\d+) jobs are back in the queue")
 _DRAIN_PATIENCE = 900.0
+
+
+@dataclass(frozen=True)
+class Drained:
+    """How emptying the queue went."""
+
+    deaths: int
+    """Processes that a row has killed."""
+    failure: str | None = None
 
 
 class Bench(contextlib.AbstractContextManager["Bench"]):
@@ -103,6 +113,14 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         self.observer.start()
         self._stack.callback(self.observer.close)
 
+    @property
+    def unfinished(self) -> int:
+        """Jobs that are queued or running."""
+        with self.server.connect() as connection:
+            row = connection.execute("SELECT count(*) FROM pgvec.jobs WHERE state IN ('queued', 'running')").fetchone()
+        assert row is not None
+        return int(row[0])
+
     def drain(self, count: int = 2) -> str | None:
         """Lets fresh workers empty the queue; returns what went wrong with them, if anything.
 
@@ -111,7 +129,6 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
         for worker in self.fleet.workers:
             if worker.process is not None and worker.ending is None:
                 worker.tell_to_leave()
-        deadline = time.monotonic() + _DRAIN_PATIENCE
         while any(worker.process is not None for worker in self.fleet.workers):
             for ended in self.fleet.ended():
                 if ended.why in ("slow", "unexpected"):
@@ -119,16 +136,20 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
             time.sleep(0.05)
         if not self.sync:
             self.enqueue()
-        return self._drain_by_supervised(count, deadline)
+        return self.drain_supervised(count).failure
 
-    def _drain_by_supervised(self, count: int, deadline: float) -> str | None:
-        """Workers that a poisonous row has killed are started anew, as a supervisor would."""
+    def drain_supervised(self, count: int) -> Drained:
+        """Lets ``pgvec work --drain`` empty the queue; one that a row has killed is started anew at once, as a
+        supervisor would.
+        """
+        deadline = time.monotonic() + _DRAIN_PATIENCE
         stderr = self.directory / "drain.log"
         extra = {"PGVEC_HASHING_FAULTS": self.fleet.faults}
         arguments = ("work", "--drain", "--lease", str(self.fleet.lease))
         running = [
             self.program.start(*arguments, dsn=self.server.dsn, stderr=stderr, extra=extra) for _ in range(count)
         ]
+        deaths = 0
         try:
             while running:
                 for process in list(running):
@@ -137,17 +158,20 @@ class Bench(contextlib.AbstractContextManager["Bench"]):
                         continue
                     running.remove(process)
                     if code == -9:
+                        deaths += 1
                         running.append(self.program.start(*arguments, dsn=self.server.dsn, stderr=stderr, extra=extra))
                     elif code not in (0, 3):
-                        return f"pgvec work --drain ended with {code}: {stderr.read_text(errors='replace')[-1500:]}"
+                        said = stderr.read_text(errors="replace")[-1500:]
+                        return Drained(deaths, f"pgvec work --drain ended with {code}: {said}")
                 if time.monotonic() > deadline:
-                    return f"the queue does not become empty: {stderr.read_text(errors='replace')[-1500:]}"
-                time.sleep(0.05)
+                    said = stderr.read_text(errors="replace")[-1500:]
+                    return Drained(deaths, f"the queue does not become empty: {said}")
+                time.sleep(0.02)
         finally:
             for process in running:
                 process.kill()
                 process.wait()
-        return None
+        return Drained(deaths)
 
     def counters(self) -> dict[str, int]:
         """Returns the sums of ``pgvec.counters`` over all workers; what the schema does not count, from the logs."""

@@ -1,4 +1,4 @@
-"""What a soak has shown: collected, judged, printed, and written as JSON."""
+"""What a run has shown: collected, judged, printed, and written as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tests.chaos.checker import KINDS, Checked
 from tests.chaos.observer import Recovery
@@ -15,6 +15,17 @@ RESTART_BAR = 5.0
 """Seconds from when the server accepts connections."""
 KILL_BAR = 2.0
 """Seconds on top of the lease."""
+
+
+class Outcome(Protocol):
+    """What every scenario ends with."""
+
+    @property
+    def right(self) -> bool: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+    def lines(self) -> list[str]: ...
 
 
 @dataclass
@@ -96,6 +107,8 @@ class Summary:
     failures: list[str]
     """What else went wrong: processes that ended by themselves, a drain that failed."""
     notes: list[str] = field(default_factory=list)
+    measured: dict[str, Any] = field(default_factory=dict)
+    """What only this scenario measures."""
 
     @property
     def right(self) -> bool:
@@ -125,6 +138,7 @@ class Summary:
             "poison found": self.checked.poison - self.checked.problems["poison missed"],
             "jobs unfinished": self.checked.unfinished,
             "recoveries": {one.name: one.as_dict() for one in self.recoveries},
+            **self.measured,
             "failures": self.failures,
             "notes": self.notes,
             "problems": self.checked.details,
@@ -133,10 +147,11 @@ class Summary:
     def lines(self) -> list[str]:
         checked = self.checked
         counts = checked.problems
+        faults = [f"{count} {kind}" for kind, count in self.faults.items() if count]
         lines = [
             f"{self.scenario}: seed {self.seed}, {self.minutes:.1f} minutes, {self.workers} workers, "
             f"lease {self.lease:g} s, live changes {'on' if self.sync else 'off (enqueued again)'}",
-            "faults: " + ", ".join(f"{count} {kind}" for kind, count in self.faults.items() if count),
+            f"faults: {', '.join(faults) or 'none'}",
             f"reclaims {self.counters['jobs_reclaimed']}, zombie writes refused {self.counters['writes_refused']}, "
             f"processes killed by poison {self.poisoned}",
             f"source changes {self.changes}; users: " + ", ".join(f"{n} {kind}" for kind, n in self.users.items()),

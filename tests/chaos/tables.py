@@ -45,6 +45,8 @@ class Table:
     """Arguments of ``pgvec enqueue`` after the table's name."""
     rows: int
     chunked: bool = False
+    truncated: bool = False
+    """Users empty it now and then."""
 
     @property
     def key(self) -> sql.Composed:
@@ -133,6 +135,7 @@ TAGS = Table(
     _bigint,
     ("--text", "body", "--rows-per-job", "50", "--no-chunking", *_HASHING),
     rows=200,
+    truncated=True,
 )
 TABLES = (DOCS, PLACES, CARDS, TAGS)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -20,6 +20,8 @@ from tests.chaos.server import Server
 from tests.chaos.tables import POISON, TABLES, Connection, Key, Table, body, by_name
 
 Operation = Callable[["User", Table], int]
+Operations = Mapping[str, tuple[float, Operation]]
+"""By name: how often, relative to the others, and what is done."""
 
 _RUNNING = """
     SELECT v.name, j.kind, coalesce(j.checkpoint, j.lower_key), j.keys,
@@ -39,7 +41,13 @@ class User:
     """One thread; ``changes`` and ``done`` are right once it has ended."""
 
     def __init__(
-        self, server: Server, seed: str, per_second: float, poison: float, tables: Sequence[Table] = TABLES
+        self,
+        server: Server,
+        seed: str,
+        per_second: float,
+        poison: float,
+        tables: Sequence[Table],
+        operations: Operations,
     ) -> None:
         """``per_second`` counts operations, ``poison`` is the probability that a new text is poisonous."""
         self.changes = 0
@@ -52,6 +60,7 @@ class User:
         self._per_second = per_second
         self._poison = poison
         self._tables = tables
+        self._operations = operations
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="user", daemon=True)
         self._connection: Connection | None = None
@@ -80,7 +89,7 @@ class User:
         return self._connection
 
     def _run(self) -> None:
-        names, weights = zip(*((name, weight) for name, (weight, _) in OPERATIONS.items()), strict=True)
+        names, weights = zip(*((name, weight) for name, (weight, _) in self._operations.items()), strict=True)
         try:
             while not self._stop.wait(self._random.expovariate(self._per_second)):
                 name = self._random.choices(names, weights)[0]
@@ -94,7 +103,7 @@ class User:
                 self._connection.close()
 
     def _try(self, name: str, table: Table) -> None:
-        _, operation = OPERATIONS[name]
+        _, operation = self._operations[name]
         changed = 0
         try:
             if self._connection is None or self._connection.closed:
@@ -222,11 +231,12 @@ class User:
         return changed + self.insert(table)
 
     def truncate(self, table: Table) -> int:
-        """Empties the small table and fills it anew, in one transaction or in two."""
-        table = by_name("tags")
-        if table not in self._tables:
+        """Empties a table and fills it anew, in one transaction."""
+        truncated = [one for one in self._tables if one.truncated]
+        if not truncated:
             return self.update_other(table)
-        count = self.connection.execute("SELECT count(*) FROM tags").fetchone()
+        table = self._random.choice(truncated)
+        count = self.connection.execute(f"SELECT count(*) FROM {table.name}".encode()).fetchone()
         self._execute("TRUNCATE {table}", table, [])
         filled = sum(self.insert(table) for _ in range(self._random.randrange(table.rows)))
         return filled + (int(count[0]) if count else 0)
@@ -260,7 +270,7 @@ class User:
         return changed
 
 
-OPERATIONS: dict[str, tuple[float, Operation]] = {
+OPERATIONS: Operations = {
     "insert": (20, User.insert),
     "update text": (20, User.update_text),
     "update other": (8, User.update_other),
@@ -289,8 +299,9 @@ class Users:
         per_second: float,
         poison: float,
         tables: Sequence[Table] = TABLES,
+        operations: Operations = OPERATIONS,
     ) -> None:
-        self._users = [User(server, f"{seed}/user/{i}", per_second, poison, tables) for i in range(count)]
+        self._users = [User(server, f"{seed}/user/{i}", per_second, poison, tables, operations) for i in range(count)]
 
     def start(self) -> None:
         for user in self._users:

@@ -200,6 +200,13 @@ def test_full_text_search_does_not_take_typographic_quotes_for_letters(home: Pat
         assert one(dsn, "SELECT to_tsvector('simple', 'a “word” — here')::text") == "'a':1 'here':3 'word':2"
 
 
+def test_a_users_tables_do_not_land_in_the_schema_that_is_called_like_the_role(home: Path) -> None:
+    with embedded.use(home) as dsn, psycopg.connect(dsn) as connection:
+        connection.execute("CREATE SCHEMA pgvec")
+        connection.execute("CREATE TABLE docs (id int)")
+        assert connection.execute("SELECT 'docs'::regclass::oid = 'public.docs'::regclass").fetchone() == (True,)
+
+
 def test_a_directory_with_other_files_is_refused_and_left_as_it_was(absent: Path) -> None:
     absent.mkdir()
     (absent / "thesis.txt").write_text("mine")

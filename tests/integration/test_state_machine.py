@@ -57,6 +57,8 @@ CHANGES_OF_ONE = st.one_of(
 """The same without the key."""
 SIZES = st.integers(1, 3)
 """Documents in a slice."""
+LISTED = st.sampled_from((1, 2, 1_000))
+"""Keys that a claim makes one list of."""
 
 MOVES = {
     (None, "queued"),
@@ -191,31 +193,15 @@ class Machine(RuleBasedStateMachine):
     # Users.
 
     @precondition(lambda self: self.user is None)
-    @rule(change=CHANGES)
-    def change(self, change: tuple[Any, ...]) -> None:
-        self.users.change(*change)
-
-    @precondition(lambda self: self.user is None)
-    @rule(change=CHANGES)
-    def roll_back_a_change(self, change: tuple[Any, ...]) -> None:
-        with self.bench.connection.transaction(force_rollback=True):
+    @rule(change=CHANGES, commit=st.booleans())
+    def change(self, change: tuple[Any, ...], commit: bool) -> None:
+        with self.bench.connection.transaction(force_rollback=not commit):
             self.users.change(*change)
 
     @precondition(lambda self: self.user is None)
     @rule(hand=hands, nth=st.integers(0, 2), change=CHANGES_OF_ONE, stays_open=st.booleans())
     def change_what_is_being_embedded(self, hand: Hand, nth: int, change: tuple[Any, ...], stays_open: bool) -> None:
-        documents = hand.part.documents
-        if documents:
-            number = self._number(documents[nth % len(documents)].key)
-            if stays_open:
-                self._leave_open(change[0], number, *change[1:])
-            else:
-                self.users.change(change[0], number, *change[1:])
-
-    @precondition(lambda self: self.user is None)
-    @rule(number=KEYS, change=CHANGES_OF_ONE)
-    def begin_a_change(self, number: int, change: tuple[Any, ...]) -> None:
-        self._leave_open(change[0], number, *change[1:])
+        self._change_one_of(hand, nth, change, stays_open=stays_open)
 
     @precondition(lambda self: self.user is not None)
     @rule(commit=st.booleans())
@@ -238,18 +224,20 @@ class Machine(RuleBasedStateMachine):
 
     # Workers.
 
-    @rule(target=workers)
-    def register(self) -> Membership:
-        return self.bench.register()
-
-    @rule(target=hands, member=workers, keys=st.sampled_from((1, 2, 1_000)), size=SIZES)
+    @rule(target=hands, member=workers, keys=LISTED, size=SIZES)
     def claim(self, member: Membership, keys: int, size: int) -> Any:
-        is_gone = self._is_gone(member)
-        job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
-        if job is None:
+        return self._claim(member, keys, size) or multiple()
+
+    @rule(target=hands, member=workers, keys=LISTED, size=SIZES, nth=st.integers(0, 2), change=CHANGES_OF_ONE)
+    def work(self, member: Membership, keys: int, size: int, nth: int, change: tuple[Any, ...]) -> Any:
+        """Claim, read and write, while a user changes what is being embedded."""
+        hand = self._claim(member, keys, size)
+        if hand is None:
             return multiple()
-        assert not is_gone
-        return self._read(Claim(member, job), job, size)
+        if self.user is None:
+            self._change_one_of(hand, nth, change)
+        self._write(hand)
+        return hand
 
     @rule(target=hands, hand=hands, size=SIZES)
     def read_again(self, hand: Hand, size: int) -> Any:
@@ -272,21 +260,16 @@ class Machine(RuleBasedStateMachine):
         """The connection broke; it may be written again."""
         self._write(hand)
 
-    @rule(member=workers)
-    def die(self, member: Membership) -> None:
-        """Or pause for longer than the lease; what it has in hand may be written later, or never."""
+    @rule(target=workers, member=consumes(workers))
+    def die(self, member: Membership) -> Membership:
+        """Or pause for longer than the lease: what it has in hand may be written later, or never."""
         self._let_the_lease_run_out("id = %s", member.worker)
-        queue.reclaim(self.bench.connection)
-        assert self._is_gone(member)
-
-    @rule(member=workers)
-    def beat(self, member: Membership) -> None:
-        is_gone = self._is_gone(member)
-        numbers = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
-        heard = self.bench.connection.execute(
-            statement("queue", "beat"), {**numbers, "models": [], "memory": None, "waiting_for": None}
-        ).fetchone()
-        assert (heard is None) == is_gone
+        assert queue.reclaim(self.bench.connection)[0] == 1
+        beat = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
+        beat |= {"models": [], "memory": None, "waiting_for": None}
+        assert self.bench.connection.execute(statement("queue", "beat"), beat).fetchone() is None
+        assert queue.Claimer(member, None).claim(self.bench.connection) is None
+        return self.bench.register()
 
     @rule(member=workers)
     def release(self, member: Membership) -> None:
@@ -296,17 +279,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def jobs_move_as_they_may(self) -> None:
-        before, self.jobs = self.jobs, self._jobs()
-        for id_ in before.keys() | self.jobs.keys():
-            old, new = before.get(id_), self.jobs.get(id_)
-            move = (old and old["state"], new and new["state"])
-            assert move in MOVES, (move, old, new)
-            if new is not None:
-                assert (new["worker_id"] is not None) == (new["state"] == "running")
-            if old is not None and new is not None:
-                assert new["epoch"] == old["epoch"] + (move == ("queued", "running"))
-                assert new["attempts"] - old["attempts"] <= (move == ("running", "queued"))
-                assert self._reached(new) >= self._reached(old)
+        self._look_at_jobs()
 
     @invariant()
     def with_live_changes_an_empty_queue_means_a_right_destination(self) -> None:
@@ -326,8 +299,6 @@ class Machine(RuleBasedStateMachine):
             self.user.commit()
         self._let_the_lease_run_out("NOT gone")
         queue.reclaim(self.bench.connection)
-        # A second that nobody has to wait for: rows that somebody held are put off.
-        self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL")
         if not self.sync:
             self.bench.plan(self.vectorizer)
         self._work_off()
@@ -335,22 +306,38 @@ class Machine(RuleBasedStateMachine):
         for hand in self.all_hands:
             assert self._write(hand) is Fate.LOST
 
-    def _leave_open(self, *change: Any) -> None:
-        self.user = psycopg.connect(self.bench.dsn)
-        self.user.execute("SET lock_timeout = '5s'")
-        Users(self.user, self.shape).change(*change)
+    def _change_one_of(self, hand: Hand, nth: int, change: tuple[Any, ...], *, stays_open: bool = False) -> None:
+        documents = hand.part.documents
+        number = self._number(documents[nth % len(documents)].key) if documents else nth
+        kind, *arguments = change
+        if stays_open:
+            self.user = psycopg.connect(self.bench.dsn)
+            self.user.execute("SET lock_timeout = '5s'")
+            Users(self.user, self.shape).change(kind, number, *arguments)
+        else:
+            self.users.change(kind, number, *arguments)
 
     def _number(self, key: tuple[str, ...]) -> int:
         return next(number for number in range(6) if tuple(str(part) for part in self.shape.keys(number)) == key)
-
-    def _is_gone(self, member: Membership) -> bool:
-        return bool(self.bench.value("SELECT gone FROM pgvec.workers WHERE id = %s", member.worker))
 
     def _let_the_lease_run_out(self, which: str, *parameters: Any) -> None:
         self.bench.sql(f"UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour' WHERE {which}", *parameters)
 
     def _jobs(self) -> dict[int, dict[str, Any]]:
         return {job["id"]: job for (job,) in self.bench.sql("SELECT to_jsonb(j) FROM pgvec.jobs j")}
+
+    def _look_at_jobs(self) -> None:
+        before, self.jobs = self.jobs, self._jobs()
+        for id_ in before.keys() | self.jobs.keys():
+            old, new = before.get(id_), self.jobs.get(id_)
+            move = (old and old["state"], new and new["state"])
+            assert move in MOVES, (move, old, new)
+            if new is not None:
+                assert (new["worker_id"] is not None) == (new["state"] == "running")
+            if old is not None and new is not None:
+                assert new["epoch"] == old["epoch"] + (move == ("queued", "running"))
+                assert new["attempts"] - old["attempts"] <= (move == ("running", "queued"))
+                assert self._reached(new) >= self._reached(old)
 
     def _reached(self, job: dict[str, Any]) -> tuple[Any, ...]:
         """How far a job has come, in an order of its own."""
@@ -359,6 +346,11 @@ class Machine(RuleBasedStateMachine):
         if job["checkpoint"] is None:
             return (0,)
         return 1, position(job["checkpoint"]) if job["kind"] == "keys" else self.shape.parse(job["checkpoint"])
+
+    def _claim(self, member: Membership, keys: int, size: int) -> Hand | None:
+        job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
+        self._look_at_jobs()
+        return None if job is None else self._read(Claim(member, job), job, size)
 
     def _read(self, claim: Claim, job: Job, rows: int) -> Hand:
         hand = Hand(claim, self.bench.read(self.vectorizer, job, rows))
@@ -380,6 +372,8 @@ class Machine(RuleBasedStateMachine):
         if written.fate is Fate.LOST:
             assert self._everything() == before
         else:
+            # Rows that somebody holds are put off for a second, which here nobody waits for.
+            self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL WHERE run_after IS NOT NULL")
             hand.claim.job = written.job
             hand.claim.over = part.last
         return written.fate
@@ -408,9 +402,9 @@ class Machine(RuleBasedStateMachine):
         assert {tuple(key) for (key,) in self.bench.sql("SELECT key FROM pgvec.failures")} == poison
 
     def _everything(self) -> list[Any]:
-        tables = ("docs", "pgvec.jobs", "pgvec.failures", "pgvec.counters")
+        tables = ["docs", "pgvec.jobs", "pgvec.failures", "pgvec.counters"]
         if not self.vectorizer.into_column:
-            tables += ("docs_vectors",)
+            tables.append("docs_vectors")
         return [self.bench.sql(f"SELECT t::text FROM {table} t ORDER BY 1") for table in tables]
 
     def _clean(self) -> None:
@@ -423,7 +417,7 @@ class Machine(RuleBasedStateMachine):
 
 def _run(bench: Bench, shape: Shape, *, sync: bool) -> None:
     machine = type("Machine", (Machine,), {"bench": bench, "shape": shape, "sync": sync})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=25, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True

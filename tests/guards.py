@@ -1,0 +1,195 @@
+"""``python -m tests.guards``: takes out a guard after the other, in a copy, and sees the test about it turn red.
+
+A guard is a piece of text of the program that is replaced once. What is not found any more is an error, so that this
+list cannot rot in silence. Not a part of the test run: each guard costs a start of the test server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "pyproject.toml")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What stands where, what stands there without it, and the test that has to notice."""
+
+    name: str
+    file: str
+    text: str
+    without: str
+    test: str
+
+
+GUARDS = [
+    Guard(
+        "1: a write is one transaction",
+        "pgvec_queue/database.py",
+        "    doing = stage.get()\n    with connection.transaction():\n",
+        "    doing = stage.get()\n    if True:\n",
+        "tests/integration/test_invariants.py::test_1_together_or_not_at_all",
+    ),
+    Guard(
+        "2: the second look at the source",
+        "pgvec_queue/writing.py",
+        "elif now is not None and now[0] != item.document.hash:",
+        "elif False:",
+        "tests/integration/test_invariants.py::test_2_right_when_idle",
+    ),
+    Guard(
+        "2: the lock between ranges and lists of keys",
+        "pgvec_queue/writing.py",
+        '            connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})\n',
+        "",
+        "tests/integration/test_write_protocol.py::test_a_list_of_keys_waits_for_a_range_that_is_being_written",
+    ),
+    Guard(
+        "2: chunks of rows that are gone are deleted",
+        "pgvec_queue/writing_table.py",
+        "        result.chunks_deleted += _delete_orphans(connection, fragments, part)\n",
+        "",
+        "tests/integration/test_write_protocol.py::"
+        "test_a_row_that_was_deleted_since_the_read_gets_no_vectors_and_loses_its_old_ones",
+    ),
+    Guard(
+        "3: the fence",
+        "pgvec_queue/writing.py",
+        "if not _fence(connection, job, member):",
+        "if False:",
+        "tests/integration/test_invariants.py::test_3_fenced",
+    ),
+    Guard(
+        "3: the epoch in the fence",
+        "sql/writing.sql",
+        "AND worker_id = %(worker)s AND epoch = %(epoch)s",
+        "AND worker_id = %(worker)s AND %(epoch)s > 0",
+        "tests/integration/test_write_protocol.py::test_an_old_epoch_of_the_same_worker_writes_nothing",
+    ),
+    Guard(
+        "3: the world in the fence",
+        "sql/writing.sql",
+        "  AND pgvec.world() = %(world)s\nFOR NO KEY UPDATE;",
+        "FOR NO KEY UPDATE;",
+        "tests/integration/test_worlds.py::"
+        "test_a_worker_from_before_a_restore_writes_nothing_into_the_restored_database",
+    ),
+    Guard(
+        "3: a worker that was declared gone beats no more",
+        "sql/queue.sql",
+        "WHERE id = %(worker)s AND NOT gone AND pgvec.world()",
+        "WHERE id = %(worker)s AND pgvec.world()",
+        "tests/integration/test_worker.py::test_a_worker_that_was_declared_gone_starts_afresh_under_a_new_id",
+    ),
+    Guard(
+        "5: halving",
+        "pgvec_queue/worker/embedding.py",
+        "            if error.kind is not Kind.ROW:\n                raise\n            if len(documents) == 1:",
+        "            raise\n            if len(documents) == 1:",
+        "tests/integration/test_invariants.py::test_5_one_bad_row_costs_one_row",
+    ),
+    Guard(
+        "6: jobs without a living worker return",
+        "sql/queue.sql",
+        "AND NOT EXISTS (SELECT FROM pgvec.workers w WHERE w.id = j.worker_id AND NOT w.gone)\n    ORDER BY j.id",
+        "AND false\n    ORDER BY j.id",
+        "tests/integration/test_invariants.py::test_6_nothing_is_stuck",
+    ),
+    Guard(
+        "6: others are judged only after a lease of one's own",
+        "pgvec_queue/worker/heartbeat.py",
+        "now - self._unbroken_since >= self.lease and now >= self._reclaim_at",
+        "now >= self._reclaim_at",
+        "tests/integration/test_worker.py::test_a_worker_judges_nobody_before_its_own_heart_beat_for_a_lease",
+    ),
+    Guard(
+        "7: whoever was told to leave is not counted",
+        "sql/queue.sql",
+        "w.state = 'stopping')",
+        "w.state = 'never')",
+        "tests/integration/test_poison.py::test_a_worker_that_dies_while_it_leaves_counts_no_attempt",
+    ),
+    Guard(
+        "8: a list holds a thousand keys",
+        "sql/sync.sql",
+        "FROM pgvec_old pgvec_o FULL JOIN",
+        "FROM pgvec_old pgvec_o CROSS JOIN (VALUES (1), (2)) twice FULL JOIN",
+        "tests/integration/test_invariants.py::test_8_the_queue_grows_with_jobs_not_rows",
+    ),
+    Guard(
+        "9: the database's clock at the moment",
+        "sql/queue.sql",
+        "beat_at < clock_timestamp() - lease",
+        "beat_at < now() - lease",
+        "tests/integration/test_invariants.py::test_9_the_database_s_clock_is_the_only_clock",
+    ),
+    Guard(
+        "10: a slice is bounded by bytes",
+        "pgvec_queue/worker/reader.py",
+        "SLICE_BYTES = 8 * 1024 * 1024",
+        "SLICE_BYTES = 8 * 1024 * 1024 * 1024",
+        "tests/integration/test_invariants.py::test_10_memory_is_bounded",
+    ),
+    Guard(
+        "sync: only what changes the text is queued",
+        "sql/sync.sql",
+        "OR ROW({old_values})::record *<> ROW({new_values})::record",
+        "OR true",
+        "tests/integration/test_sync.py::test_what_changes_no_text_queues_nothing",
+    ),
+    Guard(
+        "poison: a sick model quarantines nothing",
+        "pgvec_queue/worker/writer.py",
+        "if not self._embedded.add(vectorizer, fates) or not failed:",
+        "if True:",
+        "tests/integration/test_poison.py::test_a_model_that_fails_most_documents_is_sick_and_quarantines_none",
+    ),
+]
+
+
+def main() -> int:
+    """Prints a line per guard; returns 1 when a test stayed green without its guard, or a guard is not there."""
+    chosen = [guard for guard in GUARDS if len(sys.argv) < 2 or any(word in guard.name for word in sys.argv[1:])]
+    bad = 0
+    for guard in chosen:
+        with tempfile.TemporaryDirectory(prefix="pgvec-guard-") as directory:
+            verdict, red = _without(guard, Path(directory))
+        bad += not red
+        print(f"{'red  ' if red else 'GREEN'} without {guard.name}\n      {guard.test.rpartition('::')[2]}: {verdict}")
+    return 1 if bad else 0
+
+
+def _without(guard: Guard, directory: Path) -> tuple[str, bool]:
+    for part in _PARTS:
+        source = _ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, directory / part)
+    path = directory / guard.file
+    before = path.read_text()
+    if before.count(guard.text) < 1:
+        return "the guard is not where this list says", False
+    path.write_text(before.replace(guard.text, guard.without, 1))
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", guard.test],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(directory)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = re.findall(r"^E +(.+)$", ran.stdout, re.MULTILINE)
+    return (errors[0][:150] if errors else ran.stdout.strip().splitlines()[-1]), ran.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
