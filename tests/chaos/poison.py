@@ -164,7 +164,7 @@ def _fill(bench: Bench, random: Random, rows: int, poisoned: int, words: Sequenc
     with bench.server.connect() as connection:
         connection.execute("TRUNCATE texts")
         if connection.execute("SELECT to_regclass('texts_vectors')").fetchone() != (None,):
-            bench.program.must("drop", "texts", dsn=bench.server.dsn)
+            bench.program.must("drop", "texts", "--yes", dsn=bench.server.dsn)
             connection.execute("DROP TABLE texts_vectors")
         with connection.cursor().copy("COPY texts FROM STDIN") as copy:
             for key in range(1, rows + 1):

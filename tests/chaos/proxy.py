@@ -60,6 +60,10 @@ class Proxy:
         self._open: set[asyncio.StreamWriter] = set()
         network.run(self._listen())
 
+    def retarget(self, port: int) -> None:
+        """Connections that are made from now on go to another server."""
+        self._target_port = port
+
     def cut(self) -> None:
         self.state = "cut"
         self._network.run(self._cut())

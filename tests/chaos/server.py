@@ -101,6 +101,23 @@ class Server:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             connection.execute("CREATE EXTENSION vector")
 
+    def create_standby(self, primary: Server) -> None:
+        """Makes the cluster as a streaming standby of another one, and starts it."""
+        data = self.directory / "data"
+        data.mkdir(mode=0o700)
+        if self._account is not None:
+            os.chown(data, self._account.uid, self._account.gid)
+        source = f"host=127.0.0.1 port={primary.port} user=postgres"
+        options = ("-D", str(data), "-d", source, "--checkpoint=fast", "--write-recovery-conf", "--no-sync")
+        status, output = embedded_programs.run(
+            self._programs / "pg_basebackup", *options, account=self._account, cwd=self.directory
+        )
+        if status:
+            raise RuntimeError(f"pg_basebackup: {embedded_programs.reason(output)}")
+        with (data / "postgresql.conf").open("a") as file:
+            file.write(f"port = {self.port}\n")
+        self.start()
+
     def start(self) -> None:
         """Starts it and waits until it takes connections."""
         self._launch()
