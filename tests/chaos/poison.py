@@ -21,7 +21,12 @@ DELAY = 0.006
 """Seconds per embedded text."""
 BAR = 1.2
 """Times what a run takes without poison."""
-KINDS: dict[str, tuple[str, ...]] = {"none": (), "refused": ("refuse",), "mixed": HARMLESS}
+KINDS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "not finite": ("nan", "inf"),
+    "refused": ("refuse",),
+    "mixed": HARMLESS,
+}
 """The faults of each kind of run."""
 _LEASE = 30.0
 _KILL_DELAY = 0.002

@@ -115,7 +115,7 @@ inline claim(j) {
     jobs[j].epoch++;
     jobs[j].worker = me
 }
-/* queue.sql, claim_keys: other lists that are queued become part of this one. */
+/* queue.sql, claim_keys: other lists that are queued become part of this one. With -DSINGLY they do not. */
 inline merge(j) {
     if
 #ifndef SINGLY
@@ -199,7 +199,7 @@ inline look() {
     fi
 }
 
-/* writing.sql: delete_listed and copy, requeue, checkpoint or finish; all visible at once. */
+/* writing.sql: delete_listed and copy, requeue, checkpoint, finish or finish_list; all visible at once. */
 inline commit() {
 #ifndef DAMAGE_ONLY
     assert(STILL_MINE);
