@@ -39,6 +39,8 @@ _REFERENCING = {
 _PLAIN = frozenset(
     {"smallint", "integer", "bigint", "oid", "uuid", "text", "character varying", "character", "numeric"}
 )
+_EXACT = frozenset({"smallint", "integer", "bigint", "oid", "uuid"})
+_TEXTS = frozenset({"text", "character varying"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +281,31 @@ def _body(connection: Connection, source: Relation, vectorizer: Vectorizer) -> s
             ),
             no_old=sql.SQL("{} IS NULL").format(column(old, keys[0])),
             no_new=sql.SQL("{} IS NULL").format(column(new, keys[0])),
-            old_values=listed([column(old, name) for name in watched]),
-            new_values=listed([column(new, name) for name in watched]),
+            changed=_changed(source, watched),
         )
         .as_string(connection)
     )
+
+
+def _changed(source: Relation, watched: Sequence[str]) -> sql.Composed:
+    """The condition that a row is another than before, in the columns that matter."""
+    old, new = "pgvec_o", "pgvec_n"
+    conditions = []
+    rest = []
+    for name in watched:
+        if source.columns[name].base_type in _TEXTS:
+            # Half the price of comparing records.
+            parts = {"old": sql.Identifier(old, name), "new": sql.Identifier(new, name)}
+            conditions.append(statement("sync", "text_changed").format(**parts))
+        else:
+            rest.append(name)
+    if rest:
+        lists = {
+            side: sql.SQL(", ").join(sql.Identifier(alias, name) for name in rest)
+            for side, alias in (("old", old), ("new", new))
+        }
+        conditions.append(statement("sync", "values_changed").format(**lists))
+    return sql.SQL(" OR ").join(conditions) if conditions else sql.Composed([sql.SQL("false")])
 
 
 def _as(value: sql.Composable, name: str) -> sql.Composed:
@@ -297,7 +319,9 @@ def _watched(connection: Connection, source: Relation, vectorizer: Vectorizer) -
     """
     read = _filter_columns(connection, source, vectorizer.key_columns[0], vectorizer.filter)
     shown = Template.parse(vectorizer.template).columns if vectorizer.template else ()
-    wanted = {*vectorizer.key_columns, *vectorizer.text_columns, *shown, *(name for name in read if name is not None)}
+    # Where a key of these types is equal to another, it is the same.
+    keys = (name for name in vectorizer.key_columns if source.columns[name].base_type not in _EXACT)
+    wanted = {*keys, *vectorizer.text_columns, *shown, *(name for name in read if name is not None)}
     roles = vectorizer.destination_roles
     own = {roles.embedding, roles.source_hash} if vectorizer.into_column else set()
     if own & wanted:

@@ -48,6 +48,13 @@ UNION ALL
 SELECT NULL FROM pg_catalog.pg_index
 WHERE indexrelid = 'pg_temp.pgvec_filter'::regclass AND indpred::text LIKE '%:varattno 0 %';
 
+-- name: text_changed
+{old} COLLATE "C" IS DISTINCT FROM {new} COLLATE "C"
+
+-- name: values_changed
+-- Byte by byte, so it takes every type; without the casts the rows would be taken apart by column.
+ROW({old})::record *<> ROW({new})::record
+
 -- name: create_function
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{settings}
@@ -62,7 +69,6 @@ AS {body};
 -- The keys are collected apart from where they are written: there the user's statement is shielded from a definition
 -- that no longer fits the table, and a block that writes would cost every statement a subtransaction's number.
 -- Old and new rows meet in a FULL JOIN, which is planned as a hash or merge join whatever it was first planned for.
--- *<> compares records byte by byte, so it takes every type; without the casts it would be taken apart by column.
 #variable_conflict use_column
 DECLARE
     pgvec_lists jsonb[];
@@ -96,8 +102,7 @@ BEGIN
             FROM (SELECT jsonb_agg(jsonb_build_array({keys})) AS pgvec_keys, count(*)::integer AS pgvec_size
                   FROM (SELECT {either_keys}, (row_number() OVER () - 1) / 1000 AS pgvec_part
                         FROM pgvec_old pgvec_o FULL JOIN pgvec_new pgvec_n ON {same_key}
-                        WHERE {no_old} OR {no_new}
-                           OR ROW({old_values})::record *<> ROW({new_values})::record) pgvec_k
+                        WHERE {no_old} OR {no_new} OR {changed}) pgvec_k
                   GROUP BY pgvec_k.pgvec_part) pgvec_l;
         END IF;
     EXCEPTION WHEN syntax_error_or_access_rule_violation THEN

@@ -29,7 +29,7 @@ class History:
     untouched: int
     """Rows that never changed since they were there; embedded once, by the check and since nothing is needless."""
     twice: int
-    """Embeddings of a text with which the row had been embedded already: made in vain, like those thrown away."""
+    """Embeddings of a text with which the row had been embedded already."""
     needless: list[str]
     """One line per row that was embedded more often than it changed."""
 

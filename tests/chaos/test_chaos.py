@@ -11,10 +11,13 @@ import pytest
 from tests.chaos.bench import Bench
 from tests.chaos.checker import Checked, check
 from tests.chaos.driver import Draw, Driver, draw
+from tests.chaos.history import record, recorded
+from tests.chaos.poison import poison
 from tests.chaos.strangers import Stranger, end_a_backend
 from tests.chaos.tables import POISON, TABLES, Table, by_name
 from tests.chaos.users import Users
 from tests.chaos.workers import Worker
+from tests.chaos.writers import writers
 from tests.waiting import wait_until
 
 LEASE = 2.0
@@ -372,6 +375,48 @@ def test_the_check_sees_whatever_is_wrong(chaos: Chaos) -> None:
         "poison missed": 1,
         "poison false": 1,
     }
+
+
+def test_many_writers_at_once_leave_the_destination_as_the_source_and_no_row_is_embedded_for_nothing() -> None:
+    summary = writers(seed=2, seconds=6.0, kills=True, filling=False, share=0.1)
+    assert summary.checked.right
+    assert summary.failures == []
+    assert summary.faults["kill"]
+    assert summary.changes > 100
+    assert 0 < summary.measured["documents embedded for it"] <= summary.measured["documents changed"]
+
+
+def test_the_log_shows_rows_that_were_embedded_though_they_did_not_change(chaos: Chaos) -> None:
+    assert chaos.settled().right
+    record(chaos.server, TABLES)
+    try:
+        with chaos.server.connect() as connection:
+            connection.execute("UPDATE cards SET note = note + 1")
+            connection.execute("UPDATE places_vectors SET chunk = chunk")
+            connection.execute("INSERT INTO tags (id, body) VALUES (-5000, 'a new one')")
+        assert chaos.settled().right
+        assert {line.split()[0] for line in recorded(chaos.server).needless} == {"places"}
+        with chaos.server.connect() as connection:
+            connection.execute("UPDATE cards SET embedding = embedding WHERE embedding IS NOT NULL")
+            connection.execute("UPDATE tags SET body = 'another one' WHERE id = -5000")
+        assert chaos.settled().right
+        log = recorded(chaos.server)
+        assert {line.split()[0] for line in log.needless} == {"cards", "places"}
+        assert log.changed == 2
+        assert log.twice == len(log.needless)
+    finally:
+        with chaos.server.connect() as connection:
+            connection.execute("DROP FUNCTION chaos_version, chaos_embedding CASCADE")
+            connection.execute("DROP TABLE chaos_versions, chaos_embeddings")
+            connection.execute("DROP FUNCTION chaos_key, chaos_document")
+
+
+def test_poison_costs_no_row_but_itself_however_it_shows() -> None:
+    cost = poison(seed=1, runs=1, lease=1.0, rows=60, poisoned=4, delay=0.001, workers=(1,))
+    assert cost.failures == []
+    assert all(len(times) == 1 for times in cost.seconds.values())
+    assert cost.killed[0].deaths == 4
+    assert cost.killed[0].quarantined is not None
 
 
 def test_a_seed_gives_the_same_faults_again_and_enough_of_them() -> None:

@@ -110,9 +110,10 @@ PLANNING = {
 WORKING = {**PLANNING, "search_path": "", "TimeZone": "America/New_York", "DateStyle": "SQL, DMY"}
 
 
+@pytest.mark.parametrize("sync", [False, True], ids=["", "sync"])
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_each_kind_of_key_gives_exactly_the_right_vectors_and_then_embeds_only_what_changed(
-    bench: Bench, keys: Keys
+    bench: Bench, keys: Keys, sync: bool
 ) -> None:
     bench.sql("CREATE SCHEMA own")
     _set(bench, PLANNING)
@@ -123,21 +124,34 @@ def test_each_kind_of_key_gives_exactly_the_right_vectors_and_then_embeds_only_w
         bench.sql(f"INSERT INTO docs VALUES ({value}, {n}, 'document {n}')")
 
     def enqueue() -> tuple[Vectorizer, Vectorizer]:
-        table = bench.enqueue("docs", "body", rows_per_job=2)
-        column = bench.enqueue("docs", "body", name="column", into_column="v", store="halfvec", rows_per_job=4)
+        table = bench.enqueue("docs", "body", rows_per_job=2, sync=sync)
+        column = bench.enqueue(
+            "docs", "body", name="column", into_column="v", store="halfvec", rows_per_job=4, sync=sync
+        )
+        return table, column
+
+    def work() -> None:
         _set(bench, WORKING)
         work_off(bench)
         _set(bench, PLANNING)
-        return table, column
 
     both = enqueue()
+    work()
     assert_right(bench, *both)
     assert [_embedded(bench, one) for one in both] == [6, 6]
     bench.sql("UPDATE docs SET body = 'changed' WHERE n = 1")
     bench.sql("DELETE FROM docs WHERE n = 3")
     bench.sql("UPDATE docs SET body = NULL WHERE n = 4")
     bench.sql(f"INSERT INTO docs VALUES ({keys.values[-1]}, 6, 'added')")
-    enqueue()
+    bench.sql("UPDATE docs SET n = n + 10")
+    if not sync:
+        enqueue()
+    work()
+    assert [_embedded(bench, one) for one in both] == [8, 8]
+    if sync:
+        assert [found(bench, one) for one in both] == [expected(bench, one) for one in both]
+        both = enqueue()
+        work()
     assert_right(bench, *both)
     assert [_embedded(bench, one) for one in both] == [8, 8]
 
@@ -154,7 +168,7 @@ def test_any_name_can_be_used_for_schema_table_key_text_and_destination(bench: B
     bench.sql(f"CREATE TABLE {quoted}.{mapped} ({quoted} text, {text} vector)")
     source, where = quoted_name(name, name), f"{quoted} < 6"
     both = [
-        bench.enqueue(source, name + "2", name=name, where=where, rows_per_job=2),
+        bench.enqueue(source, name + "2", name=name, where=where, rows_per_job=2, sync=True),
         bench.enqueue(source, name + "2", name="column", into_column=name + " v", where=where, rows_per_job=2),
     ]
     mapping = {"key": [name], "embedding": [name + "2"]}
