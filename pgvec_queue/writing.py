@@ -35,7 +35,7 @@ def write(
     vectorizer = fragments.vectorizer
     job = part.job
     joins = "on" if vectorizer.destination_ordered else "off"
-    with transaction(connection, statement_timeout=60, lock_timeout=30):
+    with transaction(connection, statement_timeout=60, lock_timeout=10):
         if not _fence(connection, job, member):
             return Written(Fate.LOST, job)
         connection.execute(statement("reading", "local_settings"), {"joins": joins})

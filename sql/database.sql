@@ -10,6 +10,8 @@ SELECT set_config('TimeZone', 'UTC', true),
        set_config('statement_timeout', %(statement_timeout)s, true),
        set_config('lock_timeout', %(lock_timeout)s, true),
        set_config('idle_in_transaction_session_timeout', '60s', true),
+       -- A backend that waits for a lock does not see its client die otherwise, and keeps the job's row locked meanwhile.
+       CASE WHEN version() LIKE '%%linux%%' THEN set_config('client_connection_check_interval', '1s', true) END,
        set_config('application_name', coalesce(%(application_name)s, current_setting('application_name')), true),
        set_config('transaction_read_only', %(read_only)s, true);
 

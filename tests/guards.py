@@ -111,6 +111,14 @@ GUARDS = [
         "tests/integration/test_worker.py::test_a_worker_judges_nobody_before_its_own_heart_beat_for_a_lease",
     ),
     Guard(
+        "6: a backend that waits for a lock sees its client die",
+        "sql/database.sql",
+        "set_config('client_connection_check_interval', '1s', true)",
+        "NULL",
+        "tests/integration/test_write_protocol.py::"
+        "test_a_job_whose_dead_worker_was_waiting_for_a_lock_is_free_within_seconds",
+    ),
+    Guard(
         "7: whoever was told to leave is not counted",
         "sql/queue.sql",
         "w.state = 'stopping')",

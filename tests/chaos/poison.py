@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from tests.chaos.bench import Bench
-from tests.chaos.tables import HARMLESS, MODEL, POISON, Table, sentence
+from tests.chaos.tables import HARMLESS, MODEL, POISON, Table, faults, sentence
 
 ROWS = 1_000
 POISONED = 10
@@ -40,8 +40,11 @@ _TEXTS = Table(
     ("--text", "body", "--no-chunking", "--embedder", "hashing", "--model", MODEL),
     rows=0,
 )
+_NOW = "SELECT clock_timestamp()"
 _RUN = """
-    SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8 FROM pgvec.jobs WHERE state = 'done'"""
+    SELECT extract(epoch FROM max(finished_at) - min(claimed_at))::float8 FROM pgvec.jobs WHERE claimed_at >= %s"""
+_QUARANTINED = "SELECT extract(epoch FROM max(last_at) - %s)::float8 FROM pgvec.failures"
+_DONE = "SELECT extract(epoch FROM max(finished_at) - %s)::float8 FROM pgvec.jobs"
 _UNFINISHED = "SELECT count(*) FROM pgvec.jobs WHERE state IN ('queued', 'running')"
 # Embedded are those with a vector of their present text.
 _EMBEDDED = """
@@ -70,7 +73,7 @@ class Cost:
     seed: int
     rows: int
     poisoned: int
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    seconds: dict[str, list[float]]
     """Of each run, by kind."""
     killed: list[Killed] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Cost:
 
     @property
     def _too_slow(self) -> list[str]:
-        return [kind for kind in KINDS if self.ratio(kind) > self.bar]
+        return [kind for kind in self.seconds if self.ratio(kind) > self.bar]
 
     @property
     def right(self) -> bool:
@@ -95,7 +98,7 @@ class Cost:
             "rows": self.rows,
             "poison": self.poisoned,
             "seconds": {kind: [round(one, 2) for one in times] for kind, times in self.seconds.items()},
-            "ratios": {kind: round(self.ratio(kind), 3) for kind in KINDS if kind != "none"},
+            "ratios": {kind: round(self.ratio(kind), 3) for kind in self.seconds if kind != "none"},
             "bar": self.bar,
             "killers": [vars(one) for one in self.killed],
             "failures": self.failures,
@@ -127,39 +130,36 @@ def poison(
     rows: int = ROWS,
     poisoned: int = POISONED,
     delay: float = DELAY,
+    kinds: Sequence[str] = tuple(KINDS),
     workers: Sequence[int] = (1, 2),
 ) -> Cost:
     """Runs each kind so often, by turns; then a row that kills once for each number of ``workers`` with ``lease``."""
-    cost = Cost(seed, rows, poisoned)
+    cost = Cost(seed, rows, poisoned, {kind: [] for kind in kinds})
     random = Random(f"{seed}/poison")
     with Bench(seed=seed, lease=_LEASE, delay=delay, tables=(_TEXTS,), sync=False) as bench:
         bench.fill()
         for turn in range(runs):
-            kinds = list(KINDS)
             # Whatever slows the machine down for a while meets all of them.
-            for kind in kinds[turn % len(kinds) :] + kinds[: turn % len(kinds)]:
+            first = turn % len(kinds)
+            for kind in (*kinds[first:], *kinds[:first]):
                 words = [POISON[name] for name in KINDS[kind]]
                 bad = _fill(bench, random, rows, poisoned if words else 0, words)
-                drained = bench.drain_supervised(1)
-                _check(bench, cost, kind, drained.failure, rows, bad)
-                cost.seconds[kind].append(float(_value(bench, _RUN)))
+                began = _value(bench, _NOW)
+                failure = bench.drain_supervised(1).failure
+                _check(bench, cost, kind, failure, rows, bad)
+                cost.seconds[kind].append(float(_value(bench, _RUN, began)))
                 _tell(f"poison {kind}: {cost.seconds[kind][-1]:.2f} s")
-    with Bench(seed=seed, lease=lease, delay=min(delay, _KILL_DELAY), tables=(_TEXTS,), sync=False) as bench:
-        bench.fill()
+        bench.fleet.lease, bench.fleet.faults = lease, faults(min(delay, _KILL_DELAY))
         for count in workers:
             bad = _fill(bench, random, rows, 1, [POISON["kill"]])
-            began = _value(bench, "SELECT clock_timestamp()")
+            began = _value(bench, _NOW)
             drained = bench.drain_supervised(count)
             _check(bench, cost, "kill", drained.failure, rows, bad)
-            with bench.server.connect() as connection:
-                times = connection.execute(
-                    "SELECT extract(epoch FROM (SELECT max(last_at) FROM pgvec.failures) - %(began)s)::float8,"
-                    " extract(epoch FROM (SELECT max(finished_at) FROM pgvec.jobs) - %(began)s)::float8",
-                    {"began": began},
-                ).fetchone()
-            assert times is not None
-            cost.killed.append(Killed(count, lease, drained.deaths, *times))
-            _tell(f"a row that kills, {count} supervised: {times[1]:.1f} s")
+            killed = Killed(
+                count, lease, drained.deaths, _value(bench, _QUARANTINED, began), float(_value(bench, _DONE, began))
+            )
+            cost.killed.append(killed)
+            _tell(f"a row that kills, {count} supervised: {killed.done:.1f} s")
     return cost
 
 
@@ -168,9 +168,8 @@ def _fill(bench: Bench, random: Random, rows: int, poisoned: int, words: Sequenc
     bad = sorted(random.sample(range(1, rows + 1), poisoned))
     with bench.server.connect() as connection:
         connection.execute("TRUNCATE texts")
-        if connection.execute("SELECT to_regclass('texts_vectors')").fetchone() != (None,):
-            bench.program.must("drop", "texts", "--yes", dsn=bench.server.dsn)
-            connection.execute("DROP TABLE texts_vectors")
+        if _value(bench, "SELECT to_regclass('texts_vectors')") is not None:
+            connection.execute("TRUNCATE texts_vectors, pgvec.failures")
         with connection.cursor().copy("COPY texts FROM STDIN") as copy:
             for key in range(1, rows + 1):
                 word = f" {words[bad.index(key) % len(words)]}." if key in bad else ""
@@ -193,9 +192,9 @@ def _check(bench: Bench, cost: Cost, kind: str, failure: str | None, rows: int, 
         cost.failures.append(f"with poison {kind}: in quarantine are {listed}, not {bad}")
 
 
-def _value(bench: Bench, query: str) -> Any:
+def _value(bench: Bench, query: str, *parameters: object) -> Any:
     with bench.server.connect() as connection:
-        row = connection.execute(query.encode()).fetchone()
+        row = connection.execute(query.encode(), parameters or None).fetchone()
     return row[0] if row else None
 
 

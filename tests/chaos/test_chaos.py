@@ -378,7 +378,7 @@ def test_the_check_sees_whatever_is_wrong(chaos: Chaos) -> None:
 
 
 def test_many_writers_at_once_leave_the_destination_as_the_source_and_no_row_is_embedded_for_nothing() -> None:
-    summary = writers(seed=2, seconds=6.0, kills=True, filling=False, share=0.1)
+    summary = writers(seed=2, seconds=4.0, kills=True, filling=False, share=0.1)
     assert summary.checked.right
     assert summary.failures == []
     assert summary.faults["kill"]
@@ -412,10 +412,11 @@ def test_the_log_shows_rows_that_were_embedded_though_they_did_not_change(chaos:
 
 
 def test_poison_costs_no_row_but_itself_however_it_shows() -> None:
-    cost = poison(seed=1, runs=1, lease=1.0, rows=60, poisoned=4, delay=0.001, workers=(1,))
+    kinds = ("none", "mixed")
+    cost = poison(seed=1, runs=1, lease=1.0, rows=60, poisoned=4, delay=0.001, kinds=kinds, workers=(1,))
     assert cost.failures == []
     assert all(len(times) == 1 for times in cost.seconds.values())
-    assert cost.killed[0].deaths == 4
+    assert cost.killed[0].deaths >= 4
     assert cost.killed[0].quarantined is not None
 
 

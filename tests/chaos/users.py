@@ -116,7 +116,8 @@ class User:
             self.done[name] += 1
         except _CONFLICTS:
             self.done["conflict"] += 1
-        except psycopg.OperationalError:
+        # A roll-back that was asked for comes through as it is where the connection is lost meanwhile.
+        except (psycopg.OperationalError, psycopg.Rollback):
             self.done["lost connection"] += 1
             if self._connection is not None:
                 self._connection.close()

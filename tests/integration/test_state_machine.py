@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -170,6 +170,9 @@ class Machine(RuleBasedStateMachine):
     shape: ClassVar[Shape]
     sync: ClassVar[bool]
 
+    user: Connection | None = None
+    """Of a transaction that stays open while workers read and write."""
+
     workers = Bundle("workers")
     hands = Bundle("hands")
 
@@ -178,8 +181,6 @@ class Machine(RuleBasedStateMachine):
         bench = self.bench
         bench.sql(f"CREATE TABLE docs (body text, other int DEFAULT 0, {self.shape.columns})")
         self.users = Users(bench.connection, self.shape)
-        self.user: Connection | None = None
-        """Of a transaction that stays open while workers read and write."""
         self.all_hands: list[Hand] = []
         for number, text in enumerate(texts):
             self.users.put(number, text)
@@ -420,7 +421,10 @@ def _run(bench: Bench, shape: Shape, *, sync: bool) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+            max_examples=25,
+            stateful_step_count=30,
+            suppress_health_check=[HealthCheck.too_slow],
+            phases=[Phase.generate, Phase.shrink],
         ),
     )
 

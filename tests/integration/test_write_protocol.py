@@ -12,7 +12,7 @@ import pytest
 from pgvec_queue import queue
 from pgvec_queue.slices import Failure, Fate
 from pgvec_queue.vectorizer import Vectorizer
-from tests.support import Bench
+from tests.support import Bench, pgvec
 from tests.waiting import wait_until
 
 
@@ -256,3 +256,20 @@ def test_a_column_of_a_row_that_somebody_holds_is_cleared_later(bench: Bench, li
     assert bench.sql("SELECT id FROM docs WHERE embedding IS NULL") == [(4,)]
     bench.drain()
     assert bench.sql("SELECT id FROM docs WHERE embedding IS NULL ORDER BY id") == [(3,), (4,)]
+
+
+def test_a_job_whose_dead_worker_was_waiting_for_a_lock_is_free_within_seconds(bench: Bench) -> None:
+    """Its backend holds the job's row, and would see only after the lock's timeout that nobody is there any more."""
+    vectorizer = _documents(bench)
+    with psycopg.connect(bench.dsn) as user:
+        user.execute("LOCK TABLE docs_vectors")
+        dead = pgvec("work", "--lease", "1", dsn=bench.dsn)
+        waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        wait_until(lambda: bench.sql(waiting), 20, what="a write that waits")
+        dead.kill()
+        dead.communicate()
+        wait_until(lambda: not bench.sql(waiting), 5, what="the end of its backend")
+        bench.sql("UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour'")
+        assert queue.reclaim(bench.connection) == (1, 1)
+    bench.drain()
+    assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
