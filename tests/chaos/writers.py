@@ -60,6 +60,9 @@ def writers(
         )
         bench.callback(users.close)
         driver = Driver(bench.fleet, bench.server, bench.observer, users, seed)
+        while len(bench.observer.judges()) < WORKERS:
+            driver.tend()
+            time.sleep(0.05)
         began = time.monotonic()
         users.start()
         driver.run(_kills(seed, seconds) if kills else [], seconds)

@@ -262,7 +262,7 @@ def test_a_job_whose_dead_worker_was_waiting_for_a_lock_is_free_within_seconds(b
     """Its backend holds the job's row, and would see only after the lock's timeout that nobody is there any more."""
     vectorizer = _documents(bench)
     with psycopg.connect(bench.dsn) as user:
-        user.execute("LOCK TABLE docs_vectors")
+        user.execute("LOCK TABLE docs_vectors IN SHARE MODE")
         dead = pgvec("work", "--lease", "1", dsn=bench.dsn)
         waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         wait_until(lambda: bench.sql(waiting), 20, what="a write that waits")
