@@ -60,7 +60,7 @@ def writers(
         )
         bench.callback(users.close)
         driver = Driver(bench.fleet, bench.server, bench.observer, users, seed)
-        while len(bench.observer.judges()) < WORKERS:
+        while not filling and len(bench.observer.judges()) < WORKERS:
             driver.tend()
             time.sleep(0.05)
         began = time.monotonic()
