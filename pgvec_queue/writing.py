@@ -254,7 +254,7 @@ def _record(connection: Connection, part: Slice, result: Written, plan: Plan, wo
     else:
         connection.execute(
             statement("writing", "finish" if part.last else "checkpoint"),
-            {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen},
+            {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen, "alone": job.alone},
         )
     numbers = {
         "vectorizer": job.vectorizer_id,

@@ -124,7 +124,8 @@ WHERE f.vectorizer_id = %(vectorizer)s
 -- name: checkpoint
 -- Step 5. How far the job is, in the transaction that makes it true. Who died before this died of something else.
 UPDATE pgvec.jobs
-SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s, attempts = 0, in_hand = false WHERE id = %(id)s;
+SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s, attempts = 0, in_hand = false, alone = %(alone)s
+WHERE id = %(id)s;
 
 -- name: finish
 UPDATE pgvec.jobs

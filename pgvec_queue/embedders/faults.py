@@ -3,7 +3,7 @@
 ``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text; the value of
 every other entry is a word, and a document whose text contains it
 
-- ``refuse``: makes the call fail with an ``EmbedderError`` of the row's kind;
+- ``refuse``: makes the call fail with an ``EmbedderError`` of the row's kind, before the delay, as an endpoint does;
 - ``nan``, ``inf``: gets a vector that begins with NaN or Inf;
 - ``shape``: makes the whole call return one dimension too few;
 - ``kill``: kills the process (SIGKILL);
@@ -98,6 +98,8 @@ class FaultyEmbedder:
     def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
         """Does as the embedder beneath, unless a text contains one of the words."""
         faults = self._faults
+        if _having(faults.refuse, texts):
+            raise EmbedderError(f"a document contains the word {faults.refuse!r}", Kind.ROW)
         if faults.delay:
             # Not time.sleep, which fails in a process whose clock is changed by faketime.
             threading.Event().wait(faults.delay * len(texts))
@@ -105,8 +107,6 @@ class FaultyEmbedder:
             os.kill(os.getpid(), signal.SIGKILL)
         if _having(faults.hang, texts):
             threading.Event().wait()
-        if _having(faults.refuse, texts):
-            raise EmbedderError(f"a document contains the word {faults.refuse!r}", Kind.ROW)
         vectors = self._embedder.embed_documents(texts, tokens)
         vectors[_having(faults.nan, texts), 0] = np.nan
         vectors[_having(faults.inf, texts), 0] = np.inf

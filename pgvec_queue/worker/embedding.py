@@ -1,7 +1,8 @@
 """The middle stages: documents become chunks, and chunks vectors; nothing of the database is open while they run.
 
-A document that cannot be chunked or embedded costs itself only: the call that it spoilt is made again in halves until
-it is alone, and it goes on to the writer as a failure. An endpoint that is down is waited for; a model that cannot work
+A document that cannot be chunked or embedded costs itself only: the call that it spoilt is made again in parts until
+it is alone, and it goes on to the writer as a failure. Where a spoilt call is as dear as a good one, the next ones are
+small. An endpoint that is down is waited for; a model that cannot work
 blocks its vectorizer; a call that does not come back ends the worker.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,13 @@ LEAVE_WITHIN = 5.0
 LOADING_SECONDS = 1_800.0
 """Longest that a model may take to load, its download included."""
 _GROUP_TOKENS = 16_384
+_PARTS = 8
+"""Into which a spoilt call is divided: of two, most would be spoilt again."""
+_CAREFUL_DOCUMENTS = 8
+_CAREFUL_FOR = 2_000
+"""Documents that are embedded so few at a time after a call was spoilt that cost as much as a good one."""
+_DEAR, _DEAR_SECONDS = 0.3, 0.1
+"""Of the time of a good call, or in seconds as long as that is not known."""
 
 Block = Callable[[Run, str], None]
 Cut = tuple[Document, Sequence[Chunk]]
@@ -138,6 +147,8 @@ class EmbedStage:
         self._out = out
         self._block = block
         self._call_seconds = call_seconds
+        self._careful: Counter[int] = Counter()
+        """Per vectorizer: for how many documents more."""
 
     def run(self) -> None:
         for work in self._source:
@@ -163,7 +174,7 @@ class EmbedStage:
         pairs = list(zip(work.part.documents, work.chunks, strict=True))
         good = [(document, chunks) for document, chunks in pairs if not isinstance(chunks, Failure)]
         try:
-            vectors = self._embed_all(work.embedder, good)
+            vectors = self._embed_all(work.embedder, work.run.job.vectorizer_id, good)
         except EmbedderError as error:
             self._block(work.run, str(error))
             return False
@@ -177,20 +188,25 @@ class EmbedStage:
         self._state.measured(len(good), time.monotonic() - started)
         return True
 
-    def _embed_all(self, embedder: Embedder, documents: Sequence[Cut]) -> list[Embedded]:
+    def _embed_all(self, embedder: Embedder, vectorizer: int, documents: Sequence[Cut]) -> list[Embedded]:
         """Embeds documents in groups short enough to be able to leave between them."""
         embedded: list[Embedded] = []
         told_at: float | None = None
-        for group in _groups(documents, self._group_tokens(embedder)):
-            embedded.extend(self._embed_group(embedder, group))
+        while len(embedded) < len(documents):
+            rest = documents[len(embedded) :]
+            careful = self._careful[vectorizer] > 0
+            group = _first_group(rest, self._group_tokens(embedder), _CAREFUL_DOCUMENTS if careful else len(rest))
+            self._careful[vectorizer] -= len(group) if careful else 0
+            embedded.extend(self._embed_group(embedder, vectorizer, group))
             if self._state.stopping.is_set():
                 told_at = told_at or time.monotonic()
                 if time.monotonic() - told_at > LEAVE_WITHIN:
                     raise StoppedError
         return embedded
 
-    def _embed_group(self, embedder: Embedder, documents: Sequence[Cut]) -> list[Embedded]:
-        """Embeds documents in one call; on an error of a row's kind, in halves, until it is alone."""
+    def _embed_group(self, embedder: Embedder, vectorizer: int, documents: Sequence[Cut]) -> list[Embedded]:
+        """Embeds documents in one call; on an error of a row's kind, in parts, until it is alone."""
+        started = time.monotonic()
         try:
             vectors = self._call(embedder, [chunk for _, cut in documents for chunk in cut])
         except EmbedderError as error:
@@ -199,8 +215,12 @@ class EmbedStage:
             if len(documents) == 1:
                 failure = Failure(type(error).__name__, str(error), by_model=True)
                 return [Embedded(documents[0][0], failure=failure)]
-            half = len(documents) // 2
-            return [*self._embed_group(embedder, documents[:half]), *self._embed_group(embedder, documents[half:])]
+            rate = self._state.documents_per_second
+            if time.monotonic() - started > (_DEAR * len(documents) / rate if rate else _DEAR_SECONDS):
+                self._careful[vectorizer] = _CAREFUL_FOR
+            size = -(-len(documents) // _PARTS)
+            parts = (documents[start : start + size] for start in range(0, len(documents), size))
+            return [item for part in parts for item in self._embed_group(embedder, vectorizer, part)]
         all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
@@ -234,14 +254,11 @@ class EmbedStage:
         return _GROUP_TOKENS if embedder.device == "cpu" else 16 * _GROUP_TOKENS
 
 
-def _groups(documents: Sequence[Cut], tokens: int) -> Iterator[Sequence[Cut]]:
-    """Yields neighbouring documents of about so many tokens together; a longer one by itself."""
-    start = held = 0
-    for end, (_, cut) in enumerate(documents):
-        mine = sum(chunk.tokens for chunk in cut)
-        if end > start and held + mine > tokens:
-            yield documents[start:end]
-            start, held = end, 0
-        held += mine
-    if start < len(documents):
-        yield documents[start:]
+def _first_group(documents: Sequence[Cut], tokens: int, most: int) -> Sequence[Cut]:
+    """The first documents of about so many tokens together, at most ``most``; a longer one by itself."""
+    held = 0
+    for end, (_, cut) in enumerate(documents[:most]):
+        held += sum(chunk.tokens for chunk in cut)
+        if end and held > tokens:
+            return documents[:end]
+    return documents[:most]

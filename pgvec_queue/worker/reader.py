@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import psycopg
 
@@ -85,6 +86,7 @@ class Reader:
 
     def _read_job(self, run: Run) -> None:
         job = run.job
+        alone = 0
         while not run.dropped and not self._state.ending:
             if job.alone and not self._nothing_in_hand():
                 continue
@@ -97,15 +99,18 @@ class Reader:
             if part.documents:
                 sizes = [document.size for document in part.documents]
                 self._document_bytes[job.vectorizer_id] = sum(sizes) / len(sizes)
-            work = Work(run, part)
-            if job.alone and part.documents:
-                work.verdict = self._verdict(job)
+            verdict = self._verdict(job) if job.alone and part.documents else None
+            alone += job.alone
+            if verdict is not None or alone > _MOST_ROWS:
+                # Whatever it was that killed is in quarantine now, or lies behind: it was in one slice.
+                part = replace(part, job=replace(part.job, alone=False))
+            work = Work(run, part, verdict)
             self._state.enter()
             self._out.put(work)
             if part.last:
                 break
             job = part.after()
-        if job.alone:
+        if alone:
             # Whatever is claimed next is not to be counted as this one's victim.
             while not self._nothing_in_hand() and not self._state.ending:
                 pass

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pgvec_queue import queue
+from pgvec_queue.embedders.faults import FaultyEmbedder
 from pgvec_queue.worker import Outcome, reader
 from tests.support import Bench, pgvec
 from tests.waiting import wait_until
@@ -188,10 +189,43 @@ def test_a_document_that_cost_two_workers_alone_is_quarantined_and_the_rest_goes
     _docs(bench, 10, {1: "bane"})
     vectorizer = bench.enqueue("docs", "body")
     bench.sql("UPDATE pgvec.jobs SET alone = true, attempts = 2")
+    bench.sql("CREATE TABLE seen (state text, alone boolean)")
+    bench.sql(
+        "CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO seen VALUES (NEW.state, NEW.alone); RETURN NULL; END $$"
+    )
+    bench.sql("CREATE TRIGGER see AFTER UPDATE OF checkpoint ON pgvec.jobs FOR EACH ROW EXECUTE FUNCTION see()")
     assert bench.drain() is Outcome.QUARANTINED
     assert bench.sql("SELECT key, error_class FROM pgvec.failures") == [(["1"], "WorkerDied")]
+    assert bench.sql("SELECT * FROM seen") == [("running", False), ("done", False)], "the rest goes together"
     assert bench.wrong(vectorizer) == RIGHT
     assert bench.progress("docs").rows_done == 9
+
+
+def test_calls_become_small_where_a_spoilt_one_is_dear_and_stay_large_where_it_is_cheap(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint refuses before it computes; a model that returns nonsense has computed it."""
+    calls: list[int] = []
+    embed = FaultyEmbedder.embed_documents
+
+    def counted(self: FaultyEmbedder, texts: list[str], tokens: list[int]) -> Any:
+        calls.append(len(texts))
+        return embed(self, texts, tokens)
+
+    monkeypatch.setattr(FaultyEmbedder, "embed_documents", counted)
+    monkeypatch.setattr(reader, "_FIRST_ROWS", 200)
+    monkeypatch.setattr(reader, "_MOST_ROWS", 200)
+    _docs(bench, 800, dict.fromkeys((50, 350, 650), "bane"))
+    embedded = {}
+    for fault in ("refuse", "shape"):
+        monkeypatch.setenv("PGVEC_HASHING_FAULTS", f"delay=0.002;{fault}=bane")
+        calls.clear()
+        bench.enqueue("docs", "body", name=fault, into=fault)
+        assert bench.drain() is Outcome.QUARANTINED
+        embedded[fault] = sum(calls)
+        assert calls.count(200) == (4 if fault == "refuse" else 1)
+    assert embedded["shape"] < 800 + 200 + 3 * 40
 
 
 @pytest.mark.parametrize("fault", ["kill", "hang"])
