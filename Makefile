@@ -49,7 +49,7 @@ demo: install
 	@HF_HUB_OFFLINE=1 $(BIN)/pgvec demo $(if $(ALL),--all)
 
 test: install
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 3 --dist loadgroup
 
 MINUTES ?= 30
 SEED ?= 1

@@ -20,6 +20,9 @@ from tests.chaos.workers import Worker
 from tests.chaos.writers import writers
 from tests.waiting import wait_until
 
+# One server and one fleet for all of them; what they do most is wait.
+pytestmark = pytest.mark.xdist_group("chaos")
+
 LEASE = 2.0
 WORKERS = 3
 PATIENCE = 60.0

@@ -7,7 +7,7 @@ At the end the destination is exactly the source, whatever happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 
 from pgvec_queue import queue
 from pgvec_queue.database import Connection, statement
-from pgvec_queue.queue import Job, Membership
+from pgvec_queue.queue import Job, Key, Membership
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
 from tests.oracle import expected, found
 from tests.support import Bench
@@ -229,14 +229,26 @@ class Machine(RuleBasedStateMachine):
     def claim(self, member: Membership, keys: int, size: int) -> Any:
         return self._claim(member, keys, size) or multiple()
 
-    @rule(target=hands, member=workers, keys=LISTED, size=SIZES, nth=st.integers(0, 2), change=CHANGES_OF_ONE)
-    def work(self, member: Membership, keys: int, size: int, nth: int, change: tuple[Any, ...]) -> Any:
-        """Claim, read and write, while a user changes what is being embedded."""
+    @rule(
+        target=hands,
+        member=workers,
+        keys=LISTED,
+        size=SIZES,
+        nth=st.integers(0, 2),
+        change=CHANGES_OF_ONE,
+        other=st.one_of(st.none(), workers),
+    )
+    def work(
+        self, member: Membership, keys: int, size: int, nth: int, change: tuple[Any, ...], other: Membership | None
+    ) -> Any:
+        """Claim, read and write, while a user changes what is being embedded and another worker, if any, is faster."""
         hand = self._claim(member, keys, size)
         if hand is None:
             return multiple()
         if self.user is None:
             self._change_one_of(hand, nth, change)
+        if other is not None and (overtaking := self._claim(other, keys, size)) is not None:
+            self._write(overtaking)
         self._write(hand)
         return hand
 
@@ -275,6 +287,14 @@ class Machine(RuleBasedStateMachine):
     @rule(member=workers)
     def release(self, member: Membership) -> None:
         queue.release(self.bench.connection, member)
+
+    @rule(target=hands, hand=hands, keys=LISTED, size=SIZES)
+    def release_and_claim_again(self, hand: Hand, keys: int, size: int) -> Any:
+        """While a slice of the first claim is still on its way to the writer."""
+        queue.release(self.bench.connection, hand.claim.member)
+        again = self._claim(hand.claim.member, keys, size)
+        self._write(hand)
+        return again or multiple()
 
     # What holds after each step.
 
@@ -349,6 +369,7 @@ class Machine(RuleBasedStateMachine):
         return 1, position(job["checkpoint"]) if job["kind"] == "keys" else self.shape.parse(job["checkpoint"])
 
     def _claim(self, member: Membership, keys: int, size: int) -> Hand | None:
+        self._look_at_jobs()
         job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
         self._look_at_jobs()
         return None if job is None else self._read(Claim(member, job), job, size)
@@ -377,6 +398,7 @@ class Machine(RuleBasedStateMachine):
             self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL WHERE run_after IS NOT NULL")
             hand.claim.job = written.job
             hand.claim.over = part.last
+            self._assert_right_or_queued([one.key for one in part.documents])
         return written.fate
 
     def _embed(self, part: Slice) -> list[Embedded]:
@@ -394,10 +416,23 @@ class Machine(RuleBasedStateMachine):
                 part = self.bench.read(self.vectorizer, claim.job, rows=2)
                 assert self._write(Hand(claim, part)) is Fate.WRITTEN
 
+    def _assert_right_or_queued(self, keys: Sequence[Key]) -> None:
+        """What was written is the present text; what changed meanwhile was left alone and will be looked at again."""
+        queued = {tuple(key) for job in self._jobs().values() if job["state"] == "queued" for key in job["keys"] or ()}
+        poison = self._poison()
+        held, right = found(self.bench, self.vectorizer), expected(self.bench, self.vectorizer)
+        for key in set(keys) - queued:
+            own = slice(len(key))
+            wanted = [] if key in poison else [row for row in right if row[own] == key]
+            assert [row for row in held if row[own] == key] == wanted
+
+    def _poison(self) -> set[Key]:
+        names = ", ".join(f"{name}::text" for name in self.shape.key)
+        return set(self.bench.sql(f"SELECT {names} FROM docs WHERE body = %s AND other <> 9", POISON))
+
     def _assert_right(self) -> None:
         """The destination is the source, poison is in quarantine and nothing else is."""
-        names = ", ".join(f"{name}::text" for name in self.shape.key)
-        poison = set(self.bench.sql(f"SELECT {names} FROM docs WHERE body = %s AND other <> 9", POISON))
+        poison = self._poison()
         right = [row for row in expected(self.bench, self.vectorizer) if row[: len(self.shape.key)] not in poison]
         assert found(self.bench, self.vectorizer) == right
         assert {tuple(key) for (key,) in self.bench.sql("SELECT key FROM pgvec.failures")} == poison
