@@ -32,8 +32,6 @@ log = logging.getLogger("pgvec.worker")
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
 _LOOK = 0.25
-# Seconds between two looks for the dead, by whomever of the fleet.
-_RECLAIM_SHARE = 0.4
 _HOUSEKEEPING = 60.0
 
 
@@ -88,12 +86,12 @@ class Heartbeat:
             self.state.aborted.set()
             self.state.wake.set()
             return
-        self.state.fleet = row[0]
+        self.state.fleet, overdue = row
         now = time.monotonic()
         if self._unbroken_since is None or now - self._beat_at > self.lease:
             self._unbroken_since = now
         self._beat_at = now
-        self._judge(connection, now)
+        self._judge(connection, now, overdue=overdue)
         self._listen(connection, now + self.period)
 
     def _beat(self) -> dict[str, object]:
@@ -118,10 +116,11 @@ class Heartbeat:
 
         return self.state.watch.call("the heartbeat's connection", max(1.0, self.lease / 2), overdue)
 
-    def _judge(self, connection: Connection, now: float) -> None:
+    def _judge(self, connection: Connection, now: float, *, overdue: bool) -> None:
         assert self._unbroken_since is not None
-        if now - self._unbroken_since >= self.lease and now >= self._reclaim_at:
-            share = _RECLAIM_SHARE * self.state.fleet * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        if now - self._unbroken_since >= self.lease and (overdue or now >= self._reclaim_at):
+            # Without anybody overdue as well: whoever declared one gone may have died before it took the jobs back.
+            share = self.state.fleet * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
             self._reclaim_at = now + max(self.lease / BEATS_PER_LEASE, share)
             with self._watched(connection):
                 workers, jobs = queue.reclaim(connection, self.member.worker)
