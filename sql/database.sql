@@ -9,7 +9,8 @@ SELECT set_config('TimeZone', 'UTC', true),
        set_config('extra_float_digits', '1', true),
        set_config('statement_timeout', %(statement_timeout)s, true),
        set_config('lock_timeout', %(lock_timeout)s, true),
-       set_config('idle_in_transaction_session_timeout', '60s', true),
+       -- A worker that is stopped in the middle of a write keeps its job's row locked for no longer.
+       set_config('idle_in_transaction_session_timeout', '10s', true),
        -- A backend that waits for a lock does not see its client die otherwise, and keeps the job's row locked meanwhile.
        CASE WHEN version() LIKE '%%linux%%' THEN set_config('client_connection_check_interval', '1s', true) END,
        set_config('application_name', coalesce(%(application_name)s, current_setting('application_name')), true),

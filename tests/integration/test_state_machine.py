@@ -31,7 +31,7 @@ from pgvec_queue import queue
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.queue import Job, Key, Membership
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
-from tests.oracle import expected, found
+from tests.oracle import Held, expected, found
 from tests.support import Bench
 
 POISON = "poison"
@@ -328,8 +328,8 @@ class Machine(RuleBasedStateMachine):
             assert self._write(hand) is Fate.LOST
 
     def _change_one_of(self, hand: Hand, nth: int, change: tuple[Any, ...], *, stays_open: bool = False) -> None:
-        documents = hand.part.documents
-        number = self._number(documents[nth % len(documents)].key) if documents else nth
+        covered = sorted(self._covered(hand.part))
+        number = self._number(covered[nth % len(covered)]) if covered else nth
         kind, *arguments = change
         if stays_open:
             self.user = psycopg.connect(self.bench.dsn)
@@ -387,7 +387,7 @@ class Machine(RuleBasedStateMachine):
             (row["state"], row["worker_id"], row["epoch"], row["checkpoint"], row["upper_key"])
             == ("running", hand.claim.member.worker, job.epoch, job.checkpoint, job.upper_key)
         )
-        before = self._everything()
+        before, held_before = self._everything(), found(self.bench, self.vectorizer)
         part = replace(hand.part, job=replace(job, rows_seen=hand.claim.job.rows_seen))
         written = self.bench.write(self.vectorizer, part, self._embed(part), hand.claim.member)
         assert written.fate is (Fate.WRITTEN if is_still_its else Fate.LOST)
@@ -398,7 +398,7 @@ class Machine(RuleBasedStateMachine):
             self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL WHERE run_after IS NOT NULL")
             hand.claim.job = written.job
             hand.claim.over = part.last
-            self._assert_right_or_queued(self._covered(part))
+            self._assert_right_or_left_alone(self._covered(part), held_before)
         return written.fate
 
     def _embed(self, part: Slice) -> list[Embedded]:
@@ -430,15 +430,20 @@ class Machine(RuleBasedStateMachine):
             and (upper is None or self.shape.parse(key) <= self.shape.parse(upper))
         }
 
-    def _assert_right_or_queued(self, keys: set[Key]) -> None:
-        """What was written is the present text; what changed meanwhile was left alone and will be looked at again."""
+    def _assert_right_or_left_alone(self, keys: set[Key], held_before: Held) -> None:
+        """What was written is the present text; what changed meanwhile keeps what it had, and is queued."""
         queued = {tuple(key) for job in self._jobs().values() if job["state"] == "queued" for key in job["keys"] or ()}
+        right, held = self._right(), found(self.bench, self.vectorizer)
+        for key in keys:
+            before, after, wanted = (
+                [row for row in rows if row[: len(key)] == key] for rows in (held_before, held, right)
+            )
+            assert after == wanted or (after == before and key in queued)
+
+    def _right(self) -> Held:
+        """What the destination has to hold; of poison, nothing."""
         poison = self._poison()
-        held, right = found(self.bench, self.vectorizer), expected(self.bench, self.vectorizer)
-        for key in keys - queued:
-            own = slice(len(key))
-            wanted = [] if key in poison else [row for row in right if row[own] == key]
-            assert [row for row in held if row[own] == key] == wanted
+        return [row for row in expected(self.bench, self.vectorizer) if row[: len(self.shape.key)] not in poison]
 
     def _poison(self) -> set[Key]:
         names = ", ".join(f"{name}::text" for name in self.shape.key)
@@ -446,10 +451,8 @@ class Machine(RuleBasedStateMachine):
 
     def _assert_right(self) -> None:
         """The destination is the source, poison is in quarantine and nothing else is."""
-        poison = self._poison()
-        right = [row for row in expected(self.bench, self.vectorizer) if row[: len(self.shape.key)] not in poison]
-        assert found(self.bench, self.vectorizer) == right
-        assert {tuple(key) for (key,) in self.bench.sql("SELECT key FROM pgvec.failures")} == poison
+        assert found(self.bench, self.vectorizer) == self._right()
+        assert {tuple(key) for (key,) in self.bench.sql("SELECT key FROM pgvec.failures")} == self._poison()
 
     def _everything(self) -> list[Any]:
         tables = ["docs", "pgvec.jobs", "pgvec.failures", "pgvec.counters"]

@@ -135,7 +135,7 @@ PINNED = {
     "extra_float_digits": "1",
     "statement_timeout": "1500ms",
     "lock_timeout": "250ms",
-    "idle_in_transaction_session_timeout": "1min",
+    "idle_in_transaction_session_timeout": "10s",
     "transaction_read_only": "on",
     "transaction_isolation": "read committed",
 }
