@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 
 from pgvec_queue import embedded, embedded_programs, embedded_tcp
-from pgvec_queue.cli.db import db
+from pgvec_queue.cli import program
 from pgvec_queue.embedded_files import flock
 from pgvec_queue.errors import DatabaseError, MissingExtraError
 from tests.waiting import wait_until
@@ -703,27 +703,27 @@ def test_a_version_6_address_stands_in_brackets() -> None:
 
 def test_db_start_uri_and_stop(absent: Path) -> None:
     runner = CliRunner()
-    not_running = runner.invoke(db, ["uri", "--dir", str(absent)])
+    not_running = runner.invoke(program, ["db", "uri", "--dir", str(absent)])
     assert isinstance(not_running.exception, DatabaseError)
     assert "pgvec db start" in str(not_running.exception)
     assert not absent.exists()
 
-    started = runner.invoke(db, ["start", "--dir", str(absent)])
+    started = runner.invoke(program, ["db", "start", "--dir", str(absent)])
     assert started.exit_code == 0
     assert one(started.stdout.rstrip("\n"), "SELECT 1") == 1
     assert str(absent) in started.stderr
-    assert runner.invoke(db, ["uri", "--dir", str(absent)]).stdout == started.stdout
+    assert runner.invoke(program, ["db", "uri", "--dir", str(absent)]).stdout == started.stdout
 
-    stopped = runner.invoke(db, ["stop", "--dir", str(absent)])
+    stopped = runner.invoke(program, ["db", "stop", "--dir", str(absent)])
     assert (stopped.exit_code, stopped.stdout) == (0, "")
     assert "has stopped" in stopped.stderr
     assert not embedded.Server(absent).running()
-    assert "was not running" in runner.invoke(db, ["stop", "--dir", str(absent)]).stderr
+    assert "was not running" in runner.invoke(program, ["db", "stop", "--dir", str(absent)]).stderr
 
 
 @pytest.mark.usefixtures("ports")
 def test_db_start_listening_prints_one_line_for_the_other_machine_and_says_that_there_is_no_tls(home: Path) -> None:
-    result = CliRunner().invoke(db, ["start", "--dir", str(home), "--listen", "127.0.0.1"])
+    result = CliRunner().invoke(program, ["db", "start", "--dir", str(home), "--listen", "127.0.0.1"])
     assert result.exit_code == 0
     assert one(tcp_dsn(result.stdout.rstrip("\n")), "SELECT 1") == 1
     assert "no TLS" in result.stderr
@@ -731,6 +731,6 @@ def test_db_start_listening_prints_one_line_for_the_other_machine_and_says_that_
 
 
 def test_db_start_takes_a_port_only_with_an_address(absent: Path) -> None:
-    result = CliRunner().invoke(db, ["start", "--dir", str(absent), "--port", "5433"])
+    result = CliRunner().invoke(program, ["db", "start", "--dir", str(absent), "--port", "5433"])
     assert result.exit_code == 2
     assert not absent.exists()

@@ -388,7 +388,7 @@ def test_a_job_that_is_claimed_while_the_tail_is_opened_keeps_its_range(bench: B
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
         wait_until(lambda: bench.value(waiting) == 1)
-        claiming.execute("UPDATE pgvec.jobs SET state = 'running', worker_id = %s", [worker])
+        claiming.execute("UPDATE pgvec.jobs SET state = 'running', worker_id = %s", [worker.worker])
         claiming.commit()
         planner.join(30)
     assert ended == [Planned(jobs=0, rows=0)]

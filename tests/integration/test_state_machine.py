@@ -231,23 +231,30 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         target=hands,
-        member=workers,
-        keys=LISTED,
-        size=SIZES,
+        workers=st.tuples(workers, st.none() | workers),
+        sizes=st.tuples(LISTED, SIZES),
+        first=CHANGES,
         nth=st.integers(0, 2),
-        change=CHANGES_OF_ONE,
-        other=st.one_of(st.none(), workers),
+        second=CHANGES_OF_ONE,
     )
     def work(
-        self, member: Membership, keys: int, size: int, nth: int, change: tuple[Any, ...], other: Membership | None
+        self,
+        workers: tuple[Membership, Membership | None],
+        sizes: tuple[int, int],
+        first: tuple[Any, ...],
+        nth: int,
+        second: tuple[Any, ...],
     ) -> Any:
         """Claim, read and write, while a user changes what is being embedded and another worker, if any, is faster."""
-        hand = self._claim(member, keys, size)
+        member, other = workers
+        if self.user is None:
+            self.users.change(*first)
+        hand = self._claim(member, *sizes)
         if hand is None:
             return multiple()
         if self.user is None:
-            self._change_one_of(hand, nth, change)
-        if other is not None and (overtaking := self._claim(other, keys, size)) is not None:
+            self._change_one_of(hand, nth, second)
+        if other is not None and (overtaking := self._claim(other, *sizes)) is not None:
             self._write(overtaking)
         self._write(hand)
         return hand
@@ -435,9 +442,7 @@ class Machine(RuleBasedStateMachine):
         queued = {tuple(key) for job in self._jobs().values() if job["state"] == "queued" for key in job["keys"] or ()}
         right, held = self._right(), found(self.bench, self.vectorizer)
         for key in keys:
-            before, after, wanted = (
-                [row for row in rows if row[: len(key)] == key] for rows in (held_before, held, right)
-            )
+            before, after, wanted = (_of(key, rows) for rows in (held_before, held, right))
             assert after == wanted or (after == before and key in queued)
 
     def _right(self) -> Held:
@@ -466,6 +471,10 @@ class Machine(RuleBasedStateMachine):
         self.bench.sql("DROP TABLE docs")
         self.bench.sql("DROP TABLE IF EXISTS docs_vectors")
         self.bench.sql("TRUNCATE pgvec.vectorizers, pgvec.jobs, pgvec.workers, pgvec.counters, pgvec.failures")
+
+
+def _of(key: Key, rows: Held) -> Held:
+    return [row for row in rows if row[: len(key)] == key]
 
 
 def _run(bench: Bench, shape: Shape, *, sync: bool) -> None:

@@ -273,3 +273,17 @@ def test_a_job_whose_dead_worker_was_waiting_for_a_lock_is_free_within_seconds(b
         assert queue.reclaim(bench.connection) == (1, 1)
     bench.drain()
     assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
+
+
+def test_a_document_that_became_blank_leaves_the_quarantine(bench: Bench) -> None:
+    vectorizer = _documents(bench, 1)
+    worker = bench.register()
+    part = bench.read(vectorizer, bench.claim(worker))
+    failed = [
+        replace(one, chunks=(), vectors=None, failure=Failure("Test", "no")) for one in bench.embed(vectorizer, part)
+    ]
+    bench.write(vectorizer, part, failed, worker)
+    bench.sql("UPDATE docs SET body = ' '")
+    bench.plan(vectorizer)
+    bench.drain()
+    assert bench.sql("SELECT key FROM pgvec.failures") == []
