@@ -162,13 +162,14 @@ RETURNING id, pgvec.world();
 -- name: beat
 -- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, and whether
 -- one of them has not been heard of for its lease.
-UPDATE pgvec.workers
+UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, models = %(models)s,
     memory_bytes = %(memory)s, waiting_for = %(waiting_for)s
-WHERE id = %(worker)s AND NOT gone AND pgvec.world() = %(world)s
-RETURNING (SELECT count(*) FROM pgvec.workers WHERE NOT gone),
-          (SELECT coalesce(bool_or(w.beat_at < clock_timestamp() - w.lease), false) FROM pgvec.workers w
-           WHERE NOT w.gone AND w.id <> %(worker)s);
+FROM (SELECT count(*) AS size,
+             coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
+      FROM pgvec.workers o WHERE NOT o.gone) fleet
+WHERE w.id = %(worker)s AND NOT w.gone AND pgvec.world() = %(world)s
+RETURNING fleet.size, fleet.overdue;
 
 -- name: leave
 DELETE FROM pgvec.workers WHERE id = %(worker)s;

@@ -85,8 +85,8 @@ GUARDS = [
     Guard(
         "3: a worker that was declared gone beats no more",
         "sql/queue.sql",
-        "WHERE id = %(worker)s AND NOT gone AND pgvec.world()",
-        "WHERE id = %(worker)s AND pgvec.world()",
+        "WHERE w.id = %(worker)s AND NOT w.gone AND pgvec.world()",
+        "WHERE w.id = %(worker)s AND pgvec.world()",
         "tests/integration/test_worker.py::test_a_worker_that_was_declared_gone_starts_afresh_under_a_new_id",
     ),
     Guard(

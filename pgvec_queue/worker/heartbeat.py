@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import psycopg
 
 from pgvec_queue import queue
-from pgvec_queue.database import Connection, Database, kind_of, one_line, statement, transaction
+from pgvec_queue.database import Connection, Database, kind_of, one_line, statement
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.queue import Membership
 from pgvec_queue.worker.models import Models
@@ -78,7 +78,7 @@ class Heartbeat:
     def _once(self) -> None:
         connection = self._open()
         self._told_to_leave = self.state.stopping.is_set()
-        with self._watched(connection), transaction(connection, statement_timeout=max(1.0, self.lease / 2)):
+        with self._watched(connection):
             row = connection.execute(statement("queue", "beat"), self._beat()).fetchone()
         if row is None:
             log.warning("worker %d was declared gone, or the database is another; starting afresh", self.member.worker)
@@ -148,7 +148,7 @@ class Heartbeat:
         if self._connection is None or self._connection.closed:
             self._connection = self.database.connect("heartbeat")
             if self.listen:
-                with self._watched(self._connection), transaction(self._connection):
+                with self._watched(self._connection):
                     self._connection.execute(statement("queue", "listen"))
         return self._connection
 
