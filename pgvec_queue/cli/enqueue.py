@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from pgvec_queue import definition
 from pgvec_queue.catalog import get_relation
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.planbar import PlanBar
+from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.types import NewName, Text, Whole, setting
 from pgvec_queue.database import Connection
 from pgvec_queue.embedders import DEFAULT_MODEL
@@ -118,8 +118,8 @@ def enqueue(
     for remark in defined.remarks:
         click.echo(f"pgvec: {remark}", err=True)
     vectorizer = defined.vectorizer
-    with PlanBar(vectorizer.name, limit or estimated_rows(connection, vectorizer)) as counter:
-        planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), counter)
+    with RowBar("planning", vectorizer.name, limit or estimated_rows(connection, vectorizer)) as bar:
+        planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), lambda _, rows: bar(rows))
         try:
             planned = planner.plan(limit)
         except PlanTakenOverError as error:
