@@ -31,6 +31,7 @@ log = logging.getLogger("pgvec.worker")
 
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
+_LARGE_FLEET, _FEWEST_BEATS = 32, 4
 _LOOK = 0.25
 _HOUSEKEEPING = 60.0
 
@@ -55,6 +56,8 @@ class Heartbeat:
 
     @property
     def period(self) -> float:
+        if self.state.fleet > _LARGE_FLEET:
+            return min(self.lease / _FEWEST_BEATS, 1.5 * _LONGEST_BEAT)
         return min(self.lease / BEATS_PER_LEASE, _LONGEST_BEAT)
 
     def run(self) -> None:
