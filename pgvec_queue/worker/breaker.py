@@ -8,7 +8,7 @@ vectorizer have failed, the worker leaves that vectorizer to others, and takes b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from pgvec_queue.queue import Key
 
@@ -29,10 +29,10 @@ class Breaker:
         seen.extend(fates)
         return len(seen) >= LEAST and sum(key is not None for key in seen) * 2 > len(seen)
 
-    def failed(self, vectorizer_id: int) -> Sequence[Key]:
-        """Returns the keys of the documents that failed among the last ones."""
-        return [key for key in self._seen.get(vectorizer_id, ()) if key is not None]
+    def trip(self, vectorizer_id: int) -> tuple[list[Key], int]:
+        """Returns the keys that failed among the last documents, and of how many; then begins anew.
 
-    def seen(self, vectorizer_id: int) -> int:
-        """Returns of how many documents that is."""
-        return len(self._seen.get(vectorizer_id, ()))
+        Otherwise the first failure after whatever it was has been mended would trip it again.
+        """
+        seen = self._seen.pop(vectorizer_id, deque())
+        return [key for key in seen if key is not None], len(seen)

@@ -62,7 +62,7 @@ class Writer:
     def _take_back(self, run: Run, breaker: Breaker, why: str) -> str:
         """Frees the documents whose failures are not their own fault; returns what to say."""
         vectorizer = run.job.vectorizer_id
-        failed, seen = breaker.failed(vectorizer), breaker.seen(vectorizer)
+        failed, seen = breaker.trip(vectorizer)
         self._link.call(lambda connection: queue.retry(connection, vectorizer, keys=failed))
         return f"{len(failed)} of the last {seen} documents {why}"
 

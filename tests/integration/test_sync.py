@@ -346,11 +346,8 @@ def test_what_cannot_be_followed_is_refused(bench: Bench, case: tuple[str, str, 
 def test_a_subscriber_is_refused(bench: Bench) -> None:
     _docs(bench)
     bench.sql("CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false)")
-    bench.sql(
-        "INSERT INTO pg_subscription_rel SELECT oid, 'docs'::regclass, 'r', NULL FROM pg_subscription"
-        if not bench.sql("SET allow_system_table_mods TO on")
-        else ""
-    )
+    bench.sql("SET allow_system_table_mods TO on")
+    bench.sql("INSERT INTO pg_subscription_rel SELECT oid, 'docs'::regclass, 'r', NULL FROM pg_subscription")
     try:
         with pytest.raises(DefinitionError, match="logical replication"):
             bench.enqueue("docs", "body", sync=True)
