@@ -8,7 +8,8 @@ A chunk ends at a sentence end in the last three quarters of what fits, else at 
 word end, and inside a word only where one is longer than a chunk.
 Does not guarantee that neighbours share anything: where no word fits into the overlap, they do not.
 
-How: a document is tokenized once, and cuts are found from the tokens' offsets. Chunks that might have other tokens by
+How: a document is tokenized once, cuts are found from the tokens' offsets, and a chunk's input is put together from the
+document's own token ids, so that the model need not tokenize it again. Chunks that might have other tokens by
 themselves than in the document (not between whitespace, or any with a byte-level tokenizer) are counted again, all in
 one call, and those over the bound are cut smaller until none is left.
 """
@@ -16,7 +17,7 @@ one call, and those over the bound are cut smaller until none is left.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from pgvec_queue import boundaries
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.layout import CHARACTERS_PER_TOKEN, Layout
 from pgvec_queue.template import Columns, Template
-from pgvec_queue.tokenizers import GAPS, Tokenizer
+from pgvec_queue.tokenizers import GAPS, Ids, Tokenizer, Tokens
 
 __all__ = ["Chunk", "Chunker", "DocumentTooLong", "Template"]
 
@@ -48,6 +49,8 @@ class Chunk:
     """True where the rest of the document, or of the template's column values, was left out of ``input``."""
     start: int = 0
     """Where ``text`` begins in the document, in characters."""
+    ids: Ids | None = field(default=None, compare=False)
+    """What the model reads, ``(tokens,) int32``; None where the tokenizer gives no ids."""
 
 
 class DocumentTooLong(EmbedderError):  # noqa: N818
@@ -71,6 +74,9 @@ class _Frame(NamedTuple):
     """Of the prompt, ``before``, ``after`` and the special tokens."""
     apart: bool
     """True when whitespace stands between it and the chunk, so that tokens can be added up."""
+    lead: Ids | None = None
+    """What the model reads before the chunk, special tokens included."""
+    tail: Ids | None = None
     truncated: bool = False
 
     @property
@@ -90,6 +96,8 @@ class _Range(NamedTuple):
     end: int
     tokens: int = _NOT_COUNTED
     tries: int = 0
+    ids: Ids | None = None
+    """Of its input; not set yet where they are the document's own."""
 
 
 class Chunker:
@@ -144,7 +152,8 @@ class Chunker:
             return []
         end = len(document.rstrip())
         frame = self._frame(columns, self._size)
-        layout = Layout(document, self._tokenizer.spans(document))
+        found = self._tokenizer.encode(document)
+        layout = Layout(document, found.spans)
         budget, longest = frame.room(self._size)
         ranges = [
             self._measured(layout, frame, _Range(a, b))
@@ -152,10 +161,10 @@ class Chunker:
         ]
         while unknown := [i for i, piece in enumerate(ranges) if piece.tokens == _NOT_COUNTED]:
             inputs = [frame.before + document[ranges[i].start : ranges[i].end] + frame.after for i in unknown]
-            for i, tokens in zip(unknown, self._count(inputs), strict=True):
-                ranges[i] = ranges[i]._replace(tokens=tokens)
+            for i, (tokens, ids) in zip(unknown, self._measure(inputs), strict=True):
+                ranges[i] = ranges[i]._replace(tokens=tokens, ids=ids)
             ranges = list(self._bounded(layout, frame, ranges))
-        return [_chunk(i, document, piece, frame) for i, piece in enumerate(ranges)]
+        return [_chunk(i, document, _with_ids(piece, layout, found, frame), frame) for i, piece in enumerate(ranges)]
 
     def whole(
         self, document: str, columns: Columns | None, max_tokens: int | None, truncate: bool = False
@@ -175,9 +184,9 @@ class Chunker:
             self.check_room(max_tokens)
             if truncate and self._surely_longer(document, start, end, max_tokens):
                 return self._truncated(document, start, end, columns, max_tokens)
-        tokens = self._count([frame.before + document[start:end] + frame.after])[0]
+        tokens, ids = self._measure([frame.before + document[start:end] + frame.after])[0]
         if max_tokens is None or tokens <= max_tokens:
-            return _chunk(0, document, _Range(start, end, tokens), frame)
+            return _chunk(0, document, _Range(start, end, tokens, ids=ids), frame)
         if not truncate:
             raise DocumentTooLong(tokens, max_tokens)
         return self._truncated(document, start, end, columns, max_tokens)
@@ -190,17 +199,17 @@ class Chunker:
         head = document[start : start + longest]
         # A word that breaks off can have more tokens than in one piece, where that would be an unknown one.
         whole_words = head[: max(head.rfind(" "), head.rfind("\n"), 0)]
-        return len(self._tokenizer.spans(whole_words)) > max_tokens
+        return len(self._tokenizer.encode(whole_words).spans) > max_tokens
 
     def _truncated(self, document: str, start: int, end: int, columns: Columns | None, max_tokens: int) -> Chunk:
         frame = self._frame(columns, max_tokens)
         budget, longest = frame.room(max_tokens)
-        layout = Layout(document, self._tokenizer.spans(document[start : min(end, start + longest)]) + start)
+        layout = Layout(document, self._tokenizer.encode(document[start : min(end, start + longest)]).spans + start)
         piece = _Range(start, layout.prefix(start, end, budget, longest))
         while True:
-            tokens = self._count([frame.before + document[start : piece.end] + frame.after])[0]
+            tokens, ids = self._measure([frame.before + document[start : piece.end] + frame.after])[0]
             if tokens <= max_tokens:
-                return _chunk(0, document, piece._replace(tokens=tokens), frame._replace(truncated=True))
+                return _chunk(0, document, piece._replace(tokens=tokens, ids=ids), frame._replace(truncated=True))
             budget, longest = _smaller(layout, piece, tokens - frame.tokens, max_tokens - frame.tokens)
             piece = _Range(start, layout.prefix(start, piece.end, budget, longest), tries=piece.tries + 1)
 
@@ -243,14 +252,23 @@ class Chunker:
             return piece
         return piece._replace(tokens=frame.tokens + layout.tokens(piece.start, piece.end))
 
-    def _count(self, inputs: list[str]) -> list[int]:
-        return self._tokenizer.count([self._prompt + text for text in inputs])
+    def _measure(self, inputs: list[str]) -> list[tuple[int, Ids | None]]:
+        """Returns each input's number of tokens and, where the tokenizer gives them, their ids."""
+        texts = [self._prompt + text for text in inputs]
+        found = self._tokenizer.inputs(texts)
+        if found is None:
+            return [(tokens, None) for tokens in self._tokenizer.count(texts)]
+        return [(len(ids), ids) for ids in found]
 
     def _framed(self, before: str, after: str) -> _Frame:
         lead = self._prompt + before
-        first, second = self._tokenizer.count([lead, after])
         apart = (not lead or lead[-1] in GAPS) and (not after or after[0] in GAPS)
-        return _Frame(before, after, first + second - self._tokenizer.special_tokens, apart)
+        special, found = self._tokenizer.frame, self._tokenizer.inputs([lead, after])
+        if special is None or found is None:
+            first, second = self._tokenizer.count([lead, after])
+            return _Frame(before, after, first + second - self._tokenizer.special_tokens, apart)
+        head, tail = found[0][: len(found[0]) - len(special.after)], found[1][len(special.before) :]
+        return _Frame(before, after, len(head) + len(tail), apart, head, tail)
 
     def _frame(self, columns: Columns | None, limit: int | None) -> _Frame:
         """Returns the frame with the row's column values, cut where they leave too little of ``limit`` tokens."""
@@ -261,7 +279,7 @@ class Chunker:
         if limit is None or limit - frame.weight >= min(_half(limit), max(8, limit // 4)):
             return frame
         values = {name: (columns or {})[name] or "" for name in template.columns}
-        spans = {name: self._tokenizer.spans(value) for name, value in values.items()}
+        spans = {name: self._tokenizer.encode(value).spans for name, value in values.items()}
         share = _share([len(spans[name]) for name in template.uses], limit - self._bare.tokens - _half(limit))
         while True:
             cut = {name: _prefix(value, spans[name], share) for name, value in values.items()}
@@ -274,7 +292,15 @@ class Chunker:
 
 def _chunk(index: int, document: str, piece: _Range, frame: _Frame) -> Chunk:
     text = document[piece.start : piece.end]
-    return Chunk(index, text, piece.tokens, frame.before + text + frame.after, frame.truncated, piece.start)
+    return Chunk(index, text, piece.tokens, frame.before + text + frame.after, frame.truncated, piece.start, piece.ids)
+
+
+def _with_ids(piece: _Range, layout: Layout, found: Tokens, frame: _Frame) -> _Range:
+    """Fills in the ids of a range that was not counted by itself: it has the document's own."""
+    if piece.ids is not None or found.ids is None or frame.lead is None or frame.tail is None:
+        return piece
+    own = found.ids[slice(*layout.within(piece.start, piece.end))]
+    return piece._replace(ids=np.concatenate([frame.lead, own, frame.tail]))
 
 
 def _half(limit: int) -> int:

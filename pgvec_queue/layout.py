@@ -73,7 +73,12 @@ class Layout:
 
     def tokens(self, start: int, end: int) -> int:
         """Returns the number of tokens that lie in the range, if only in part."""
-        return bisect_left(self._starts, end) - bisect_right(self._ends, start)
+        first, beyond = self.within(start, end)
+        return beyond - first
+
+    def within(self, start: int, end: int) -> tuple[int, int]:
+        """Returns the place of the first of these tokens, and that beyond the last."""
+        return bisect_right(self._ends, start), bisect_left(self._starts, end)
 
     def stands_apart(self, start: int, end: int) -> bool:
         """True when words do not go on beyond the range, and none in it was cut by the tokenizer's pieces."""

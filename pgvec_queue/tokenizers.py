@@ -1,9 +1,10 @@
 """Tokenizers behind the one protocol by which texts are measured: HuggingFace's, tiktoken's, and plain words.
 
 Guarantees: lengths are those of the untruncated text; one instance may be used by several threads; a long text is
-worked through in pieces of at most ``PIECE`` characters, so a document costs 16 bytes per token and a few MB.
+worked through in pieces of at most ``PIECE`` characters, so a document costs 20 bytes per token and a few MB.
 Does not guarantee that a text of more than ``PIECE`` characters has exactly the tokens that it would have in one go:
 pieces are cut before whitespace, which changes a token or none, and inside words longer than ``LONGEST_WORD``.
+Ids are kept, so that what is chunked need not be tokenized again for the model.
 
 Neither ``tokenizers`` nor ``tiktoken`` is imported before it is needed.
 """
@@ -15,7 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,25 @@ _WORDWISE_NORMALIZERS = {None, "BertNormalizer", "Lowercase", "StripAccents", "N
 _WORDWISE_PRE_TOKENIZERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _WORDWISE_MODELS = {"WordPiece", "WordLevel"}
 
+Ids = NDArray[np.int32]
+"""Token ids ``(n,) int32``."""
+
+
+class Tokens(NamedTuple):
+    """A text's tokens, in order, special tokens left out."""
+
+    spans: NDArray[np.int64]
+    """Character offsets ``(n, 2)``."""
+    ids: Ids | None
+    """None where no model of ours reads them."""
+
+
+class Frame(NamedTuple):
+    """The special tokens that a model wants before and after every input."""
+
+    before: Ids
+    after: Ids
+
 
 class Tokenizer(Protocol):
     """Counts and locates a model's tokens. Must be usable from another thread than the embedder's."""
@@ -54,11 +74,18 @@ class Tokenizer(Protocol):
     def splits_words(self) -> bool:
         """True when a text cut out at word ends may have other tokens than it had in its document (byte-level BPE)."""
 
-    def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's tokens, in order, special tokens left out.
+    @property
+    def frame(self) -> Frame | None:
+        """The special tokens, by which ids of a text become a model's input; None where that is not known."""
 
-        Works through long texts piece by piece, so memory grows by 16 bytes per token and no more.
+    def encode(self, text: str) -> Tokens:
+        """Returns the text's tokens.
+
+        Works through long texts piece by piece, so memory grows by 20 bytes per token and no more.
         """
+
+    def inputs(self, texts: Sequence[str]) -> list[Ids] | None:
+        """Returns each text's ids, special tokens included, as the model would see them; None without a ``frame``."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns each text's number of tokens, special tokens included, as the model would see them untruncated."""
@@ -80,6 +107,7 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._special_tokens = int(self._tokenizer.num_special_tokens_to_add(False))
+        self._frame = _frame(self._tokenizer, self._special_tokens)
         self._splits_words = not _works_by_words(json.loads(definition))
 
     @property
@@ -92,28 +120,53 @@ class HuggingFaceTokenizer:
         """False only for WordPiece and WordLevel on words between whitespace, as in BERT."""
         return self._splits_words
 
-    def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's tokens; those of a byte-level one may share some."""
-        return _joined(self._spans_of_pieces(text))
+    @property
+    def frame(self) -> Frame | None:
+        """The special tokens around an input; None where the tokenizer puts some elsewhere."""
+        return self._frame
+
+    def encode(self, text: str) -> Tokens:
+        """Returns the text's tokens; the spans of a byte-level tokenizer may share some characters."""
+        ids: list[Ids] = []
+        spans = _joined(self._spans_of_pieces(text, ids))
+        return Tokens(spans, ids[0] if len(ids) == 1 else np.concatenate(ids) if ids else np.empty(0, np.int32))
+
+    def inputs(self, texts: Sequence[str]) -> list[Ids] | None:
+        """Returns each text's ids, special tokens included; None where the tokenizer has no ``frame``."""
+        if self._frame is None:
+            return None
+        found = [np.empty(0, np.int32)] * len(texts)
+        for i, encoding in self._encoded(texts):
+            found[i] = np.array(encoding.ids, np.int32)
+        for i, text in enumerate(texts):
+            if len(text) > PIECE:
+                parts = [np.array(self._piece(piece).ids, np.int32) for _, piece in _pieces(text)]
+                found[i] = np.concatenate([self._frame.before, *parts, self._frame.after])
+        return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns each text's number of tokens, special tokens included."""
         counts = [0] * len(texts)
-        for batch in _batches(texts):
-            encoded = self._tokenizer.encode_batch_fast([texts[i] for i in batch])
-            for i, encoding in zip(batch, encoded, strict=True):
-                counts[i] = len(encoding)
+        for i, encoding in self._encoded(texts):
+            counts[i] = len(encoding)
         for i, text in enumerate(texts):
             if len(text) > PIECE:
-                counts[i] = self._special_tokens + sum(
-                    len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
-                    for _, piece in _pieces(text)
-                )
+                counts[i] = self._special_tokens + sum(len(self._piece(piece)) for _, piece in _pieces(text))
         return counts
 
-    def _spans_of_pieces(self, text: str) -> Iterator[NDArray[np.int64]]:
+    def _encoded(self, texts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """Yields the encodings of the texts that are no longer than a piece, with their indexes."""
+        for batch in _batches(texts):
+            yield from zip(batch, self._tokenizer.encode_batch_fast([texts[i] for i in batch]), strict=True)
+
+    def _piece(self, piece: str) -> Any:
+        return self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0]
+
+    def _spans_of_pieces(self, text: str, ids: list[Ids]) -> Iterator[NDArray[np.int64]]:
         for start, piece in _pieces(text):
-            offsets = self._tokenizer.encode(piece, add_special_tokens=False).offsets
+            encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+            ids.append(np.array(encoding.ids, np.int32))
+            offsets = encoding.offsets
             flat = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(offsets))
             flat += start
             yield flat.reshape(-1, 2)
@@ -124,6 +177,7 @@ class TiktokenTokenizer:
 
     special_tokens = 0
     splits_words = True
+    frame = None
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding: Any = encoding
@@ -159,9 +213,12 @@ class TiktokenTokenizer:
                 Kind.VECTORIZER,
             ) from error
 
-    def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's tokens; tokens may share a character."""
-        return _joined(self._spans_of_pieces(text))
+    def encode(self, text: str) -> Tokens:
+        """Returns the text's spans, which may share a character; endpoints are given texts, not ids."""
+        return Tokens(_joined(self._spans_of_pieces(text)), None)
+
+    def inputs(self, texts: Sequence[str]) -> None:
+        """Returns None: endpoints are given texts."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns each text's number of tokens; there are no special ones."""
@@ -184,11 +241,15 @@ class WordTokenizer:
 
     special_tokens = 0
     splits_words = False
+    frame = None
 
-    def spans(self, text: str) -> NDArray[np.int64]:
-        """Returns the character offsets ``(n, 2)`` of the text's words."""
+    def encode(self, text: str) -> Tokens:
+        """Returns the spans of the text's words; they have no ids."""
         found = (offset for word in _WORD.finditer(text) for offset in word.span())
-        return np.fromiter(found, np.int64).reshape(-1, 2)
+        return Tokens(np.fromiter(found, np.int64).reshape(-1, 2), None)
+
+    def inputs(self, texts: Sequence[str]) -> None:
+        """Returns None: words have no ids."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns each text's number of words."""
@@ -241,6 +302,16 @@ def _from_hub(name: str) -> HuggingFaceTokenizer:
             f" model, and the HuggingFace hub did not give it ({_first_line(error)})",
             Kind.VECTORIZER,
         ) from error
+
+
+def _frame(tokenizer: Any, special_tokens: int) -> Frame | None:
+    """Finds the special tokens around an input; None where they do not stand at its ends, or change with it."""
+    encoding = tokenizer.encode("a")
+    special, ids = encoding.special_tokens_mask, np.array(encoding.ids, np.int32)
+    inner = [i for i, flag in enumerate(special) if not flag]
+    if not inner or inner[-1] - inner[0] + 1 != len(inner) or len(ids) - len(inner) != special_tokens:
+        return None
+    return Frame(ids[: inner[0]], ids[inner[-1] + 1 :])
 
 
 def _works_by_words(definition: dict[str, Any]) -> bool:

@@ -131,7 +131,7 @@ each_tokenizer = pytest.mark.parametrize("kind", KINDS)
 
 def shared_tokens(tokenizer: Tokenizer, document: str, chunks: Sequence[Chunk]) -> list[int]:
     """Returns how many tokens of the document each two neighbours share."""
-    spans = tokenizer.spans(document)
+    spans = tokenizer.encode(document).spans
     starts, ends = spans[:, 0].tolist(), spans[:, 1].tolist()
     shared = []
     for left, right in itertools.pairwise(chunks):
@@ -169,6 +169,22 @@ def test_chunks_are_within_the_bound_and_leave_nothing_out(kind: str, document: 
         assert chunk.tokens == count(chunk.input) <= size
     assert all(shared <= overlap for shared in shared_tokens(tokenizer, document, chunks))
     assert Chunker(tokenizer, size, overlap).chunks(document) == chunks
+
+
+@pytest.mark.parametrize("raw", [raw_minilm, raw_bpe, raw_unigram])
+@pytest.mark.parametrize("prompt", ["", "passage: ", "title:"])
+@settings(max_examples=40, deadline=None)
+@given(document=documents, bounds=sizes, column=st.sampled_from([None, "", "a title", "(half", "word " * 30]))
+def test_ids_are_what_the_model_would_make_of_the_input(
+    raw: Any, prompt: str, document: str, bounds: tuple[int, int], column: str | None
+) -> None:
+    size, overlap = bounds
+    chunker = Chunker(HuggingFaceTokenizer(raw()), 2 * size, overlap, Template.parse("$title\n$chunk"), prompt)
+    whole = chunker.whole(document, {"title": column}, 2 * size, truncate=True)
+    for chunk in [*chunker.chunks(document, {"title": column}), *([whole] if whole else [])]:
+        assert chunk.ids is not None
+        assert chunk.ids.tolist() == raw().encode(prompt + chunk.input).ids
+        assert len(chunk.ids) == chunk.tokens
 
 
 @each_tokenizer
@@ -411,7 +427,7 @@ def test_the_overlap_gives_way_to_a_long_word() -> None:
 
 def test_a_document_without_any_token_is_one_chunk() -> None:
     document = " \u200b\x07\u200b "
-    assert len(minilm().spans(document)) == 0
+    assert len(minilm().encode(document).spans) == 0
     [chunk] = Chunker(minilm(), 16, 2).chunks(document)
     assert (chunk.text, chunk.tokens) == ("\u200b\x07\u200b", 2)
 
@@ -513,9 +529,9 @@ def test_truncating_a_huge_document_tokenizes_only_its_head() -> None:
     seen: list[int] = []
 
     class Watched(WordTokenizer):
-        def spans(self, text: str) -> Any:
+        def encode(self, text: str) -> Any:
             seen.append(len(text))
-            return super().spans(text)
+            return super().encode(text)
 
         def count(self, texts: Sequence[str]) -> list[int]:
             seen.extend(map(len, texts))
