@@ -31,6 +31,9 @@ from tests.support import Bench
 TEMPLATE = "template_vector"
 TEMPLATE_WITH_SCHEMA = "template_pgvec"
 
+# What is measured of this machine while tests keep it busy is not for anybody else.
+os.environ["XDG_CACHE_HOME"] = os.environ.setdefault("PGVEC_TEST_CACHE", tempfile.mkdtemp(prefix="pgvec-cache-"))
+
 # A crash of the machine may lose the tests' data; nothing else is switched off.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_wal_size": "256MB"}
 MEMORY_WANTED = 4 * 2**30

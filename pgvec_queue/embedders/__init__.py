@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pgvec_queue.tokenizers import Tokenizer
+from pgvec_queue.tokenizers import Ids, Tokenizer
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("sentence-transformers", "openai", "hashing")
@@ -87,10 +87,17 @@ class Embedder(Protocol):
     def memory_bytes(self) -> int:
         """What it holds on its device, for the worker's budget of models."""
 
-    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
-        """Returns ``(n, dimensions) float32`` in the order of ``texts``; ``tokens`` holds each text's length in tokens.
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that are worth passing in one call, so that texts of like length meet in a batch."""
 
-        Batches by itself: the caller passes what belongs together, not what fits the device.
+    def embed_documents(
+        self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
+    ) -> Vectors:
+        """Returns ``(n, dimensions) float32`` in the order of ``texts``.
+
+        ``tokens`` holds each text's length in tokens, ``ids`` what the tokenizer has made of it, prompt included, where
+        that is known. Batches by itself: the caller passes what belongs together, not what fits the device.
         Raises ``EmbedderError`` with the kind of the fault; what it returns has not been checked for NaN or Inf.
         """
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from pgvec_queue.embedders import Embedder, ModelInfo, Vectors
 from pgvec_queue.errors import EmbedderError, Kind, SettingsError
-from pgvec_queue.tokenizers import Tokenizer
+from pgvec_queue.tokenizers import Ids, Tokenizer
 
 VARIABLE = "PGVEC_HASHING_FAULTS"
 
@@ -95,7 +95,13 @@ class FaultyEmbedder:
     def memory_bytes(self) -> int:
         return self._embedder.memory_bytes
 
-    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
+    @property
+    def window_tokens(self) -> int:
+        return self._embedder.window_tokens
+
+    def embed_documents(
+        self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
+    ) -> Vectors:
         """Does as the embedder beneath, unless a text contains one of the words."""
         faults = self._faults
         if _having(faults.refuse, texts):
@@ -107,7 +113,7 @@ class FaultyEmbedder:
             os.kill(os.getpid(), signal.SIGKILL)
         if _having(faults.hang, texts):
             threading.Event().wait()
-        vectors = self._embedder.embed_documents(texts, tokens)
+        vectors = self._embedder.embed_documents(texts, tokens, ids)
         vectors[_having(faults.nan, texts), 0] = np.nan
         vectors[_having(faults.inf, texts), 0] = np.inf
         return vectors[:, 1:] if _having(faults.shape, texts) else vectors

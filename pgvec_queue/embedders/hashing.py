@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pgvec_queue.embedders import ModelInfo, ModelSpec, Vectors
 from pgvec_queue.errors import EmbedderError, Kind
-from pgvec_queue.tokenizers import Tokenizer, WordTokenizer
+from pgvec_queue.tokenizers import Ids, Tokenizer, WordTokenizer
 
 # The most that pgvector's type takes; 15² times this is below 2²⁴, which keeps the sum of squares exact in float32.
 MAX_DIMENSIONS = 16_000
@@ -66,6 +66,7 @@ class HashingEmbedder:
 
     device = "cpu"
     dtype = "float32"
+    window_tokens = 1 << 18
 
     def __init__(self, spec: ModelSpec) -> None:
         """Raises as ``describe`` does."""
@@ -77,8 +78,13 @@ class HashingEmbedder:
     def memory_bytes(self) -> int:
         return self._tables.nbytes
 
-    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:  # noqa: ARG002
-        """Returns ``(n, dimensions) float32``; ``tokens`` makes no difference here."""
+    def embed_documents(
+        self,
+        texts: Sequence[str],
+        tokens: Sequence[int],  # noqa: ARG002
+        ids: Sequence[Ids | None] | None = None,  # noqa: ARG002
+    ) -> Vectors:
+        """Returns ``(n, dimensions) float32``; only ``texts`` makes a difference here."""
         return self._embed(texts, self.info.document_prompt)
 
     def embed_query(self, text: str) -> Vectors:

@@ -23,7 +23,7 @@ import tenacity
 
 from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors
 from pgvec_queue.errors import EmbedderError, Kind
-from pgvec_queue.tokenizers import Tokenizer, load_tokenizer
+from pgvec_queue.tokenizers import Ids, Tokenizer, load_tokenizer
 
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
 _OPENAI_HOST = "api.openai.com"
@@ -76,6 +76,7 @@ class OpenAIEmbedder:
 
     dtype = "remote"
     memory_bytes = 0
+    window_tokens = 1 << 18
 
     def __init__(self, spec: ModelSpec, options: DeviceOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Connects to nothing yet, unless the dimensions have to be asked for; ``sleep`` takes seconds.
@@ -119,7 +120,12 @@ class OpenAIEmbedder:
             self._tokenizer = load_tokenizer(name)
         return self._tokenizer
 
-    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
+    def embed_documents(
+        self,
+        texts: Sequence[str],
+        tokens: Sequence[int],
+        ids: Sequence[Ids | None] | None = None,  # noqa: ARG002
+    ) -> Vectors:
         """Returns ``(n, dimensions) float32`` in the order of ``texts``; raises ``EmbedderError``."""
         vectors = np.empty((len(texts), self.info.dimensions), np.float32)
         for start, stop in self._batches(tokens):

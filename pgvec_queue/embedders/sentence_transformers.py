@@ -1,9 +1,10 @@
 """Runs sentence-transformers models on this machine's own accelerator.
 
-Texts are sorted by length and cut into batches by a token budget, padding included, so that little padding is computed
-and short texts come many at a time. When the device runs out of memory, the budget is halved for as long as the model
-stays loaded, and the same texts are tried again; a text that does not fit alone is that row's error. An error of the
-device itself, such as a failed CUDA kernel, is passed on as it is: the process cannot use the device any more.
+A model is given the token ids that the chunker has found already, in batches cut by tokens from texts sorted by
+length; one whose inputs are not made of ids alone is given texts. When the device runs out of memory, the batches'
+budget is halved and remembered, and the same texts are tried again; a text that does not fit alone is that row's error.
+An error of the device itself, such as a failed CUDA kernel, is passed on as it is: the process cannot use the device
+any more.
 
 Vectors are what the model makes of them: with its prompts, at its own length, normalized where it normalizes. A model
 that normalizes and is truncated is normalized again afterwards, since the shorter vectors would have any length.
@@ -13,28 +14,33 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files
+from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files, model_inputs, tuning
+from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
+from pgvec_queue.embedders.devices import Device, Fetch, available_cores, open_device
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
-from pgvec_queue.tokenizers import Tokenizer
+from pgvec_queue.tokenizers import Ids, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens per batch, padding included. On a CPU 512 to 2,048 are alike with MiniLM, and 4,096 is 15 % slower.
-_BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768, "mps": 8192}
+WINDOW_BATCHES = 16
+"""Batches' worth of texts that are sorted by length together."""
 _DTYPES = ("float32", "float16", "bfloat16")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_USUAL_TOKENS = 96
+"""Length of the texts on which a device is measured."""
 
 
 class SentenceTransformersEmbedder:
     """A loaded model on one device; one thread embeds, while another may use the tokenizer."""
 
-    def __init__(self, spec: ModelSpec, options: DeviceOptions) -> None:
-        """Loads the model.
+    def __init__(self, spec: ModelSpec, options: DeviceOptions, memory: tuning.Memory | None = None) -> None:
+        """Loads the model, and measures what suits the device where ``memory`` does not know it yet.
 
         Raises ``MissingExtraError`` when torch or sentence-transformers is not installed, ``SettingsError`` when the
         device is not on this machine, and ``EmbedderError`` when the model cannot be had, must not be loaded, or does
@@ -45,33 +51,39 @@ class SentenceTransformersEmbedder:
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
         self._torch = torch
+        self._memory = memory or tuning.Memory()
         self.device = _device(torch, options.device)
         dtype = _dtype(self.device, options.dtype)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self._budget = options.batch_tokens or _BATCH_TOKENS[self.device.partition(":")[0]]
         files = model_files.locate(spec, weights=True)
         habits = model_files.read_habits(spec, files.path)
         self._model = _load(torch, spec, str(files.path), self.device, dtype)
+        self._model.eval()
+        self._on: Device = open_device(torch, self.device)
         self.dtype = str(next(self._model.parameters()).dtype).removeprefix("torch.")
         self._model.prompts.update(query=habits.query_prompt, document=habits.document_prompt)
         self._model.default_prompt_name = None
         self._model.truncate_dim = None
         self._renormalize = False
         # A first run tells the dimensions whatever the model consists of, and warms the device up.
-        own = int(self._encode(["dimensions"]).shape[1])
-        dimensions = model_files.fit_dimensions(spec, own, habits.truncation)
-        if dimensions < own:
-            self._model.truncate_dim = dimensions
+        own = int(self._model.encode_query(["dimensions"], convert_to_tensor=True, show_progress_bar=False).shape[1])
+        self._dimensions = model_files.fit_dimensions(spec, own, habits.truncation)
+        if self._dimensions < own:
+            self._model.truncate_dim = self._dimensions
             self._renormalize = type(list(self._model)[-1]).__name__ == "Normalize"
         self.tokenizer: Tokenizer = _tokenizer(spec, self._model)
         self.info = ModelInfo(
-            dimensions=dimensions,
+            dimensions=self._dimensions,
             max_tokens=_limit(self._model.max_seq_length),
             revision=files.revision,
             query_prompt=habits.query_prompt,
             document_prompt=habits.document_prompt,
         )
+        self._inputs = model_inputs.learn(self._model, self.tokenizer, self.info.document_prompt)
+        self._budget = options.batch_tokens or self._on.batch_tokens
+        self._key = f"{spec.model} {self.dtype} on {self._on.hardware}:"
+        self._tune(options)
 
     @property
     def batch_tokens(self) -> int:
@@ -79,83 +91,151 @@ class SentenceTransformersEmbedder:
         return self._budget
 
     @property
+    def window_tokens(self) -> int:
+        return WINDOW_BATCHES * self._budget
+
+    @property
+    def worn_out(self) -> bool:
+        return self._on.worn_out
+
+    @property
     def memory_bytes(self) -> int:
         held = [*self._model.parameters(), *self._model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
-    def embed_documents(self, texts: Sequence[str], tokens: Sequence[int]) -> Vectors:
+    def embed_documents(
+        self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
+    ) -> Vectors:
         """Returns ``(n, dimensions) float32`` in the order of ``texts``.
 
         Raises ``EmbedderError`` (kind ``ROW``) when the model fails on these texts, or on one of them alone for want
         of memory.
         """
-        vectors = np.empty((len(texts), self.info.dimensions), np.float32)
-        # Longest first: the batch that needs the most memory comes before any work is done.
-        order = np.argsort(np.asarray(tokens, np.int64), kind="stable")[::-1]
-        done: list[Any] = []
-        start = 0
-        while start < len(order):
-            longest = max(1, int(tokens[order[start]]))
-            batch = [texts[index] for index in order[start : start + max(1, self._budget // longest)]]
-            part = self._attempt(batch, longest)
-            if part is not None:
-                done.append(part)
-                start += len(batch)
-        if done:
-            vectors[order] = self._torch.cat(done).float().cpu().numpy()
+        vectors = np.empty((len(texts), self._dimensions), np.float32)
+        order = longest_first(tokens)
+        late: tuple[Batch, Fetch] | None = None
+        while len(order):
+            batch = first_batch(order, tokens, self._budget, self._on.shapes)
+            result = self._attempt(batch, texts, ids)
+            if result is None:
+                continue
+            # The device is at the next batch already while this one's result comes back.
+            if late is not None:
+                vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
+            late = (batch, self._on.fetch(result))
+            order = order[len(batch.indexes) :]
+            self._on.tidy()
+        if late is not None:
+            vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
         """Returns ``(dimensions,) float32``; raises as ``embed_documents`` does."""
-        vector: Vectors = self._attempt([text], self.tokenizer.count([text])[0], query=True)[0].float().cpu().numpy()
+        batch = Batch(np.zeros(1, np.intp), 1, self.tokenizer.count([text])[0])
+        vector: Vectors = self._attempt(batch, [text], None, query=True)[0].float().cpu().numpy()
         return vector
 
     def close(self) -> None:
         """Gives the model's memory back to the device."""
         self._model = None
-        self._release()
+        self._on.release()
 
-    def _attempt(self, batch: list[str], longest: int, *, query: bool = False) -> Any:
+    def _attempt(
+        self, batch: Batch, texts: Sequence[str], ids: Sequence[Ids | None] | None, *, query: bool = False
+    ) -> Any:
         """Returns the batch's vectors on the device; None when it must be cut smaller, which has then been arranged."""
         try:
-            return self._encode(batch, query=query)
+            if query:
+                return self._encode_query(texts[0])
+            return self._run(self._features(batch, texts, ids))
         except Exception as error:
             if _is_device_failure(self._torch, error):
                 raise
             reason = _first_line(error)
             if not _is_out_of_memory(self._torch, error):
-                raise EmbedderError(f"the model failed on {len(batch)} texts: {reason}", Kind.ROW) from error
+                raise EmbedderError(f"the model failed on {len(batch.indexes)} texts: {reason}", Kind.ROW) from error
         # Only now: within the handler the traceback would still hold the batch's tensors.
-        self._release()
-        if len(batch) == 1:
+        self._on.release()
+        if batch.rows == 1:
             raise EmbedderError(
-                f"a text of {longest} tokens alone does not fit the memory of {self.device}: {reason}", Kind.ROW
+                f"a text of {batch.length} tokens alone does not fit the memory of {self.device}: {reason}", Kind.ROW
             )
-        self._budget = max(1, len(batch) * longest // 2)
+        self._budget = max(1, batch.tokens // 2)
+        self._memory.put(f"{self._key} batch tokens", self._budget)
         logger.warning(
             "%s is out of memory at %d tokens a batch; going on with %d",
             self.device,
-            len(batch) * longest,
+            batch.tokens,
             self._budget,
         )
         return None
 
-    def _encode(self, texts: list[str], *, query: bool = False) -> Any:
-        """Returns ``(n, dimensions)`` as a tensor on the device, so that the next batch is prepared meanwhile."""
-        encode = self._model.encode_query if query else self._model.encode_document
-        return encode(
-            texts,
-            batch_size=len(texts),
-            show_progress_bar=False,
-            convert_to_tensor=True,
-            normalize_embeddings=self._renormalize,
+    def _features(self, batch: Batch, texts: Sequence[str], ids: Sequence[Ids | None] | None) -> model_inputs.Features:
+        own = [one for index in batch.indexes if ids is not None and (one := ids[index]) is not None]
+        limit = self.info.max_tokens or batch.length
+        if self._inputs is None or len(own) < len(batch.indexes) or max(map(len, own)) > limit:
+            features: model_inputs.Features = self._model.preprocess(
+                [texts[index] for index in batch.indexes], prompt=self.info.document_prompt or None, task="document"
+            )
+            return {name: value.to(self.device) if hasattr(value, "to") else value for name, value in features.items()}
+        arrays = self._inputs.features(own, batch.rows, min(batch.length, limit))
+        return {
+            name: self._on.upload(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()
+        }
+
+    def _run(self, features: model_inputs.Features) -> Any:
+        """Returns ``(rows, dimensions)`` as a tensor on the device, which may still be at work on it."""
+        with self._torch.inference_mode():
+            vectors = self._model(features, task="document")["sentence_embedding"][:, : self._dimensions]
+            return self._torch.nn.functional.normalize(vectors, dim=1) if self._renormalize else vectors
+
+    def _encode_query(self, text: str) -> Any:
+        return self._model.encode_query(
+            [text], show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=self._renormalize
         )
 
-    def _release(self) -> None:
-        if self.device.startswith("cuda"):
-            self._torch.cuda.empty_cache()
-        elif self.device == "mps":
-            self._torch.mps.empty_cache()
+    def _tune(self, options: DeviceOptions) -> None:
+        """Chooses threads and tokens per batch by measurement, or as remembered; what was asked for stays."""
+        if self._inputs is None:
+            return
+        if self.device == "cpu" and options.threads is None:
+            present = self._torch.get_num_threads()
+            cores = available_cores()
+            self._torch.set_num_threads(
+                self._remembered("threads", {present, cores, max(1, cores // 2)}, present, self._rate_with_threads)
+            )
+        if options.batch_tokens is None:
+            self._budget = self._remembered("batch tokens", {*self._on.candidates}, self._budget, self._rate)
+
+    def _remembered(self, what: str, candidates: set[int], present: int, measure: tuning.Measure) -> int:
+        name = f"{self._key} {what}"
+        known = self._memory.get(name)
+        if known is None:
+            known = tuning.choose([*candidates], present, measure)
+            logger.info("%s: %d %s, as measured", self.device, known, what)
+            self._memory.put(name, known)
+        return known
+
+    def _rate_with_threads(self, threads: int) -> float:
+        self._torch.set_num_threads(threads)
+        return self._rate(self._budget)
+
+    def _rate(self, batch_tokens: int) -> float:
+        """Returns the tokens per second of one batch of so many tokens; 0 where it does not fit the memory."""
+        length = min(_USUAL_TOKENS, self.info.max_tokens or _USUAL_TOKENS)
+        one = np.resize(self.tokenizer.inputs(["the quick brown fox "])[0], length)  # type: ignore[index]
+        rows = max(1, batch_tokens // length)
+        batch = Batch(np.arange(rows), rows, length)
+        began = time.perf_counter()
+        try:
+            self._on.fetch(self._run(self._features(batch, [""] * rows, [one] * rows)))()
+        except Exception as error:
+            if not _is_out_of_memory(self._torch, error):
+                raise
+            return 0.0
+        finally:
+            self._on.tidy()
+        return rows * length / (time.perf_counter() - began)
 
 
 def find_device(asked: str) -> str:

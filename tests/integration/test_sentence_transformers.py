@@ -14,9 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgvec_queue.embedders import DEFAULT_MODEL, DeviceOptions, ModelSpec, Vectors, describe, load, model_files
+from pgvec_queue.embedders import (
+    DEFAULT_MODEL,
+    DeviceOptions,
+    ModelSpec,
+    Vectors,
+    describe,
+    load,
+    model_files,
+    model_inputs,
+)
+from pgvec_queue.embedders.batching import FixedShapes
+from pgvec_queue.embedders.devices import Cpu
 from pgvec_queue.embedders.sentence_transformers import SentenceTransformersEmbedder
+from pgvec_queue.embedders.tuning import Memory
 from pgvec_queue.errors import EmbedderError, Kind, SettingsError
+from pgvec_queue.tokenizers import HuggingFaceTokenizer
 
 pytestmark = pytest.mark.model
 
@@ -27,8 +40,9 @@ Copy = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Iterator[SentenceTransformersEmbedder]:
-    loaded = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"))
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentenceTransformersEmbedder]:
+    memory = Memory(tmp_path_factory.mktemp("memory") / "devices.json")
+    loaded = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), memory)
     yield loaded
     loaded.close()
 
@@ -68,7 +82,8 @@ def open_model() -> Iterator[Callable[..., SentenceTransformersEmbedder]]:
 
     def open_embedder(model: object = DEFAULT_MODEL, device: str = "cpu", dtype: str = "auto", **fields: Any) -> Any:
         spec = ModelSpec("sentence-transformers", str(model), **fields)
-        opened.append(SentenceTransformersEmbedder(spec, DeviceOptions(device=device, dtype=dtype)))
+        options = DeviceOptions(device=device, dtype=dtype, batch_tokens=1024, threads=2)
+        opened.append(SentenceTransformersEmbedder(spec, options))
         return opened[-1]
 
     yield open_embedder
@@ -81,8 +96,11 @@ def mixed(count: int, longest: int = 120) -> list[str]:
     return [" ".join(choose.choices(WORDS, k=choose.randint(1, longest))) for _ in range(count)]
 
 
-def embed(embedder: SentenceTransformersEmbedder, texts: list[str]) -> Vectors:
-    return embedder.embed_documents(texts, embedder.tokenizer.count(texts))
+def embed(embedder: SentenceTransformersEmbedder, texts: list[str], *, by_ids: bool = True) -> Vectors:
+    prompt = embedder.info.document_prompt
+    ids = embedder.tokenizer.inputs([prompt + text for text in texts])
+    assert ids is not None
+    return embedder.embed_documents(texts, [len(one) for one in ids], ids if by_ids else None)
 
 
 def cosines(some: Vectors, others: Vectors) -> Vectors:
@@ -125,6 +143,96 @@ def test_vectors_are_those_of_sentence_transformers(embedder: SentenceTransforme
     assert cosines(vectors, reference.encode(texts)).min() >= 0.9999
     assert cosines(embedder.embed_query("one query")[np.newaxis], reference.encode(["one query"]))[0] >= 0.9999
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+
+
+def test_ids_give_the_vectors_that_texts_give(
+    copy: Copy, open_model: Callable[..., SentenceTransformersEmbedder], embedder: SentenceTransformersEmbedder
+) -> None:
+    texts = [*mixed(60), "", "x", "  spaces  ", "word " * 250]
+    by_texts = embed(embedder, texts, by_ids=False)
+    np.testing.assert_allclose(embed(embedder, texts), by_texts, atol=1e-6)
+    own = open_model(copy(config_sentence_transformers={"prompts": {"document": "passage: "}}))
+    np.testing.assert_allclose(embed(own, texts[:9]), embed(own, texts[:9], by_ids=False), atol=1e-6)
+    assert np.abs(embed(own, texts[:9]) - by_texts[:9]).max() > 0.01
+
+
+def test_given_ids_a_model_never_tokenizes(embedder: SentenceTransformersEmbedder) -> None:
+    seen: list[object] = []
+    tokenize = embedder._model.preprocess
+
+    def watched(texts: list[str], **options: Any) -> Any:
+        seen.append(texts)
+        return tokenize(texts, **options)
+
+    embedder._model.preprocess = watched
+    try:
+        embed(embedder, mixed(5))
+        assert seen == []
+        embed(embedder, mixed(5), by_ids=False)
+        assert seen != []
+    finally:
+        del embedder._model.preprocess
+
+
+def test_a_model_whose_inputs_are_not_ids_alone_is_given_texts(
+    copy: Copy, open_model: Callable[..., SentenceTransformersEmbedder], embedder: SentenceTransformersEmbedder
+) -> None:
+    # Its tokenizer lower-cases, ours was told not to: the ids differ.
+    path = copy()
+    definition = json.loads((path / "tokenizer.json").read_text())
+    definition["normalizer"]["lowercase"] = False
+    other = embedder.tokenizer
+    own = open_model(path)
+    (path / "tokenizer.json").write_text(json.dumps(definition))
+    from tokenizers import Tokenizer
+
+    cased = HuggingFaceTokenizer(Tokenizer.from_file(str(path / "tokenizer.json")))
+    assert model_inputs.learn(own._model, other, "") is not None
+    assert model_inputs.learn(own._model, cased, "A: ") is None
+
+
+def test_texts_without_padding_become_the_features_that_the_library_packs(
+    open_model: Callable[..., SentenceTransformersEmbedder],
+) -> None:
+    from transformers import DataCollatorWithFlattening
+
+    own = open_model()
+    module = own._model[0]
+    module.data_collator = DataCollatorWithFlattening(
+        return_seq_idx=True, return_flash_attn_kwargs=True, return_position_ids=True
+    )
+    module.can_flatten_inputs, module._flatten_position_offset = True, 2
+    inputs = model_inputs.learn(own._model, own.tokenizer, "")
+    assert isinstance(inputs, model_inputs.PackedInputs)
+    texts = mixed(7)
+    ids = own.tokenizer.inputs(texts)
+    assert ids is not None
+    ours, theirs = inputs.features(ids, 7, 99), own._model.preprocess(texts, task="document")
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(np.asarray(ours[name]), np.asarray(theirs[name])) for name in theirs)
+
+
+def test_rows_that_fill_a_fixed_shape_change_no_vector(embedder: SentenceTransformersEmbedder) -> None:
+    import torch
+
+    texts = mixed(70)
+    expected = embed(embedder, texts)
+    device = embedder._on
+    embedder._on = _FixedCpu(torch)
+    try:
+        with batches(embedder) as shapes:
+            vectors = embed(embedder, texts)
+    finally:
+        embedder._on = device
+    assert cosines(vectors, expected).min() >= 0.9999
+    assert {length for _, length in shapes} <= set(FixedShapes().lengths)
+    assert len(set(shapes)) <= 3 * len({length for _, length in shapes})
+
+
+class _FixedCpu(Cpu):
+    """A processor with the shapes of Apple's GPU."""
+
+    shapes = FixedShapes()  # type: ignore[assignment]
 
 
 def test_no_texts_give_no_vectors(embedder: SentenceTransformersEmbedder) -> None:
@@ -240,7 +348,7 @@ def test_batches_keep_to_the_budget_and_the_order(embedder: SentenceTransformers
 def test_out_of_memory_halves_the_batches_and_loses_nothing(embedder: SentenceTransformersEmbedder) -> None:
     import torch
 
-    texts = mixed(25, longest=20)
+    texts = mixed(80, longest=20)
     expected = embed(embedder, texts)
     with batches(embedder, 200, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")) as shapes:
         vectors = embed(embedder, texts)
@@ -328,6 +436,20 @@ def test_auto_takes_the_best_device_there_is(open_model: Callable[..., SentenceT
     automatic = open_model(device="auto")
     assert automatic.device == best
     assert automatic.dtype == ("float32" if best == "cpu" else "float16")
+
+
+def test_what_suits_the_device_is_measured_once(tmp_path: Path) -> None:
+    file = tmp_path / "devices.json"
+    first = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), Memory(file))
+    found = json.loads(file.read_text())
+    assert {name.rpartition(": ")[2] for name in found} == {"threads", "batch tokens"}
+    batch_tokens = next(name for name in found if name.endswith("batch tokens"))
+    assert first.batch_tokens == found[batch_tokens]["value"] in (512, 1024, 2048)
+    found[batch_tokens]["value"] = 777
+    file.write_text(json.dumps(found))
+    assert SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), Memory(file)).batch_tokens == 777
+    asked = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu", batch_tokens=99), Memory(file))
+    assert asked.batch_tokens == 99
 
 
 # What cannot be loaded
