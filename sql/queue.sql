@@ -1,10 +1,11 @@
 -- Claiming, giving back and taking over jobs; the workers' own rows.
 
 -- name: runnable
--- What a worker may claim now, best first, with the oldest job of each: live changes, then sweeps, then ranges.
+-- What a worker may claim now, best first, with the oldest job of each: live changes, then sweeps, then ranges. Of equal
+-- priority, first what needs the model whose turn it is, then what was served longest ago.
 -- %(floors)s keeps the scan off index entries of jobs long finished, which stay for as long as somebody's snapshot does.
 -- LIMIT keeps the planner from reading the whole queue once instead of probing its index.
-SELECT v.id, k.kind, first.id
+SELECT v.id, k.kind, first.id, v.priority, pgvec.model_of(v)
 FROM pgvec.vectorizers v
 CROSS JOIN (VALUES ('keys', 0), ('sweep', 1), ('range', 2)) k(kind, rank)
 CROSS JOIN LATERAL (
@@ -19,7 +20,8 @@ CROSS JOIN LATERAL (
 WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
   AND v.id <> ALL (%(refused)s::bigint[])
-ORDER BY v.priority DESC, (v.id = %(current)s) DESC, v.id, k.rank;
+ORDER BY v.priority DESC, (pgvec.model_of(v) = %(turns)s::jsonb ->> v.priority::text) DESC NULLS LAST,
+         coalesce((%(served)s::jsonb ->> v.id::text)::bigint, 0), v.id, k.rank;
 
 -- name: horizon
 -- Ids given out so far. A lower one may still be on its way to its commit.
