@@ -46,7 +46,7 @@ WITH picked AS (
 )
 UPDATE pgvec.jobs j
 SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
-    in_hand = false
+    in_hand = false, read_to = NULL
 FROM picked WHERE j.id = picked.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
           j.attempts, j.alone, j.merged, false AS ranges_left;
