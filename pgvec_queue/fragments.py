@@ -279,6 +279,14 @@ class Fragments:
             conditions.append(sql.SQL("{} = {}::{}").format(column, listed, cast_to))
         return _AND.join(conditions)
 
+    def listed_is_within(self) -> sql.Composed:
+        """The condition that a listed key is at most ``%(upper)s``, where ``s`` has no row and lends its collations."""
+        listed = (
+            sql.SQL("coalesce({}, {}::{})").format(column, identifier("u", f"pgvec_key{i}"), cast_to)
+            for i, (column, cast_to) in enumerate(zip(self.source_key, self.key_casts, strict=True))
+        )
+        return sql.SQL("{} <= {}").format(_row(listed), self._parameter("upper", self.key_casts))
+
     def source_key_from_destination(self) -> sql.Composed:
         """The source key that a destination's key of another type stands for; no row where it stands for none."""
         if self.vectorizer.destination_ordered:

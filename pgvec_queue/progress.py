@@ -34,6 +34,8 @@ class Progress:
     """Age of the oldest live change that is not in the destination yet; None without sync."""
     rows_wasted: int
     """Rows embedded whose vectors were thrown away."""
+    chunks_reused: int
+    """Chunks that took the vector of an identical one beside them."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

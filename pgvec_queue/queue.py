@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from psycopg.types.json import Jsonb
 
 from pgvec_queue import __version__
 from pgvec_queue.database import Connection, statement, transaction
+
+TURN_SECONDS = 60.0
+"""That a worker stays with a model, at least, before it takes up another for something equally urgent."""
 
 Key = tuple[str, ...]
 """A key's columns in canonical text (ISO dates, UTC)."""
@@ -56,9 +59,21 @@ class Membership:
     world: str
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A model that jobs of one priority are claimed for, and since when."""
+
+    model: str
+    began: float
+
+
 @dataclass(slots=True)
 class Claimer:
-    """Claims jobs for one worker: picks the vectorizer, stays with it, and remembers where its jobs begin.
+    """Claims jobs for one worker: picks the vectorizer, and remembers where its jobs begin.
+
+    The highest priority goes first. Of those of one priority, those that share a model are served in turn; for another
+    model, which may have to be loaded, this one is left after a minimum time, and then for what was served longest ago:
+    nothing of the highest priority starves.
 
     Below a remembered id lie index entries of finished jobs, which stay for as long as anybody's snapshot might need
     them. Jobs that come back, or commit late, lie there as well: so now and then the whole queue is looked at, the more
@@ -69,7 +84,11 @@ class Claimer:
     names: Sequence[str] | None
     refused: dict[int, str] = field(default_factory=dict)
     """Vectorizers that this worker cannot serve, and why."""
-    current: int = 0
+    clock: Callable[[], float] = time.monotonic
+    _turns: dict[int, Turn] = field(default_factory=dict)
+    """By priority, so that what is urgent now and then spoils nobody's turn."""
+    _served: dict[int, int] = field(default_factory=dict)
+    """When each vectorizer was served last, counted in jobs."""
     _floors: dict[str, int] = field(default_factory=dict)
     _horizon: int = 0
     _full_at: float = 0.0
@@ -85,15 +104,22 @@ class Claimer:
         claimed only by a worker that is ``idle``.
         """
         with transaction(connection, statement_timeout=30):
-            for vectorizer, kind, first in self._runnable(connection):
+            for vectorizer, kind, first, priority, model in self._runnable(connection):
                 job = self._claim_kind(connection, vectorizer, kind, first, keys, idle=idle)
                 if job is not None:
-                    self.current = vectorizer
+                    self.serves(vectorizer, priority, model)
                     self._floors[f"{vectorizer}{kind}"] = job.id
                     return job
         return None
 
-    def _runnable(self, connection: Connection) -> list[tuple[int, str, int]]:
+    def serves(self, vectorizer: int, priority: int, model: str) -> None:
+        """Takes down that this worker has got a job of the vectorizer."""
+        self._served[vectorizer] = max(self._served.values(), default=0) + 1
+        turn = self._turns.get(priority)
+        if turn is None or turn.model != model:
+            self._turns[priority] = Turn(model, self.clock())
+
+    def _runnable(self, connection: Connection) -> list[tuple[int, str, int, int, str]]:
         began = time.monotonic()
         full = began >= self._full_at
         if full:
@@ -105,7 +131,14 @@ class Claimer:
             statement("queue", "runnable"),
             {
                 "names": None if self.names is None else list(self.names),
-                "current": self.current,
+                "turns": Jsonb(
+                    {
+                        str(priority): turn.model
+                        for priority, turn in self._turns.items()
+                        if self.clock() - turn.began < TURN_SECONDS
+                    }
+                ),
+                "served": Jsonb(self._served),
                 "refused": list(self.refused),
                 "floors": Jsonb(self._floors),
                 "floor": 0 if full else self._horizon,
@@ -114,7 +147,7 @@ class Claimer:
         if full:
             now = time.monotonic()
             self._full_at = now + max(self._FULL_SECONDS, (now - began) / self._FULL_SHARE)
-        self._floors.update({f"{vectorizer}{kind}": first for vectorizer, kind, first in found})
+        self._floors.update({f"{vectorizer}{kind}": first for vectorizer, kind, first, *_ in found})
         return found
 
     def _claim_kind(

@@ -89,6 +89,8 @@ class Embedded:
     vectors: NDArray[np.float32] | None = None
     failure: Failure | None = None
     truncated: bool = False
+    reused: int = 0
+    """Chunks that took the vector of an identical one."""
 
 
 class Fate(enum.Enum):
@@ -116,6 +118,7 @@ class Written:
     """Documents that have chunks or are in quarantine now, less those that had or were before."""
     chunks_written: int = 0
     chunks_deleted: int = 0
+    chunks_reused: int = 0
     tokens: int = 0
     truncated: int = 0
     requeued: int = 0

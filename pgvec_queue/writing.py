@@ -25,12 +25,18 @@ RETRY_LATER = 1.0
 
 
 def write(
-    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded], member: Membership
+    connection: Connection,
+    fragments: Fragments,
+    part: Slice,
+    embedded: Sequence[Embedded],
+    member: Membership,
+    *,
+    read_to: list[str] | None = None,
 ) -> Written:
     """Writes one slice and moves its job's checkpoint, all or nothing.
 
-    ``embedded`` holds one entry per document of the slice, in its order. Raises what psycopg raises; nothing is
-    written then.
+    ``embedded`` holds one entry per document of the slice, in its order. ``read_to`` tells others how far the job has
+    been read, empty for all of it, where that is beyond the slice. Raises what psycopg raises; nothing is written then.
     """
     vectorizer = fragments.vectorizer
     job = part.job
@@ -44,7 +50,7 @@ def write(
             connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})
         if job.kind == "sweep":
             result = _sweep(connection, fragments, part)
-            _record(connection, part, result, Plan(), member.worker)
+            _record(connection, part, result, Plan(), member.worker, read_to)
             return result
         plan = _look_again(connection, fragments, part, embedded)
         result = Written(Fate.WRITTEN, job)
@@ -60,6 +66,7 @@ def write(
         result.requeued = len(requeue)
         result.failed = len(plan.fail)
         result.rows_right = plan.selected - len(requeue)
+        result.chunks_reused = sum(item.reused for item in plan.write)
         result.tokens = sum(chunk.tokens for item in plan.write for chunk in item.chunks)
         result.truncated = sum(item.truncated for item in plan.write)
         known = _keep_quarantine(connection, fragments, plan)
@@ -67,20 +74,43 @@ def write(
         _requeue(connection, job, requeue, expected=not _is_live(job), delay=RETRY_LATER if skipped else 0.0)
         # These are no rows that the totals wait for.
         _requeue(connection, job, to_clear, expected=False, delay=RETRY_LATER)
-        _record(connection, part, result, plan, member.worker)
+        _record(connection, part, result, plan, member.worker, read_to)
         return result
 
 
-def count_refused(connection: Connection, part: Slice, embedded: Sequence[Embedded], member: Membership) -> None:
-    """Counts a slice whose write the fence has refused, and the vectors that were made for it in vain."""
+def cut(connection: Connection, fragments: Fragments, part: Slice, upper_key: list[str] | None) -> Slice:
+    """Returns what is left of a range's slice when the bound of its job is ``upper_key`` now.
+
+    It ends the job if it reached as far as that; what was read beyond it is not in it any more.
+    """
+    part = replace(part, job=replace(part.job, upper_key=upper_key))
+    ends = [list(document.key) for document in part.documents]
+    if part.checkpoint is not None:
+        ends.append(part.checkpoint)
+    with transaction(connection, read_only=True):
+        found = connection.execute(
+            fragments.compose(
+                "writing", "within", listed=fragments.listed(), listed_is_within=fragments.listed_is_within()
+            ),
+            {**fragments.key_lists(ends), "upper": upper_key},
+        ).fetchall()
+    documents = part.documents[: len(found)]
+    if part.checkpoint is not None and len(found) == len(ends):
+        return replace(part, last=part.checkpoint == upper_key)
+    return replace(part, checkpoint=upper_key, last=True, documents=documents)
+
+
+def count_waste(
+    connection: Connection, vectorizer: int, embedded: Sequence[Embedded], member: Membership, *, refused: bool
+) -> None:
+    """Counts vectors that were made in vain; ``refused``: by a worker that had lost the job, as the fence found."""
+    rows = sum(item.vectors is not None for item in embedded)
+    if not rows and not refused:
+        return
     with transaction(connection):
         connection.execute(
-            statement("writing", "count_refused"),
-            {
-                "vectorizer": part.job.vectorizer_id,
-                "worker": member.worker,
-                "rows_wasted": sum(item.vectors is not None for item in embedded),
-            },
+            statement("writing", "count_waste"),
+            {"vectorizer": vectorizer, "worker": member.worker, "rows_wasted": rows, "refused": int(refused)},
         )
 
 
@@ -238,7 +268,9 @@ def _is_live(job: Job) -> bool:
     return job.merged == 0 if job.kind == "sweep" else job.kind == "keys" and job.rows == 0
 
 
-def _record(connection: Connection, part: Slice, result: Written, plan: Plan, worker: int) -> None:
+def _record(
+    connection: Connection, part: Slice, result: Written, plan: Plan, worker: int, read_to: list[str] | None
+) -> None:
     """Step 5: checkpoint or end of the job, and the counters."""
     job = part.job
     seen = job.rows_seen + plan.selected - result.requeued
@@ -254,7 +286,13 @@ def _record(connection: Connection, part: Slice, result: Written, plan: Plan, wo
     else:
         connection.execute(
             statement("writing", "finish" if part.last else "checkpoint"),
-            {"id": job.id, "checkpoint": part.checkpoint, "rows_seen": seen, "alone": job.alone},
+            {
+                "id": job.id,
+                "checkpoint": part.checkpoint,
+                "read_to": part.checkpoint if read_to is None else read_to,
+                "rows_seen": seen,
+                "alone": job.alone,
+            },
         )
     numbers = {
         "vectorizer": job.vectorizer_id,
@@ -265,6 +303,7 @@ def _record(connection: Connection, part: Slice, result: Written, plan: Plan, wo
         "rows_wasted": result.rows_wasted,
         "chunks_written": result.chunks_written,
         "chunks_deleted": result.chunks_deleted,
+        "chunks_reused": result.chunks_reused,
         "tokens": result.tokens,
         "truncated": result.truncated,
         # No plan counted these.

@@ -1,10 +1,11 @@
 -- Claiming, giving back and taking over jobs; the workers' own rows.
 
 -- name: runnable
--- What a worker may claim now, best first, with the oldest job of each: live changes, then sweeps, then ranges.
+-- What a worker may claim now, best first, with the oldest job of each: live changes, then sweeps, then ranges. Of equal
+-- priority, first what needs the model whose turn it is, then what was served longest ago.
 -- %(floors)s keeps the scan off index entries of jobs long finished, which stay for as long as somebody's snapshot does.
 -- LIMIT keeps the planner from reading the whole queue once instead of probing its index.
-SELECT v.id, k.kind, first.id
+SELECT v.id, k.kind, first.id, v.priority, pgvec.model_of(v)
 FROM pgvec.vectorizers v
 CROSS JOIN (VALUES ('keys', 0), ('sweep', 1), ('range', 2)) k(kind, rank)
 CROSS JOIN LATERAL (
@@ -19,7 +20,8 @@ CROSS JOIN LATERAL (
 WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
   AND v.id <> ALL (%(refused)s::bigint[])
-ORDER BY v.priority DESC, (v.id = %(current)s) DESC, v.id, k.rank;
+ORDER BY v.priority DESC, (pgvec.model_of(v) = %(turns)s::jsonb ->> v.priority::text) DESC NULLS LAST,
+         coalesce((%(served)s::jsonb ->> v.id::text)::bigint, 0), v.id, k.rank;
 
 -- name: horizon
 -- Ids given out so far. A lower one may still be on its way to its commit.
@@ -44,7 +46,7 @@ WITH picked AS (
 )
 UPDATE pgvec.jobs j
 SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
-    in_hand = false
+    in_hand = false, read_to = NULL
 FROM picked WHERE j.id = picked.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
           j.attempts, j.alone, j.merged, false AS ranges_left;
@@ -164,7 +166,8 @@ RETURNING id, pgvec.world();
 -- one of them has not been heard of for its lease.
 UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, models = %(models)s,
-    memory_bytes = %(memory)s, waiting_for = %(waiting_for)s
+    memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
+    documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s
 FROM (SELECT count(*) AS size,
              coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
       FROM pgvec.workers o WHERE NOT o.gone) fleet
@@ -182,17 +185,18 @@ WITH gone AS (
     RETURNING c.*
 )
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
-                                 chunks_written, chunks_deleted, tokens, truncated, jobs_added, jobs_done,
-                                 jobs_reclaimed, writes_refused)
+                                 chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added,
+                                 jobs_done, jobs_reclaimed, writes_refused)
 SELECT g.vectorizer_id, 0, sum(g.rows_right), sum(g.rows_embedded), sum(g.rows_adjusted), sum(g.rows_wasted),
-       sum(g.chunks_written), sum(g.chunks_deleted), sum(g.tokens), sum(g.truncated), sum(g.jobs_added),
-       sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused)
+       sum(g.chunks_written), sum(g.chunks_deleted), sum(g.chunks_reused), sum(g.tokens), sum(g.truncated),
+       sum(g.jobs_added), sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused)
 FROM gone g GROUP BY g.vectorizer_id
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
     rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
     chunks_written = c.chunks_written + excluded.chunks_written,
-    chunks_deleted = c.chunks_deleted + excluded.chunks_deleted, tokens = c.tokens + excluded.tokens,
+    chunks_deleted = c.chunks_deleted + excluded.chunks_deleted,
+    chunks_reused = c.chunks_reused + excluded.chunks_reused, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
     jobs_done = c.jobs_done + excluded.jobs_done, jobs_reclaimed = c.jobs_reclaimed + excluded.jobs_reclaimed,
     writes_refused = c.writes_refused + excluded.writes_refused;

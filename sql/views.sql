@@ -11,6 +11,7 @@ WITH counted AS (
            sum(tokens)         AS tokens,
            sum(truncated)      AS truncated,
            sum(rows_wasted)    AS rows_wasted,
+           sum(chunks_reused)  AS chunks_reused,
            sum(jobs_added)     AS jobs_added,
            sum(jobs_done)      AS jobs_done
     FROM pgvec.counters GROUP BY vectorizer_id
@@ -36,6 +37,7 @@ WITH counted AS (
            coalesce(c.tokens, 0) AS tokens,
            coalesce(c.truncated, 0) AS truncated,
            coalesce(c.rows_wasted, 0) AS rows_wasted,
+           coalesce(c.chunks_reused, 0) AS chunks_reused,
            coalesce(c.jobs_done, 0) AS jobs_done,
            coalesce(r.jobs, 0) AS jobs_running,
            v.jobs_planned + coalesce(c.jobs_added, 0) AS jobs_all,
@@ -99,7 +101,8 @@ SELECT id AS vectorizer_id,
        truncated::bigint AS rows_truncated,
        sync,
        CASE WHEN sync THEN coalesce(extract(epoch FROM clock_timestamp() - oldest_change), 0) END::float8 AS lag_seconds,
-       rows_wasted::bigint AS rows_wasted
+       rows_wasted::bigint AS rows_wasted,
+       chunks_reused::bigint AS chunks_reused
 FROM numbers
 CROSS JOIN LATERAL (
     SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
@@ -113,7 +116,7 @@ SELECT w.id AS worker_id, w.host, w.pid, w.version, w.device, w.dtype, w.models,
        CASE WHEN w.gone OR w.beat_at < clock_timestamp() - w.lease THEN 'gone' ELSE w.state END AS state,
        clock_timestamp() - w.beat_at AS since_beat, w.started_at, w.memory_bytes,
        (SELECT count(*) FROM pgvec.jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS jobs,
-       w.waiting_for
+       w.waiting_for, w.busy, w.documents_per_second, w.loads, w.batch_tokens
 FROM pgvec.workers w;
 COMMENT ON VIEW pgvec.worker_status IS 'One row per worker: where it runs, what it does, when it was last heard of';
 

@@ -9,6 +9,11 @@ WHERE id = %(id)s AND state = 'running' AND worker_id = %(worker)s AND epoch = %
   AND pgvec.world() = %(world)s
 FOR NO KEY UPDATE;
 
+-- name: within
+-- Which of the listed keys lie within a bound that was lowered, compared as the source's own columns are, collations
+-- included: of s there is never a row.
+SELECT u.pgvec_ordinal FROM {listed} LEFT JOIN {source} s ON false WHERE {listed_is_within} ORDER BY u.pgvec_ordinal;
+
 -- name: lock_shared
 -- Step 2, for a range: ranges are disjoint and may write side by side, but never beside a list of keys. 'PGVC' above the id.
 SELECT pg_advisory_xact_lock_shared((1346852419::bigint << 32) | %(vectorizer)s);
@@ -124,7 +129,8 @@ WHERE f.vectorizer_id = %(vectorizer)s
 -- name: checkpoint
 -- Step 5. How far the job is, in the transaction that makes it true. Who died before this died of something else.
 UPDATE pgvec.jobs
-SET checkpoint = %(checkpoint)s, rows_seen = %(rows_seen)s, attempts = 0, in_hand = false, alone = %(alone)s
+SET checkpoint = %(checkpoint)s, read_to = %(read_to)s::text[], rows_seen = %(rows_seen)s, attempts = 0,
+    in_hand = false, alone = %(alone)s
 WHERE id = %(id)s;
 
 -- name: finish
@@ -139,22 +145,24 @@ DELETE FROM pgvec.jobs WHERE id = %(id)s;
 
 -- name: count
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
-                                 chunks_written, chunks_deleted, tokens, truncated, jobs_added, jobs_done)
+                                 chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added, jobs_done)
 VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(rows_wasted)s,
-        %(chunks_written)s, %(chunks_deleted)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
+        %(chunks_written)s, %(chunks_deleted)s, %(chunks_reused)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
     rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
     chunks_written = c.chunks_written + excluded.chunks_written,
-    chunks_deleted = c.chunks_deleted + excluded.chunks_deleted, tokens = c.tokens + excluded.tokens,
+    chunks_deleted = c.chunks_deleted + excluded.chunks_deleted,
+    chunks_reused = c.chunks_reused + excluded.chunks_reused, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
     jobs_done = c.jobs_done + excluded.jobs_done;
 
--- name: count_refused
+-- name: count_waste
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_wasted, writes_refused)
-VALUES (%(vectorizer)s, %(worker)s, %(rows_wasted)s, 1)
+VALUES (%(vectorizer)s, %(worker)s, %(rows_wasted)s, %(refused)s)
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
-SET rows_wasted = c.rows_wasted + excluded.rows_wasted, writes_refused = c.writes_refused + 1;
+SET rows_wasted = c.rows_wasted + excluded.rows_wasted,
+    writes_refused = c.writes_refused + excluded.writes_refused;
 
 -- name: sample
 INSERT INTO pgvec.samples AS s (vectorizer_id, worker_id, at, rows, chunks, tokens)

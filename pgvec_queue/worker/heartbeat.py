@@ -108,6 +108,10 @@ class Heartbeat:
             "models": self.models.names,
             "memory": resident_bytes(),
             "waiting_for": "; ".join(sorted(set(self.state.waits.values()))) or None,
+            "busy": self.state.busy.share,
+            "documents_per_second": self.state.documents_per_second or None,
+            "loads": self.models.loads,
+            "batch_tokens": getattr(embedder, "batch_tokens", None),
         }
 
     def _watched(self, connection: Connection) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
 It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about one
-second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
+second of the device's work, measured as the worker goes. With nothing to claim and nothing in hand, it steals the tail
+of somebody else's job (see ``stealing``). A job that has cost two workers is read one document at a
 time, with nothing else in hand; when that one has cost two more, it is not embedded again.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import replace
 
 import psycopg
 
-from pgvec_queue import queue, reading, vectorizer
+from pgvec_queue import queue, reading, stealing, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Claimer, Membership, Pending
@@ -51,6 +52,7 @@ class Reader:
         self._names = names
         self._drain = drain
         self.claimer = claimer
+        self._thief = stealing.Thief(claimer)
         self._fragments: dict[int, Fragments] = {}
         self._document_bytes: dict[int, float] = {}
         """Per vectorizer: how large the documents of its last slice were on average."""
@@ -71,18 +73,29 @@ class Reader:
         rows = self._rows()
         idle = self._state.in_flight == 0
         job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
+        if job is None and idle:
+            job = self._link.call(self._steal)
         if job is None:
             return None
-        fragments = self._fragments.get(job.vectorizer_id)
+        fragments = self._link.call(lambda connection: self._fragments_of(connection, job.vectorizer_id))
         if fragments is None:
-            fragments = self._link.call(lambda connection: _load_fragments(connection, job.vectorizer_id))
-            if fragments is None:
-                log.warning("job %d belongs to a vectorizer that was dropped", job.id)
-                return None
-            self._fragments[job.vectorizer_id] = fragments
+            log.warning("job %d belongs to a vectorizer that was dropped", job.id)
+            return None
         run = Run(job, fragments)
         self._state.begin(run)
         return run
+
+    def _steal(self, connection: Connection) -> queue.Job | None:
+        job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer))
+        if job is not None:
+            log.info("job %d is the rest of one that somebody else is working on", job.id)
+        return job
+
+    def _fragments_of(self, connection: Connection, vectorizer_id: int) -> Fragments | None:
+        known = self._fragments.get(vectorizer_id) or _load_fragments(connection, vectorizer_id)
+        if known is not None:
+            self._fragments[vectorizer_id] = known
+        return known
 
     def _read_job(self, run: Run) -> None:
         job = run.job
@@ -90,6 +103,8 @@ class Reader:
         while not run.dropped and not self._state.ending:
             if job.alone and not self._nothing_in_hand():
                 continue
+            # Somebody may have taken the rest meanwhile, as the writer has found.
+            job = replace(job, upper_key=run.job.upper_key)
             try:
                 part = self._link.call(self._reading(run, job))
             except psycopg.Error as error:
@@ -104,6 +119,8 @@ class Reader:
             if verdict is not None or alone > _MOST_ROWS:
                 # Whatever it was that killed is in quarantine now, or lies behind: it was in one slice.
                 part = replace(part, job=replace(part.job, alone=False))
+            if job.kind == "range":
+                run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
             self._state.enter()
             self._out.put(work)

@@ -20,6 +20,7 @@ from pgvec_queue.errors import EmbedderError, Kind, StalledError
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Embedded, Failure, Slice
+from pgvec_queue.worker.busy import Busy
 from pgvec_queue.worker.watch import Watch
 
 log = logging.getLogger("pgvec.worker")
@@ -45,6 +46,8 @@ class Run:
     fragments: Fragments
     dropped: bool = False
     """Nothing more of it may be read, embedded or written here."""
+    read_to: list[str] | None = None
+    """How far a range has been read; empty: all of it is."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class State:
         self.waits: dict[str, str] = {}
         """Per stage, or per vectorizer that is left to others: what it waits for."""
         self.watch = Watch()
+        self.busy = Busy()
         self._lock = threading.Lock()
         self._runs: list[Run] = []
         self._in_flight = 0
@@ -115,16 +119,22 @@ class State:
         with self._lock:
             self._runs = [r for r in self._runs if not r.dropped]
             self._runs.append(run)
+            self._look_for_work()
 
     def end(self, run: Run) -> None:
         with self._lock:
             self._runs = [r for r in self._runs if r is not run]
+            self._look_for_work()
 
     def drop_vectorizer(self, vectorizer_id: int) -> None:
         with self._lock:
             for run in self._runs:
                 if run.job.vectorizer_id == vectorizer_id:
                     run.dropped = True
+            self._look_for_work()
+
+    def _look_for_work(self) -> None:
+        self.busy.has_work(any(not run.dropped for run in self._runs))
 
     def enter(self) -> None:
         """A slice was read."""

@@ -2,7 +2,8 @@
 
 When the database refuses a document (a CHECK, a foreign key, a trigger of the user's), the slice is halved in key order
 until the document is alone; it goes into quarantine and the rest is written. When most documents fail, it is not the
-documents: see ``breaker``.
+documents: see ``breaker``. When somebody has stolen the rest of a range, the slice that crosses its new end is cut
+there and ends the job; what was read beyond is dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Writer:
 
     def run(self) -> None:
         for work in self._source:
-            if not work.run.dropped and not self._is_sick(work.run, work.embedded):
+            if work.run.dropped:
+                self._waste(work.run, work.embedded)
+            elif not self._is_sick(work.run, work.embedded):
                 self._write(work.run, work.part, work.embedded)
             if work.part.last or work.run.dropped:
                 self._state.end(work.run)
@@ -67,7 +70,9 @@ class Writer:
         return f"{len(failed)} of the last {seen} documents {why}"
 
     def _write(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
-        part = replace(part, job=replace(part.job, rows_seen=run.job.rows_seen))
+        part = self._as_it_stands(run, part)
+        self._waste(run, embedded[len(part.documents) :])
+        embedded = embedded[: len(part.documents)]
         try:
             result = self._attempt(run, part, embedded)
         except psycopg.Error as error:
@@ -81,6 +86,8 @@ class Writer:
             self._after_loss(run, part, embedded)
         else:
             run.job = result.job
+            # What else was read of it lies beyond the end that it was given meanwhile.
+            run.dropped |= part.last
             self._accepted.add(run.job.vectorizer_id, (None for item in embedded if item.failure is None))
 
     def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
@@ -88,7 +95,9 @@ class Writer:
         for left in reversed(range(_CONFLICT_TRIES)):
             try:
                 return self._link.call(
-                    lambda connection: writing.write(connection, run.fragments, part, embedded, self._member)
+                    lambda connection: writing.write(
+                        connection, run.fragments, part, embedded, self._member, read_to=run.read_to
+                    )
                 )
             except psycopg.Error as error:
                 if not is_write_conflict(error) or not left:
@@ -124,18 +133,33 @@ class Writer:
             self._write(run, second, embedded[half:])
 
     def _after_loss(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
-        """The fence refused: the write had been committed after all, or the job is somebody else's now."""
+        """The fence refused: the write had been committed after all, or others have the job now, or the end of it."""
         now = self._link.call(lambda connection: queue.reread(connection, part.job, self._member))
         if now is not None and not part.last and now.checkpoint == part.checkpoint:
             run.job = now
-            return
-        run.dropped = True
-        if now is None:
-            log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
+        elif now is not None and now.checkpoint == part.job.checkpoint and now.upper_key != part.job.upper_key:
+            log.info("job %d ends earlier now: somebody else does the rest", part.job.id)
+            run.job = now
+            self._write(run, part, embedded)
         else:
-            # Its bound has moved: what is left of it is read again, by whoever claims it.
-            self._link.call(lambda connection: queue.release(connection, self._member, job=part.job.id))
-        self._link.call(lambda connection: writing.count_refused(connection, part, embedded, self._member))
+            log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
+            run.dropped = True
+            self._waste(run, embedded, refused=True)
+
+    def _as_it_stands(self, run: Run, part: Slice) -> Slice:
+        """The slice as it is to be written, its job as it was written last: others may have taken the end of it."""
+        now = run.job
+        part = replace(part, job=replace(part.job, rows=now.rows, rows_seen=now.rows_seen))
+        if part.job.upper_key == now.upper_key:
+            return part
+        return self._link.call(lambda connection: writing.cut(connection, run.fragments, part, now.upper_key))
+
+    def _waste(self, run: Run, embedded: Sequence[Embedded], *, refused: bool = False) -> None:
+        vectorizer = run.job.vectorizer_id
+        if refused or embedded:
+            self._link.call(
+                lambda connection: writing.count_waste(connection, vectorizer, embedded, self._member, refused=refused)
+            )
 
 
 def _split(part: Slice, half: int) -> tuple[Slice, Slice]:

@@ -99,8 +99,8 @@ def test_from_an_empty_database_to_an_answer(cli: CommandLine, database: str, mo
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
         connection.execute("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 10) i")
-    assert cli("init").out == "The schema pgvec was created (revision 0002).\n"
-    assert cli("init").out == "The schema pgvec is up to date (revision 0002).\n"
+    assert cli("init").out == "The schema pgvec was created (revision 0003).\n"
+    assert cli("init").out == "The schema pgvec is up to date (revision 0003).\n"
     planned = cli("enqueue", "docs", "--text", "body", *MODEL)
     assert planned.code == 0
     assert planned.out == "docs: 10 rows in 1 jobs, public.docs -> public.docs_vectors, hashing-8, 8 dimensions\n"

@@ -286,7 +286,8 @@ class Machine(RuleBasedStateMachine):
         self._let_the_lease_run_out("id = %s", member.worker)
         assert queue.reclaim(self.bench.connection)[0] == 1
         beat = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
-        beat |= {"models": [], "memory": None, "waiting_for": None}
+        beat |= {"models": [], "memory": None, "waiting_for": None, "busy": None, "documents_per_second": None}
+        beat |= {"loads": 0, "batch_tokens": None}
         assert self.bench.connection.execute(statement("queue", "beat"), beat).fetchone() is None
         assert queue.Claimer(member, None).claim(self.bench.connection) is None
         return self.bench.register()

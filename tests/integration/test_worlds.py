@@ -76,6 +76,10 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         "models": [],
         "memory": 0,
         "waiting_for": None,
+        "busy": None,
+        "documents_per_second": None,
+        "loads": 0,
+        "batch_tokens": None,
     }
     for member, beats in ((here, True), (elsewhere, False)):
         row = bench.connection.execute(
