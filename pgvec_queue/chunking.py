@@ -124,6 +124,11 @@ class Chunker:
         nothing = dict.fromkeys(template.columns) if template else {}
         self._bare = self._framed(*(template.sides(nothing) if template else ("", "")))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns whose values the template wants."""
+        return self._template.columns if self._template else ()
+
     def check_room(self, limit: int) -> None:
         """Raises ``DefinitionError`` unless half of ``limit`` tokens is left for the text where all columns are empty.
 

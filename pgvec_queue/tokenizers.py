@@ -64,7 +64,9 @@ class Frame(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """Counts and locates a model's tokens. Must be usable from another thread than the embedder's."""
+    """Counts and locates a model's tokens. Must be usable from another thread than the embedder's, and hashable."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def special_tokens(self) -> int:
@@ -109,6 +111,12 @@ class HuggingFaceTokenizer:
         self._special_tokens = int(self._tokenizer.num_special_tokens_to_add(False))
         self._frame = _frame(self._tokenizer, self._special_tokens)
         self._splits_words = not _works_by_words(json.loads(definition))
+
+    @property
+    def definition(self) -> str:
+        """The tokenizer as the JSON of a ``tokenizer.json``."""
+        definition: str = self._tokenizer.to_str()
+        return definition
 
     @property
     def special_tokens(self) -> int:

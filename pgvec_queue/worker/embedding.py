@@ -1,28 +1,31 @@
-"""The middle stages: documents become chunks, and chunks vectors; nothing of the database is open while they run.
+"""The third stage: chunks become vectors; nothing of the database is open while it runs.
 
-A document that cannot be chunked or embedded costs itself only: the call that it spoilt is made again in parts until
-it is alone, and it goes on to the writer as a failure. Where a spoilt call is as dear as a good one, the next ones are
-small. An endpoint that is down is waited for; a model that cannot work
-blocks its vectorizer; a call that does not come back ends the worker.
+The model is given the chunks of several slices at once, about two seconds of its work, so that texts of like length
+meet in a batch, and identical ones once. A document that cannot be embedded costs itself only: the call that it spoilt
+is made again in parts until it is alone, and it goes on to the writer as a failure. Where a spoilt call is as dear as a
+good one, the next ones are small. An endpoint that is down is waited for; a model that cannot work blocks its
+vectorizer; a call that does not come back ends the worker.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as NotYetError
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pgvec_queue.chunking import Chunk, Chunker
-from pgvec_queue.embedders import Embedder
+from pgvec_queue.chunking import Chunk
+from pgvec_queue.cutting import Cut
+from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.slices import Document, Embedded, Failure
-from pgvec_queue.template import Template
-from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Run, State, StoppedError, Work
@@ -30,10 +33,10 @@ from pgvec_queue.worker.state import Run, State, StoppedError, Work
 log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
-"""Seconds that the slice in hand may go on after the worker was told to leave."""
-LOADING_SECONDS = 1_800.0
-"""Longest that a model may take to load, its download included."""
-_GROUP_TOKENS = 16_384
+"""Seconds that what is in hand may go on after the worker was told to leave."""
+WINDOW_SECONDS = 2.0
+"""Of the device's work, in one call."""
+_LEAST_WINDOW = 2_048
 _PARTS = 8
 """Into which a spoilt call is divided: of two, most would be spoilt again."""
 _CAREFUL_DOCUMENTS = 8
@@ -43,96 +46,8 @@ _DEAR, _DEAR_SECONDS = 0.3, 0.1
 """Of the time of a good call, or in seconds as long as that is not known."""
 
 Block = Callable[[Run, str], None]
-Cut = tuple[Document, Sequence[Chunk]]
+Ready = tuple[Document, Sequence[Chunk]]
 """A document with its chunks."""
-
-
-class ChunkStage:
-    """Cuts the documents of each slice with the vectorizer's own tokenizer."""
-
-    def __init__(
-        self, state: State, models: Models, source: Channel, out: Channel, block: Block, call_seconds: float
-    ) -> None:
-        self._state = state
-        self._models = models
-        self._source = source
-        self._out = out
-        self._block = block
-        self._call_seconds = call_seconds
-        self._chunkers: dict[int, tuple[Embedder, Chunker]] = {}
-
-    def run(self) -> None:
-        for work in self._source:
-            if work.run.dropped or self._state.stopping.is_set():
-                self._state.leave()
-                continue
-            if work.part.documents and work.verdict is None and not self._prepare(work):
-                self._state.leave()
-                continue
-            self._out.put(work)
-
-    def _prepare(self, work: Work) -> bool:
-        """Lends the model to the slice and chunks its documents; False where the model cannot be had."""
-        vectorizer = work.run.fragments.vectorizer
-        activity, self._state.activity = self._state.activity, "loading"
-        try:
-            # A missing package or device is this machine's fault, and ends the worker; somebody else may serve it.
-            embedder = self._state.patiently(
-                f"loading {vectorizer.model}", LOADING_SECONDS, functools.partial(self._models.borrow, vectorizer.spec)
-            )
-        except EmbedderError as error:
-            self._block(work.run, str(error))
-            return False
-        finally:
-            self._state.activity = activity
-        work.embedder = embedder
-        try:
-            chunker = self._chunker(vectorizer, embedder)
-            for document in work.part.documents:
-                with self._state.watch.call(
-                    "a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")
-                ):
-                    work.chunks.append(self._chunk(chunker, vectorizer, embedder, document))
-        except PgvecError as error:
-            self._models.give_back(vectorizer.spec)
-            self._block(work.run, str(error))
-            return False
-        return True
-
-    def _chunker(self, vectorizer: Vectorizer, embedder: Embedder) -> Chunker:
-        known = self._chunkers.get(vectorizer.id)
-        if known is None or known[0] is not embedder:
-            chunker = Chunker(
-                embedder.tokenizer,
-                vectorizer.chunk_size or embedder.info.max_tokens or 512,
-                vectorizer.chunk_overlap or 0,
-                Template.parse(vectorizer.template) if vectorizer.template else None,
-                embedder.info.document_prompt,
-            )
-            known = self._chunkers[vectorizer.id] = (embedder, chunker)
-        return known[1]
-
-    @staticmethod
-    def _chunk(
-        chunker: Chunker, vectorizer: Vectorizer, embedder: Embedder, document: Document
-    ) -> Sequence[Chunk] | Failure:
-        if document.text is None:
-            return Failure(
-                "DocumentTooLarge", f"document has {document.size} bytes, the limit is {vectorizer.max_document_bytes}"
-            )
-        template = Template.parse(vectorizer.template) if vectorizer.template else None
-        columns = dict(zip(template.columns, document.columns, strict=True)) if template else None
-        try:
-            if vectorizer.chunk_size is not None:
-                return chunker.chunks(document.text, columns)
-            whole = chunker.whole(
-                document.text, columns, embedder.info.max_tokens, truncate=vectorizer.too_long == "truncate"
-            )
-        except EmbedderError as error:
-            if error.kind is not Kind.ROW:
-                raise
-            return Failure(type(error).__name__, str(error))
-        return [whole] if whole is not None else []
 
 
 class EmbedStage:
@@ -147,68 +62,127 @@ class EmbedStage:
         self._out = out
         self._block = block
         self._call_seconds = call_seconds
-        self._careful: Counter[int] = Counter()
-        """Per vectorizer: for how many documents more."""
+        self._careful: Counter[ModelSpec] = Counter()
+        """Per model: for how many documents more."""
+        self._rates: dict[ModelSpec, float] = {}
+        """Tokens per second."""
 
     def run(self) -> None:
-        for work in self._source:
-            spec = work.run.fragments.vectorizer.spec
+        for first in self._source:
+            window = [first]
+            done = 0
             try:
-                done = not work.run.dropped and not self._state.stopping.is_set() and self._embed(work)
+                if not first.run.dropped and not self._state.stopping.is_set():
+                    cuts = self._gather(window)
+                    done = self._embed(window, cuts)
             finally:
-                if work.embedder is not None:
-                    self._models.give_back(spec)
-            if done:
+                for work in window:
+                    if work.embedder is not None:
+                        self._models.give_back(work.run.fragments.vectorizer.spec)
+            for work in window[:done]:
                 self._out.put(work)
-            else:
+            for _ in window[done:]:
                 self._state.leave()
 
-    def _embed(self, work: Work) -> bool:
-        """Fills in the slice's vectors; False where it has to be given up."""
+    def _gather(self, window: list[Work]) -> list[list[Cut]]:
+        """Adds slices of the same model that are ready to ``window``; returns the chunks of each of its documents."""
+        cuts = [self._cuts(window[0])]
+        embedder = window[0].embedder
+        if embedder is None:
+            return cuts
+        room = self._window_tokens(window[0], embedder) - _tokens(cuts[0])
+
+        def fits(work: Work) -> bool:
+            return work.embedder is embedder and work.cutting is not None and work.cutting.done()
+
+        while room > 0 and (work := self._source.take_if(fits)) is not None:
+            window.append(work)
+            cuts.append(self._cuts(work))
+            room -= _tokens(cuts[-1])
+        return cuts
+
+    def _cuts(self, work: Work) -> list[Cut]:
+        """Returns the chunks of a slice's documents; none where it is to be given up, which is then arranged."""
+        if work.cutting is None:
+            return []
+        try:
+            with self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")):
+                while True:
+                    try:
+                        return work.cutting.result(0.2)
+                    except NotYetError:
+                        if self._state.aborted.is_set():
+                            work.run.dropped = True
+                            return []
+        except BrokenProcessPool:
+            # As if this process had died of it: the document that did it must not be tried for ever.
+            self._state.stall("a tokenizer's process died and")
+        except PgvecError as error:
+            self._block(work.run, str(error))
+        work.run.dropped = True
+        return []
+
+    def _window_tokens(self, work: Work, embedder: Embedder) -> int:
+        """How many tokens to pass in one call, once their rate is known about two seconds' worth."""
+        rate = self._rates.get(work.run.fragments.vectorizer.spec)
+        if rate is None:
+            return embedder.window_tokens
+        return min(embedder.window_tokens, max(_LEAST_WINDOW, int(rate * WINDOW_SECONDS)))
+
+    def _embed(self, window: Sequence[Work], cuts: Sequence[Sequence[Cut]]) -> int:
+        """Fills in the vectors; returns how many of the slices have all of theirs, from the first on."""
+        embedder = window[0].embedder
+        if embedder is None:
+            return int(self._without_model(window[0]))
+        started = time.monotonic()
+        # Whatever is dropped from here on, the writer will find.
+        pairs = [
+            [] if work.run.dropped else list(zip(work.part.documents, some, strict=True))
+            for work, some in zip(window, cuts, strict=True)
+        ]
+        good = [(document, cut) for some in pairs for document, cut in some if not isinstance(cut, Failure)]
+        spec = window[0].run.fragments.vectorizer.spec
+        embedded: list[Embedded] = []
+        try:
+            for group in self._groups(spec, good, self._window_tokens(window[0], embedder)):
+                embedded.extend(self._embed_group(embedder, spec, group))
+        except EmbedderError as error:
+            for run in {id(work.run): work.run for work in window}.values():
+                self._block(run, str(error))
+            return 0
+        except StoppedError:
+            pass
+        self._measured(spec, embedded, time.monotonic() - started)
+        return _hand_out(window, pairs, embedded)
+
+    def _without_model(self, work: Work) -> bool:
         if work.verdict is not None:
             work.embedded = [Embedded(document, failure=work.verdict) for document in work.part.documents]
-            return True
-        if work.embedder is None:
-            return True
-        started = time.monotonic()
-        pairs = list(zip(work.part.documents, work.chunks, strict=True))
-        good = [(document, chunks) for document, chunks in pairs if not isinstance(chunks, Failure)]
-        try:
-            vectors = self._embed_all(work.embedder, work.run.job.vectorizer_id, good)
-        except EmbedderError as error:
-            self._block(work.run, str(error))
-            return False
-        except StoppedError:
-            return False
-        results = iter(vectors)
-        work.embedded = [
-            Embedded(document, failure=chunks) if isinstance(chunks, Failure) else next(results)
-            for document, chunks in pairs
-        ]
-        self._state.measured(len(good), time.monotonic() - started)
-        return True
+        return not work.run.dropped and not self._state.stopping.is_set()
 
-    def _embed_all(self, embedder: Embedder, vectorizer: int, documents: Sequence[Cut]) -> list[Embedded]:
-        """Embeds documents in groups short enough to be able to leave between them."""
-        embedded: list[Embedded] = []
+    def _groups(self, spec: ModelSpec, documents: Sequence[Ready], tokens: int) -> Iterator[Sequence[Ready]]:
+        """Yields the documents in groups short enough to be able to leave between them.
+
+        Raises ``StoppedError`` once the worker was told to leave too long ago.
+        """
+        at = 0
         told_at: float | None = None
-        while len(embedded) < len(documents):
-            rest = documents[len(embedded) :]
-            careful = self._careful[vectorizer] > 0
-            group = _first_group(rest, self._group_tokens(embedder), _CAREFUL_DOCUMENTS if careful else len(rest))
-            self._careful[vectorizer] -= len(group) if careful else 0
-            embedded.extend(self._embed_group(embedder, vectorizer, group))
+        while at < len(documents):
             if self._state.stopping.is_set():
                 told_at = told_at or time.monotonic()
-                if time.monotonic() - told_at > LEAVE_WITHIN:
+                if self._state.aborted.is_set() or time.monotonic() - told_at > LEAVE_WITHIN:
                     raise StoppedError
-        return embedded
+            careful = self._careful[spec] > 0
+            group = _first_group(documents, at, tokens, _CAREFUL_DOCUMENTS if careful else len(documents))
+            self._careful[spec] -= len(group) if careful else 0
+            at += len(group)
+            yield group
 
-    def _embed_group(self, embedder: Embedder, vectorizer: int, documents: Sequence[Cut]) -> list[Embedded]:
+    def _embed_group(self, embedder: Embedder, spec: ModelSpec, documents: Sequence[Ready]) -> list[Embedded]:
         """Embeds documents in one call; on an error of a row's kind, in parts, until it is alone."""
         started = time.monotonic()
         try:
-            vectors = self._call(embedder, [chunk for _, cut in documents for chunk in cut])
+            vectors, repeated = self._call(embedder, [chunk for _, cut in documents for chunk in cut])
         except EmbedderError as error:
             if error.kind is not Kind.ROW:
                 raise
@@ -217,48 +191,82 @@ class EmbedStage:
                 return [Embedded(documents[0][0], failure=failure)]
             rate = self._state.documents_per_second
             if time.monotonic() - started > (_DEAR * len(documents) / rate if rate else _DEAR_SECONDS):
-                self._careful[vectorizer] = _CAREFUL_FOR
+                self._careful[spec] = _CAREFUL_FOR
             size = -(-len(documents) // _PARTS)
             parts = (documents[start : start + size] for start in range(0, len(documents), size))
-            return [item for part in parts for item in self._embed_group(embedder, vectorizer, part)]
+            return [item for part in parts for item in self._embed_group(embedder, spec, part)]
         all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
         for document, cut in documents:
-            mine = vectors[at : at + len(cut)]
+            mine = slice(at, at + len(cut))
             at += len(cut)
-            if all_finite or np.isfinite(mine).all():
+            if all_finite or np.isfinite(vectors[mine]).all():
                 truncated = any(chunk.truncated for chunk in cut)
-                embedded.append(Embedded(document, cut, mine, truncated=truncated))
+                reused = sum(repeated[mine]) if repeated else 0
+                embedded.append(Embedded(document, cut, vectors[mine], truncated=truncated, reused=reused))
             else:
                 failure = Failure("NotFinite", "the model returned NaN or Inf for this document", by_model=True)
                 embedded.append(Embedded(document, failure=failure))
         return embedded
 
-    def _call(self, embedder: Embedder, chunks: Sequence[Chunk]) -> NDArray[np.float32]:
-        """Returns ``(n, dimensions) float32``."""
-        wanted = (len(chunks), embedder.info.dimensions)
+    def _call(self, embedder: Embedder, chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], list[bool]]:
+        """Returns ``(n, dimensions) float32``, and whether each chunk has come before; nothing where none has."""
+        places: dict[str, int] = {}
+        place = [places.setdefault(chunk.input, len(places)) for chunk in chunks]
+        repeated: list[bool] = []
+        once = chunks
+        if len(places) < len(chunks):
+            highest = itertools.accumulate(place, max, initial=-1)
+            repeated = [mine <= before for mine, before in zip(place, highest, strict=False)]
+            once = [chunk for chunk, again in zip(chunks, repeated, strict=True) if not again]
+        wanted = (len(once), embedder.info.dimensions)
         if not chunks:
-            return np.empty(wanted, np.float32)
-        texts, lengths = [c.input for c in chunks], [c.tokens for c in chunks]
-        vectors = self._state.patiently(
-            "the model", self._call_seconds, functools.partial(embedder.embed_documents, texts, lengths)
+            return np.empty(wanted, np.float32), repeated
+        call = functools.partial(
+            embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
+        vectors = self._state.patiently("the model", self._call_seconds, functools.partial(self._on_device, call))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
-        return vectors
+        return vectors[place] if repeated else vectors, repeated
 
-    @staticmethod
-    def _group_tokens(embedder: Embedder) -> int:
-        # A remote endpoint batches by itself and is waited for anyway; a CPU gets through this in seconds.
-        return _GROUP_TOKENS if embedder.device == "cpu" else 16 * _GROUP_TOKENS
+    def _on_device(self, call: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        with self._state.busy.working():
+            return call()
+
+    def _measured(self, spec: ModelSpec, embedded: Sequence[Embedded], seconds: float) -> None:
+        self._state.measured(len(embedded), seconds)
+        tokens = sum(chunk.tokens for item in embedded for chunk in item.chunks)
+        if tokens and seconds > 0:
+            known = self._rates.get(spec)
+            self._rates[spec] = tokens / seconds if known is None else 0.7 * known + 0.3 * tokens / seconds
 
 
-def _first_group(documents: Sequence[Cut], tokens: int, most: int) -> Sequence[Cut]:
-    """The first documents of about so many tokens together, at most ``most``; a longer one by itself."""
+def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, Cut]]], embedded: list[Embedded]) -> int:
+    """Gives each slice what was made for it; returns how many have everything, from the first on."""
+    at = 0
+    for done, (work, some) in enumerate(zip(window, pairs, strict=True)):
+        good = sum(not isinstance(cut, Failure) for _, cut in some)
+        if at + good > len(embedded):
+            return done
+        results = iter(embedded[at : at + good])
+        at += good
+        work.embedded = [
+            Embedded(document, failure=cut) if isinstance(cut, Failure) else next(results) for document, cut in some
+        ]
+    return len(window)
+
+
+def _tokens(cuts: Sequence[Cut]) -> int:
+    return sum(chunk.tokens for cut in cuts if not isinstance(cut, Failure) for chunk in cut)
+
+
+def _first_group(documents: Sequence[Ready], start: int, tokens: int, most: int) -> Sequence[Ready]:
+    """The documents from ``start`` on that have about so many tokens, at most ``most``; a longer one by itself."""
     held = 0
-    for end, (_, cut) in enumerate(documents[:most]):
+    for at, (_, cut) in enumerate(documents[start : start + most], start):
         held += sum(chunk.tokens for chunk in cut)
-        if end and held > tokens:
-            return documents[:end]
-    return documents[:most]
+        if at > start and held > tokens:
+            return documents[start:at]
+    return documents[start : start + most]

@@ -24,7 +24,8 @@ from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, Kind, MissingExtraError
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.worker import reader as reading_stage
-from pgvec_queue.worker.embedding import ChunkStage, EmbedStage
+from pgvec_queue.worker.chunking import ChunkStage
+from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.reader import Reader
@@ -40,7 +41,8 @@ DEFAULT_LEASE = 30.0
 DEFAULT_STALL = 600.0
 LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
-_SLICES_AHEAD = 2
+_CUT_AHEAD, _WRITTEN_BEHIND = 4, 8
+"""Slices that wait for the model, about two seconds of its work, and for the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class WorkerOptions:
     """Connections of its stages, apart from the heartbeat's own."""
     listen: bool = True
     """Wake on NOTIFY; off for a connection through a transaction-mode pooler, where polling does it alone."""
+    tokenizers: int | None = None
+    """Processes that chunk and tokenize beside this one; None: as many as suit the device."""
     stall: float = DEFAULT_STALL
     """Seconds after which a call of a model or a tokenizer is taken for hung."""
 
@@ -163,7 +167,7 @@ class Worker:
         beating = Stage("heartbeat", state, heartbeat.run)
         pool = self._database.pool("worker", size=options.pool_size)
         claimer = Claimer(member, options.names, dict(refused))
-        stages = self._stages(state, pool, claimer)
+        stages, chunker = self._stages(state, pool, claimer)
         for stage in (watching, beating, *stages):
             stage.start()
         try:
@@ -172,6 +176,7 @@ class Worker:
             heartbeat.stop()
             beating.join(5)
             pool.close(2)
+            chunker.close()
             state.watch.stop()
         self._left_to_others = claimer.refused.keys() > refused.keys()
         if not state.lease_lost.is_set() and state.stalled is None:
@@ -215,23 +220,24 @@ class Worker:
                     self.hung = True
                     break
 
-    def _stages(self, state: State, pool: Pool, claimer: Claimer) -> list[Stage]:
+    def _stages(self, state: State, pool: Pool, claimer: Claimer) -> tuple[list[Stage], ChunkStage]:
         options = self._options
-        read, chunked, embedded = Channel(state, 1), Channel(state, _SLICES_AHEAD), Channel(state, _SLICES_AHEAD)
+        read, chunked, embedded = Channel(state, 1), Channel(state, _CUT_AHEAD), Channel(state, _WRITTEN_BEHIND)
 
         def blocker(stage: str) -> Callable[[Run, str], None]:
             return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
 
         reader = Reader(Link(pool, "reader", state), state, read, claimer, options.names, drain=options.drain)
-        chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall)
+        chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall, options.tokenizers)
         embedder = EmbedStage(state, self._models, chunked, embedded, blocker("embedder"), options.stall)
         writer = Writer(Link(pool, "writer", state), state, embedded, claimer)
-        return [
+        stages = [
             Stage("reader", state, reader.run, read),
             Stage("chunker", state, chunker.run, chunked),
             Stage("embedder", state, embedder.run, embedded),
             Stage("writer", state, writer.run),
         ]
+        return stages, chunker
 
     def _leave(self, member: Membership) -> None:
         try:

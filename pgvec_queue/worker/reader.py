@@ -1,9 +1,9 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about one
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about half a
 second of the device's work, measured as the worker goes. With nothing to claim and nothing in hand, it steals the tail
-of somebody else's job (see ``stealing``). A job that has cost two workers is read one document at a
-time, with nothing else in hand; when that one has cost two more, it is not embedded again.
+of somebody else's job (see ``stealing``). A job that has cost two workers is read one document at a time, with nothing
+else in hand; when that one has cost two more, it is not embedded again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from pgvec_queue.worker.state import Link, Run, State, Work
 
 log = logging.getLogger("pgvec.worker")
 
+SLICE_SECONDS = 0.5
+"""Of the device's work, in one slice."""
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
 VECTOR_BYTES = 64 * 1024 * 1024
@@ -161,7 +163,7 @@ class Reader:
 
     def _rows(self) -> int:
         rate = self._state.documents_per_second
-        return min(max(round(rate), _LEAST_ROWS), _MOST_ROWS) if rate else _FIRST_ROWS
+        return min(max(round(rate * SLICE_SECONDS), _LEAST_ROWS), _MOST_ROWS) if rate else _FIRST_ROWS
 
     def _block(self, run: Run, error: psycopg.Error) -> None:
         block(

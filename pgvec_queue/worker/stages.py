@@ -48,6 +48,13 @@ class Channel:
             self._ended = True
             self._changed.notify_all()
 
+    def take_if(self, wanted: Callable[[Work], bool]) -> Work | None:
+        """Returns the next work if it is there already and wanted."""
+        with self._changed:
+            if not self._held or self._state.aborted.is_set() or not wanted(self._held[0][0]):
+                return None
+            return self._take()
+
     def __iter__(self) -> Iterator[Work]:
         """Yields work until its end; after an abort, nothing more."""
         while not self._state.aborted.is_set():
@@ -57,10 +64,14 @@ class Channel:
                         return
                     self._changed.wait(_LOOK)
                     continue
-                work, size = self._held.popleft()
-                self._bytes -= size
-                self._changed.notify_all()
+                work = self._take()
             yield work
+
+    def _take(self) -> Work:
+        work, size = self._held.popleft()
+        self._bytes -= size
+        self._changed.notify_all()
+        return work
 
 
 class Stage(threading.Thread):

@@ -6,14 +6,15 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import psycopg
 import tenacity
 
-from pgvec_queue.chunking import Chunk
+from pgvec_queue.cutting import Cut
 from pgvec_queue.database import Connection, Pool, kind_of, one_line
 from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, Kind, StalledError
@@ -59,8 +60,8 @@ class Work:
     verdict: Failure | None = None
     """Why its documents are not to be embedded at all."""
     embedder: Embedder | None = None
-    chunks: list[Sequence[Chunk] | Failure] = field(default_factory=list)
-    """Per document: its chunks, or why it has none."""
+    cutting: Future[list[Cut]] | None = None
+    """Its documents' chunks, which another process may still be finding; None where there is nothing to embed."""
     embedded: list[Embedded] = field(default_factory=list)
 
     @property
@@ -68,7 +69,7 @@ class Work:
         """Bytes of its texts, of their chunks, and of their vectors."""
         texts = sum(document.size for document in self.part.documents if document.text is not None)
         vectors = sum(item.vectors.nbytes for item in self.embedded if item.vectors is not None)
-        return texts * (2 if self.chunks else 1) + vectors
+        return texts * (2 if self.cutting else 1) + vectors
 
 
 class State:

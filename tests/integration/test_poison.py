@@ -209,9 +209,9 @@ def test_calls_become_small_where_a_spoilt_one_is_dear_and_stay_large_where_it_i
     calls: list[int] = []
     embed = FaultyEmbedder.embed_documents
 
-    def counted(self: FaultyEmbedder, texts: list[str], tokens: list[int]) -> Any:
+    def counted(self: FaultyEmbedder, texts: list[str], tokens: list[int], ids: Any = None) -> Any:
         calls.append(len(texts))
-        return embed(self, texts, tokens)
+        return embed(self, texts, tokens, ids)
 
     monkeypatch.setattr(FaultyEmbedder, "embed_documents", counted)
     monkeypatch.setattr(reader, "_FIRST_ROWS", 200)
@@ -224,7 +224,8 @@ def test_calls_become_small_where_a_spoilt_one_is_dear_and_stay_large_where_it_i
         bench.enqueue("docs", "body", name=fault, into=fault)
         assert bench.drain() is Outcome.QUARANTINED
         embedded[fault] = sum(calls)
-        assert calls.count(200) == (4 if fault == "refuse" else 1)
+        large = sum(size >= 200 for size in calls)
+        assert large > 1 if fault == "refuse" else large == 1
     assert embedded["shape"] < 800 + 200 + 3 * 40
 
 
