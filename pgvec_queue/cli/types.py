@@ -99,6 +99,7 @@ SETTINGS: Mapping[str, Any] = {
     "lease": Number(1, 3600),
     "batch_tokens": Whole(16),
     "threads": Whole(1, 4096),
+    "tokenizers": Whole(0, 256),
     "memory": Size(),
     "pool_size": Whole(1, 64),
     "listen": click.BOOL,

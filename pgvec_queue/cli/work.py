@@ -34,8 +34,9 @@ _SHOW_CURSOR = b"\x1b[?25h"
 @setting("--dtype", key="dtype", help="Precision of the model.  [default: auto]")
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
 @setting("--lease", key="lease", metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
-@setting("--batch-tokens", key="batch_tokens", metavar="N", help="Tokens per device batch.  [default: by device]")
-@setting("--threads", key="threads", metavar="N", help="CPU threads for the model.  [default: torch's]")
+@setting("--batch-tokens", key="batch_tokens", metavar="N", help="Tokens per device batch.  [default: as measured]")
+@setting("--threads", key="threads", metavar="N", help="CPU threads for the model.  [default: as measured]")
+@setting("--tokenizers", key="tokenizers", metavar="N", help="Processes that chunk beside it.  [default: by device]")
 @setting("--memory", key="memory", metavar="SIZE", help="What loaded models may hold, such as 8G.")
 @setting("--pool-size", key="pool_size", metavar="N", help="Connections, apart from the heartbeat's.  [default: 3]")
 @setting(
@@ -54,6 +55,7 @@ def work(
     lease: float | None,
     batch_tokens: int | None,
     threads: int | None,
+    tokenizers: int | None,
     memory: int | None,
     pool_size: int | None,
     listen: bool | None,
@@ -74,6 +76,7 @@ def work(
         pool_size=pool_size or 3,
         listen=True if listen is None else listen,
         stall=stall or DEFAULT_STALL,
+        tokenizers=tokenizers,
     )
     direct = Database(direct_dsn) if direct_dsn else None
     worker = Worker(session.database, options, direct=direct)
