@@ -36,6 +36,7 @@ KNOWN: Mapping[str, type] = {
     "lease": float,
     "batch_tokens": int,
     "threads": int,
+    "processes": int,
     "memory": str,
     "listen": bool,
     "direct_dsn": str,
