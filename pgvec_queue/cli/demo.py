@@ -63,11 +63,11 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     obey_signals(worker)
     with Live(session.database, [defined.name]):
         outcome = worker.run()
-    if outcome is Outcome.STOPPED:
+    if outcome is Outcome.RECYCLED:
+        begin_afresh(worker)
+    if outcome in (Outcome.STOPPED, Outcome.RECYCLED):
         _say("Stopped; what is embedded is kept. Run the demo again and it goes on from there.")
         return 130
-    if outcome is Outcome.RECYCLED:
-        begin_afresh()
     tell(session, outcome, [defined.name])
     if outcome is Outcome.BLOCKED:
         return 1

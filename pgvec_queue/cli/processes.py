@@ -61,15 +61,15 @@ def _said(context: click.Context) -> Iterator[str]:
     """Yields the options and names of this command line, but for what is decided for each process."""
     for parameter in context.command.params:
         name = parameter.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE or name in _DECIDED_HERE:
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not (given and isinstance(parameter, click.Option)) or name in _DECIDED_HERE:
             continue
         value = context.params[name]
-        if isinstance(parameter, click.Argument):
-            yield from ("--", *value)
-        elif isinstance(parameter, click.Option) and parameter.is_flag:
+        if parameter.is_flag:
             yield (parameter.opts if value else parameter.secondary_opts)[0]
         else:
             yield from (parameter.opts[0], str(value))
+    yield from ("--", *context.params["names"])
 
 
 def _environment(source: DsnSource, direct_dsn: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from types import FrameType
 from typing import NoReturn, Protocol
 
@@ -20,7 +20,7 @@ import click
 from pgvec_queue import progress
 from pgvec_queue.cli import processes as several
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.live import Live
+from pgvec_queue.cli.live import Live, relayed
 from pgvec_queue.cli.logs import PROCESS
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
@@ -122,7 +122,8 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None) -> 
     if supervised:
         return EXIT_CODES[outcome]
     if outcome is Outcome.RECYCLED:
-        begin_afresh()
+        begin_afresh(worker)
+        outcome = Outcome.STOPPED
     tell(session, outcome, options.names)
     return EXIT_CODES[outcome]
 
@@ -133,8 +134,10 @@ def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place]
     What would be wrong with all of them is found out first, and said once.
     """
     check(session.database, options)
-    with Live(session.database, options.names) if options.drain else nullcontext():
-        supervisor = Supervisor(places)
+    with ExitStack() as stack:
+        if options.drain:
+            stack.enter_context(Live(session.database, options.names))
+        supervisor = Supervisor(places, stderr=stack.enter_context(relayed()) if options.drain else None)
         obey_signals(supervisor, supervisor.kill)
         code = supervisor.run()
     if options.drain and not supervisor.stopped:
@@ -149,11 +152,15 @@ def _may_pass(error: Exception) -> bool:
     return True
 
 
-def begin_afresh() -> NoReturn:
-    """Replaces this process by a fresh one of the same command line; its id stays, and so does who waits for it."""
+def begin_afresh(worker: Worker) -> None:
+    """Replaces this process by a fresh one of the same command line, whose process id stays.
+
+    Returns only if the worker was told to stop since it has left.
+    """
     log.info("beginning afresh with a new process")
     logging.shutdown()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    if not worker.stopped:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def _run(worker: Worker) -> Outcome:

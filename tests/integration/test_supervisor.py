@@ -106,7 +106,7 @@ def complete(bench: Bench, rows: int = 1_000) -> None:
 def commands(process: subprocess.Popen[str]) -> list[list[str]]:
     """The command lines of a process's children."""
     listed = subprocess.run(
-        ["ps", "-A", "-o", "ppid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-ww", "-o", "ppid=,args="], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     return [line.split()[1:] for line in listed if line.split()[0] == str(process.pid)]
 
@@ -188,14 +188,8 @@ def test_processes_get_what_was_said_and_no_address_in_their_command_line(
         *("work", "--dsn", here.dsn, "--direct-dsn", here.dsn, "--processes", "2", "--device", "cpu", "--lease", "7"),
         *("--no-listen", "--log-format", "json", "--memory", "3T", "--debug", "docs"),
     )
-    try:
-        wait_until(lambda: len(busy(here)) == 2, 5, what="two busy workers")
-    except AssertionError:
-        work.terminate(); print(work.communicate())
-        raise
-    assert here.sql("SELECT DISTINCT lease, names FROM pgvec.workers") == [
-        (here.value("SELECT interval '7 seconds'"), ["docs"])
-    ]
+    wait_until(lambda: len(busy(here)) == 2, 30, what="two busy workers")
+    assert here.sql("SELECT DISTINCT lease::text FROM pgvec.workers") == [("00:00:07",)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = commands(work)
     assert len(told) == 2
@@ -436,12 +430,16 @@ def test_a_worker_that_began_afresh_obeys_signals(here: Bench, start: Start) -> 
 
 
 def test_the_progress_of_several_processes_is_one_bar(here: Bench) -> None:
-    fill(here)
-    code, out, shown = on_terminal("work", "--drain", "--processes", "2")
-    assert (code, out) == (0, "")
+    fill(here, 2_000)
+    here.sql("ALTER TABLE docs_vectors ADD CHECK (id % 100 <> 7)")
+    code, out, shown = on_terminal("work", "--drain", "--processes", "2", size=(24, 200))
+    assert (code, out) == (3, "")
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-    drawn = [line for line in re.split(r"[\r\n]+", plain) if "rows" in line]
-    assert any("1,000 of 1,000 rows" in line for line in drawn)
-    # The lines of the processes stand above it, each by itself.
-    assert all(line.startswith("docs ") for line in drawn)
-    assert plain.count("[1] worker ") == plain.count("[2] worker ") == 1
+    lines = re.split(r"[\r\n]+", plain)
+    bars = [line for line in lines if "of 2,000 rows" in line]
+    assert "2,000 of 2,000 rows" in bars[-1]
+    assert all(re.fullmatch(r"docs +[━╸╺ ]+ [\d,]+ of 2,000 rows.*(left|active|complete) *", bar) for bar in bars), bars
+    # What the processes say stands above it.
+    said = [line for line in lines if re.search(r"\[[12]\] ", line)]
+    assert all(re.match(r"\d\d:\d\d:\d\d \[[12]\] ", line) for line in said), said
+    assert sum("violates check constraint" in line for line in said) == 20

@@ -87,9 +87,7 @@ def test_a_process_that_died_is_started_again_and_the_log_says_so_in_one_line(
     assert warnings == [f"process cuda:1 {why}; starting it again in 0 s"] * 2
 
 
-def test_a_process_that_wants_to_begin_afresh_does_so_at_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_process_that_wants_to_begin_afresh_does_so_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     body = f"sys.exit({EXIT_AGAIN} if n < 4 else 0)"
     # A pause would outlast the test.
     assert Supervisor([place("1", body, tmp_path)], first_pause=3_600).run() == 0
@@ -116,7 +114,9 @@ def test_told_to_stop_all_leave_and_nothing_is_started_any_more(tmp_path: Path) 
     dies = "os.kill(os.getpid(), signal.SIGKILL)"
     places = [place("a", STAYS, tmp_path), place("b", STAYS, tmp_path), place("dead", dies, tmp_path)]
     supervisor = Supervisor(places, first_pause=3_600)
-    over = when(lambda: all((tmp_path / f"{n}.up").exists() for n in "ab") and starts("dead", tmp_path), supervisor.stop)
+    over = when(
+        lambda: all((tmp_path / f"{n}.up").exists() for n in "ab") and starts("dead", tmp_path), supervisor.stop
+    )
     assert supervisor.run() == 0
     over.join()
     assert [len(starts(one.name, tmp_path)) for one in places] == [1, 1, 1]
