@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psycopg
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -32,7 +32,8 @@ def relayed() -> Iterator[int | None]:
     ours, theirs = os.pipe()
 
     def relay() -> None:
-        with open(ours, encoding="utf-8", errors="replace") as lines:
+        # The terminal may be closed; whoever writes finds the pipe closed then, and goes on.
+        with suppress(OSError), open(ours, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 sys.stderr.write(line)
 

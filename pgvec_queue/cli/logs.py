@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from pgvec_queue.cli.texts import plain
 
-PROCESS = "PGVEC_PROCESS"
+PROCESS = "PGVEC_SUPERVISED_AS"
 """The variable that names a process which ``pgvec work`` has started, such as ``cuda:1``."""
 
 

@@ -1,7 +1,7 @@
 """``pgvec work``: a worker in the foreground, or one for each device and a supervisor over them.
 
-One worker runs in this very process. Several are processes that run this same command; ``PGVEC_PROCESS`` tells such a
-process that it has a supervisor, which shows the progress and sums up in its place.
+One worker runs in this very process. Several are processes that run this same command; ``PGVEC_SUPERVISED_AS`` tells
+such a process that it has a supervisor, which shows the progress and sums up in its place.
 """
 
 from __future__ import annotations

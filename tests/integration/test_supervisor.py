@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -328,6 +329,25 @@ def test_a_process_whose_model_hangs_is_replaced(here: Bench, start: Start) -> N
     work.terminate()
     work.communicate(timeout=30)
     assert work.returncode == 0
+
+
+def test_a_process_that_dies_in_an_outage_comes_back_after_it(
+    here: Bench, start: Start, administration: psycopg.Connection[tuple[Any, ...]]
+) -> None:
+    fill(here, 3_000)
+    drain = start("work", "--drain", "--processes", "2", "--lease", "2")
+    wait_until(lambda: len(busy(here)) == 2, 30, what="two busy workers")
+    name = psycopg.sql.Identifier(here.value("SELECT current_database()"))
+    both = busy(here)
+    administration.execute(psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+    os.kill(min(both), signal.SIGKILL)
+    assert drain.stderr is not None
+    assert any("died with exit code 70" in line for line in drain.stderr)
+    administration.execute(psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(name))
+    wait_until(lambda: pids(here) - both, 30, what="a new one")
+    _, err = drain.communicate(timeout=60)
+    assert drain.returncode == 0, err
+    complete(here, 3_000)
 
 
 # Recycling
