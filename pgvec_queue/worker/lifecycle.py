@@ -120,27 +120,31 @@ class Worker:
         self.hung = False
         """A call was left behind that nothing can end: the process should not wait for its threads."""
         self._models = Models(options.device, options.memory)
-        self._leaving: Outcome | None = None
+        self.stopped = False
+        """It was told to leave for good."""
+        self._recycled = False
         self._left_to_others = False
         self._has_begun = False
         self._state: State | None = None
 
     def stop(self) -> None:
         """Asks the worker to leave; safe to call from a signal handler and from any thread."""
-        self._leave_as(Outcome.STOPPED)
+        self.stopped = True
+        self._end_session()
 
     def recycle(self) -> None:
         """Asks the worker to leave so that a fresh process can go on; safe to call from any thread."""
-        if self._leaving is None:
-            self._leave_as(Outcome.RECYCLED)
+        self._recycled = True
+        self._end_session()
 
     @property
-    def stopped(self) -> bool:
-        """It was told to leave for good."""
-        return self._leaving is Outcome.STOPPED
+    def _leaving(self) -> Outcome | None:
+        """As what it has to leave, if it has to; being stopped goes before."""
+        if self.stopped:
+            return Outcome.STOPPED
+        return Outcome.RECYCLED if self._recycled else None
 
-    def _leave_as(self, outcome: Outcome) -> None:
-        self._leaving = outcome
+    def _end_session(self) -> None:
         state = self._state
         if state is not None:
             state.stopping.set()
