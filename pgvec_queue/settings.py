@@ -37,6 +37,7 @@ KNOWN: Mapping[str, type] = {
     "batch_tokens": int,
     "threads": int,
     "tokenizers": int,
+    "processes": int,
     "memory": str,
     "listen": bool,
     "direct_dsn": str,

@@ -19,7 +19,7 @@ from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live
 from pgvec_queue.cli.search import print_hits
 from pgvec_queue.cli.types import Whole
-from pgvec_queue.cli.work import EXIT_CODES, obey_signals, tell
+from pgvec_queue.cli.work import EXIT_CODES, begin_afresh, obey_signals, tell
 from pgvec_queue.database import Connection, Versions, statement, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.fragments import Fragments
@@ -63,7 +63,9 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     obey_signals(worker)
     with Live(session.database, [defined.name]):
         outcome = worker.run()
-    if outcome is Outcome.STOPPED:
+    if outcome is Outcome.RECYCLED:
+        begin_afresh(worker)
+    if outcome in (Outcome.STOPPED, Outcome.RECYCLED):
         _say("Stopped; what is embedded is kept. Run the demo again and it goes on from there.")
         return 130
     tell(session, outcome, [defined.name])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import psycopg
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -15,6 +18,33 @@ from pgvec_queue.database import Connection, Database
 from pgvec_queue.errors import DatabaseError
 
 _EVERY = 0.5
+
+
+@contextmanager
+def relayed() -> Iterator[int | None]:
+    """Yields a file descriptor for what other processes say, so that it stands above a display and not in it.
+
+    None where stderr is no terminal, and can be shared as it is.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    ours, theirs = os.pipe()
+
+    def relay() -> None:
+        # The terminal may be closed; whoever writes finds the pipe closed then, and goes on.
+        with suppress(OSError), open(ours, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                sys.stderr.write(line)
+
+    thread = threading.Thread(target=relay, name="pgvec-relay", daemon=True)
+    thread.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        # Not for ever: what those processes have started may still hold the other end.
+        thread.join(1)
 
 
 class Live:

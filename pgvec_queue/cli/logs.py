@@ -1,13 +1,20 @@
-"""Logs to stderr: a line per event, as text for people or JSON for machines."""
+"""Logs to stderr: a line per event, as text for people or JSON for machines.
+
+Where several processes of one ``pgvec work`` share stderr, each line names its process.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 
 from pgvec_queue.cli.texts import plain
+
+PROCESS = "PGVEC_SUPERVISED_AS"
+"""The variable that names a process which ``pgvec work`` has started, such as ``cuda:1``."""
 
 
 class _Json(logging.Formatter):
@@ -16,6 +23,7 @@ class _Json(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            **({"process": os.environ[PROCESS]} if PROCESS in os.environ else {}),
             "event": record.getMessage(),
         }
         if record.exc_info:
@@ -27,7 +35,8 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        text = f"{clock} {level}{plain(record.getMessage())}"
+        process = f"[{os.environ[PROCESS]}] " if PROCESS in os.environ else ""
+        text = f"{clock} {process}{level}{plain(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -69,7 +69,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?) *([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
+        found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,12})?) *([KMGT]?)i?B?", str(value).strip(), re.IGNORECASE)
         size = round(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
         if not size:
             self.fail(f"{value!r} is no size; write it like 800M or 4G", param, ctx)
@@ -100,6 +100,7 @@ SETTINGS: Mapping[str, Any] = {
     "batch_tokens": Whole(16),
     "threads": Whole(1, 4096),
     "tokenizers": Whole(0, 256),
+    "processes": Whole(1, 256),
     "memory": Size(),
     "pool_size": Whole(1, 64),
     "listen": click.BOOL,

@@ -1,36 +1,53 @@
-"""``pgvec work``: a worker in the foreground."""
+"""``pgvec work``: a worker in the foreground, or one for each device and a supervisor over them.
+
+One worker runs in this very process. Several are processes that run this same command; ``PGVEC_SUPERVISED_AS`` tells
+such a process that it has a supervisor, which shows the progress and sums up in its place.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import click
 
 from pgvec_queue import progress
+from pgvec_queue.cli import processes as several
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.live import Live
+from pgvec_queue.cli.live import Live, relayed
+from pgvec_queue.cli.logs import PROCESS
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
-from pgvec_queue.database import Database
+from pgvec_queue.database import Database, one_line
 from pgvec_queue.embedders import DeviceOptions
-from pgvec_queue.errors import PgvecError
+from pgvec_queue.errors import DatabaseError, PgvecError, SchemaOutdatedError, StalledError
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
-from pgvec_queue.worker.lifecycle import DEFAULT_LEASE, DEFAULT_STALL
+from pgvec_queue.worker.lifecycle import DEFAULT_LEASE, DEFAULT_STALL, check
+from pgvec_queue.worker.supervisor import EXIT_AGAIN, EXIT_DIED, Place, Supervisor, leave_with_parent
 
-EXIT_CODES = {Outcome.STOPPED: 0, Outcome.COMPLETE: 0, Outcome.BLOCKED: 1, Outcome.QUARANTINED: 3}
+log = logging.getLogger("pgvec.worker")
+
+EXIT_CODES = {
+    Outcome.STOPPED: 0,
+    Outcome.COMPLETE: 0,
+    Outcome.BLOCKED: 1,
+    Outcome.QUARANTINED: 3,
+    Outcome.RECYCLED: EXIT_AGAIN,
+}
 # A live display hides it.
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=Text(), metavar="[NAME]...")
-@setting("--device", key="device", help="auto, cpu, mps, cuda or cuda:N.  [default: auto]")
+@setting("--device", key="device", help="auto, cpu, mps, cuda (each there is) or cuda:N.  [default: auto]")
+@setting("--processes", key="processes", metavar="N", help="Worker processes for each device.  [default: 1]")
 @setting("--dtype", key="dtype", help="Precision of the model.  [default: auto]")
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
 @setting("--lease", key="lease", metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
@@ -50,6 +67,7 @@ def work(
     *,
     names: tuple[str, ...],
     device: str | None,
+    processes: int | None,
     dtype: str | None,
     drain: bool,
     lease: float | None,
@@ -66,6 +84,9 @@ def work(
 
     Stops on SIGINT, SIGTERM or SIGHUP after the slice in hand; a second signal stops at once. With --drain the exit
     code is 0 when every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
+
+    Where there are several CUDA devices, or --processes asks for several workers, each is a process of its own that is
+    started again when it dies.
     """
     options = WorkerOptions(
         names=names or None,
@@ -79,12 +100,70 @@ def work(
         tokenizers=tokenizers,
     )
     direct = Database(direct_dsn) if direct_dsn else None
+    if PROCESS not in os.environ:
+        places = several.places(session, options.device, processes or 1, direct_dsn)
+        if len(places) > 1:
+            return _supervise(session, options, places)
+    return _work(session, options, direct)
+
+
+def _work(session: Session, options: WorkerOptions, direct: Database | None) -> int:
+    """Is the worker; returns the exit code."""
+    supervised = PROCESS in os.environ
     worker = Worker(session.database, options, direct=direct)
     obey_signals(worker)
-    with Live(session.database, names or None) if drain else nullcontext():
-        outcome = _run(worker)
-    tell(session, outcome, names or None)
+    if supervised:
+        leave_with_parent(worker.stop)
+    try:
+        with Live(session.database, options.names) if options.drain and not supervised else nullcontext():
+            outcome = _run(worker)
+    except Exception as error:
+        if not (supervised and _may_pass(error)):
+            raise
+        log.error("%s: %s", type(error).__name__, one_line(error), exc_info=log.isEnabledFor(logging.DEBUG))
+        return EXIT_DIED
+    if supervised:
+        return EXIT_CODES[outcome]
+    if outcome is Outcome.RECYCLED:
+        begin_afresh(worker)
+        outcome = Outcome.STOPPED
+    tell(session, outcome, options.names)
     return EXIT_CODES[outcome]
+
+
+def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place]) -> int:
+    """Has a worker run in each of the places; returns the worst of their exit codes.
+
+    What would be wrong with all of them is found out first, and said once.
+    """
+    check(session.database, options)
+    with ExitStack() as stack:
+        if options.drain:
+            stack.enter_context(Live(session.database, options.names))
+        supervisor = Supervisor(places, stderr=stack.enter_context(relayed()) if options.drain else None)
+        obey_signals(supervisor, supervisor.kill)
+        code = supervisor.run()
+    if options.drain and not supervisor.stopped:
+        _remark(session, options.names)
+    return code
+
+
+def _may_pass(error: Exception) -> bool:
+    """True for what a fresh process may not meet again: an outage, a call that hung, a device that failed."""
+    if isinstance(error, PgvecError):
+        return isinstance(error, StalledError | DatabaseError) and not isinstance(error, SchemaOutdatedError)
+    return True
+
+
+def begin_afresh(worker: Worker) -> None:
+    """Replaces this process by a fresh one of the same command line, whose process id stays.
+
+    Returns only if the worker was told to stop since it has left.
+    """
+    log.info("beginning afresh with a new process")
+    logging.shutdown()
+    if not worker.stopped:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def _run(worker: Worker) -> Outcome:
@@ -93,9 +172,10 @@ def _run(worker: Worker) -> Outcome:
         outcome = worker.run()
     except PgvecError as error:
         if worker.hung:
-            _leave_at_once(1, f"pgvec: {error}")
+            _leave_at_once(EXIT_DIED if PROCESS in os.environ else 1, f"pgvec: {error}")
         raise
-    if worker.hung:
+    # A process that begins afresh leaves everything behind.
+    if worker.hung and (outcome is not Outcome.RECYCLED or PROCESS in os.environ):
         _leave_at_once(EXIT_CODES[outcome], "pgvec: what was in hand is left to other workers")
     return outcome
 
@@ -112,14 +192,23 @@ def _say(text: bytes) -> None:
         os.write(2, text)
 
 
-def obey_signals(worker: Worker) -> None:
-    """First SIGINT, SIGTERM or SIGHUP: the worker finishes the slice in hand and leaves. Second: it ends at once."""
+class _Stoppable(Protocol):
+    def stop(self) -> None: ...
+
+
+def obey_signals(worker: _Stoppable, kill: Callable[[], None] | None = None) -> None:
+    """First SIGINT, SIGTERM or SIGHUP: the worker finishes the slice in hand and leaves. Second: it ends at once.
+
+    ``kill`` ends what would outlive this process.
+    """
     told = False
 
     def on_signal(number: int, _: FrameType | None) -> None:
         nonlocal told
         if told:
             # The lease runs out and others take over; nothing half-written can remain.
+            if kill is not None:
+                kill()
             if os.isatty(2):
                 _say(_SHOW_CURSOR)
             os._exit(128 + number)
@@ -133,8 +222,11 @@ def obey_signals(worker: Worker) -> None:
 
 def tell(session: Session, outcome: Outcome, names: Sequence[str] | None) -> None:
     """Says on stderr what a drained worker left undone, and what to do about it."""
-    if outcome is Outcome.STOPPED:
-        return
+    if outcome is not Outcome.STOPPED:
+        _remark(session, names)
+
+
+def _remark(session: Session, names: Sequence[str] | None) -> None:
     with session.database.connect("work") as connection:
         rows = [one for one in progress.read(connection) if names is None or one.name in names]
     for one in rows:

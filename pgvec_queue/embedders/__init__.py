@@ -91,6 +91,10 @@ class Embedder(Protocol):
     def window_tokens(self) -> int:
         """Tokens that are worth passing in one call, so that texts of like length meet in a batch."""
 
+    @property
+    def worn_out(self) -> bool:
+        """True when only a new process will give the device's memory back."""
+
     def embed_documents(
         self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
     ) -> Vectors:

@@ -99,6 +99,10 @@ class FaultyEmbedder:
     def window_tokens(self) -> int:
         return self._embedder.window_tokens
 
+    @property
+    def worn_out(self) -> bool:
+        return self._embedder.worn_out
+
     def embed_documents(
         self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
     ) -> Vectors:

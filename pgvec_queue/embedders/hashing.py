@@ -67,6 +67,7 @@ class HashingEmbedder:
     device = "cpu"
     dtype = "float32"
     window_tokens = 1 << 18
+    worn_out = False
 
     def __init__(self, spec: ModelSpec) -> None:
         """Raises as ``describe`` does."""

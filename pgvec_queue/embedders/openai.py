@@ -77,6 +77,7 @@ class OpenAIEmbedder:
     dtype = "remote"
     memory_bytes = 0
     window_tokens = 1 << 18
+    worn_out = False
 
     def __init__(self, spec: ModelSpec, options: DeviceOptions, *, sleep: Callable[[float], None] = time.sleep) -> None:
         """Connects to nothing yet, unless the dimensions have to be asked for; ``sleep`` takes seconds.

@@ -54,8 +54,17 @@ class EmbedStage:
     """Runs the model over each slice and checks what it returns."""
 
     def __init__(
-        self, state: State, models: Models, source: Channel, out: Channel, block: Block, call_seconds: float
+        self,
+        state: State,
+        models: Models,
+        source: Channel,
+        out: Channel,
+        block: Block,
+        call_seconds: float,
+        recycle: Callable[[], None],
     ) -> None:
+        """``recycle`` has the process replaced, where the device's memory does not come back."""
+        self._recycle = recycle
         self._state = state
         self._models = models
         self._source = source
@@ -79,6 +88,8 @@ class EmbedStage:
                 for work in window:
                     if work.embedder is not None:
                         self._models.give_back(work.run.fragments.vectorizer.spec)
+            if first.embedder is not None and first.embedder.worn_out:
+                self._recycle()
             for work in window[:done]:
                 self._out.put(work)
             for _ in window[done:]:

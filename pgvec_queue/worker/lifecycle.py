@@ -2,6 +2,9 @@
 
 First signal: claim nothing, finish the slice in hand, release the rest, leave within seconds, whatever a model is at.
 Second: stop at once; the lease runs out and others take over. Neither counts an attempt for any job.
+
+A worker whose process has become unfit (a device that does not give memory back) is recycled: it leaves as on the first
+signal, and whoever runs it begins afresh with a new process.
 """
 
 from __future__ import annotations
@@ -78,6 +81,36 @@ class Outcome(enum.Enum):
     """Drained, and some documents are in quarantine."""
     BLOCKED = "blocked"
     """Drained as far as possible: a vectorizer is blocked, or its plan was stopped half-way."""
+    RECYCLED = "recycled"
+    """It has left in order so that a fresh process can go on."""
+
+
+def check(database: Database, options: WorkerOptions) -> dict[int, str]:
+    """Makes sure that a worker can begin here; returns the vectorizers whose model this installation cannot run.
+
+    Raises ``PgvecError`` when the database cannot be used, the schema is outdated, a name is unknown, or packages are
+    missing that every vectorizer needs. Whether the device is there is another question: answering it loads torch.
+    """
+    with database.connect("worker") as connection:
+        versions(connection)
+        schema.require(connection)
+        for name in options.names or ():
+            vectorizer.get(connection, name)
+        return _cannot_serve(connection, options.names)
+
+
+def _cannot_serve(connection: psycopg.Connection, names: Sequence[str] | None) -> dict[int, str]:
+    chosen = [
+        one
+        for name in (names or vectorizer.names(connection))
+        if (one := vectorizer.find(connection, name)) is not None
+    ]
+    if importlib.util.find_spec("sentence_transformers") and importlib.util.find_spec("torch"):
+        return {}
+    refused = {one.id: one.name for one in chosen if one.embedder == "sentence-transformers"}
+    if refused and len(refused) == len(chosen):
+        raise MissingExtraError("`pgvec work` on sentence-transformers models", "worker")
+    return refused
 
 
 class Worker:
@@ -91,68 +124,64 @@ class Worker:
         self.hung = False
         """A call was left behind that nothing can end: the process should not wait for its threads."""
         self._models = Models(options.device, options.memory)
-        self._told_to_stop = False
+        self.stopped = False
+        """It was told to leave for good."""
+        self._recycled = False
         self._left_to_others = False
         self._has_begun = False
         self._state: State | None = None
 
     def stop(self) -> None:
         """Asks the worker to leave; safe to call from a signal handler and from any thread."""
-        self._told_to_stop = True
+        self.stopped = True
+        self._end_session()
+
+    def recycle(self) -> None:
+        """Asks the worker to leave so that a fresh process can go on; safe to call from any thread."""
+        self._recycled = True
+        self._end_session()
+
+    @property
+    def _leaving(self) -> Outcome | None:
+        """As what it has to leave, if it has to; being stopped goes before."""
+        if self.stopped:
+            return Outcome.STOPPED
+        return Outcome.RECYCLED if self._recycled else None
+
+    def _end_session(self) -> None:
         state = self._state
         if state is not None:
             state.stopping.set()
             state.wake.set()
 
     def run(self) -> Outcome:
-        """Works until stopped, or until nothing is left when draining.
+        """Works until stopped or recycled, or until nothing is left when draining.
 
         Raises ``PgvecError`` when the database cannot be used, the schema is outdated, or this machine lacks what every
         vectorizer needs; anything unexpected that ended a stage is raised as it is.
         """
         embedders.check_device(self._options.device)
-        with self._database.connect("worker") as connection:
-            versions(connection)
-            schema.require(connection)
-            for name in self._options.names or ():
-                vectorizer.get(connection, name)
-            refused = self._cannot_serve(connection)
+        refused = check(self._database, self._options)
+        for name in refused.values():
+            log.warning("%s is left to other workers: pip install 'pgvec-queue[worker]' to serve it here", name)
         try:
             while True:
                 state = State()
                 self._state = state
-                if self._told_to_stop:
-                    return Outcome.STOPPED
+                if self._leaving:
+                    return self._leaving
                 try:
-                    self._session(state, refused)
+                    self._session(state, dict.fromkeys(refused, "packages are missing"))
                 except StoppedError:
-                    return Outcome.STOPPED
+                    return self._leaving or Outcome.STOPPED
                 if state.failure is not None:
                     raise state.failure
-                if not state.lease_lost.is_set() or self._told_to_stop:
+                if not state.lease_lost.is_set() or self._leaving:
                     break
         finally:
             if not self.hung:
                 self._models.close()
-        return Outcome.STOPPED if self._told_to_stop else self._outcome()
-
-    def _cannot_serve(self, connection: psycopg.Connection) -> dict[int, str]:
-        """Vectorizers whose model this installation cannot run; raises ``MissingExtraError`` when that is all of
-        them.
-        """
-        chosen = [
-            one
-            for name in (self._options.names or vectorizer.names(connection))
-            if (one := vectorizer.find(connection, name)) is not None
-        ]
-        if importlib.util.find_spec("sentence_transformers") and importlib.util.find_spec("torch"):
-            return {}
-        refused = {one.id: one.name for one in chosen if one.embedder == "sentence-transformers"}
-        if refused and len(refused) == len(chosen):
-            raise MissingExtraError("`pgvec work` on sentence-transformers models", "worker")
-        for name in refused.values():
-            log.warning("%s is left to other workers: pip install 'pgvec-queue[worker]' to serve it here", name)
-        return dict.fromkeys(refused, "packages are missing")
+        return self._leaving or self._outcome()
 
     def _session(self, state: State, refused: dict[int, str]) -> None:
         """Works under one worker id until told to stop, drained, or the lease is lost."""
@@ -229,7 +258,9 @@ class Worker:
 
         reader = Reader(Link(pool, "reader", state), state, read, claimer, options.names, drain=options.drain)
         chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall, options.tokenizers)
-        embedder = EmbedStage(state, self._models, chunked, embedded, blocker("embedder"), options.stall)
+        embedder = EmbedStage(
+            state, self._models, chunked, embedded, blocker("embedder"), options.stall, recycle=self.recycle
+        )
         writer = Writer(Link(pool, "writer", state), state, embedded, claimer)
         stages = [
             Stage("reader", state, reader.run, read),

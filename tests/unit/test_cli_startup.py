@@ -169,6 +169,7 @@ BAD = [
     ("work", "--lease", "soon", "'soon' is not a valid number"),
     ("work", "--batch-tokens", "1", "x>=16"),
     ("work", "--threads", "0", "1<=x"),
+    ("work", "--processes", "0", "1<=x<=256"),
     ("work", "--memory", "much", "write it like 800M or 4G"),
     ("work", "--memory", "0G", "write it like 800M or 4G"),
     ("work", "--memory", "0.0001", "write it like 800M or 4G"),
