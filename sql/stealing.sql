@@ -31,7 +31,7 @@ FROM counted JOIN rest s ON s.pgvec_place = (counted.pgvec_rows + 1) / 2;
 -- If the job is as the thief has seen it, its bound is lowered and what lies beyond becomes a job of the thief's. What both
 -- are planned to have stays what it was. Nobody waits for the job's row: while it is locked, its owner is writing.
 WITH seen AS (
-    SELECT j.id, coalesce(least(rest, %(rows)s::bigint), rest / 2) AS rows
+    SELECT j.id, CASE WHEN %(rows)s::bigint < rest THEN %(rows)s WHEN %(rows)s IS NULL THEN rest / 2 ELSE rest END AS rows
     FROM pgvec.jobs j CROSS JOIN LATERAL (VALUES (greatest(j.rows - j.rows_seen, 0))) planned(rest)
     WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND NOT j.alone
       AND j.checkpoint IS NOT DISTINCT FROM %(checkpoint)s::text[]
