@@ -1,13 +1,17 @@
 -- The tail of a running range changes hands; docs/architecture.md says why nothing is written twice.
 
 -- name: victims
--- Ranges that others are working on and of which enough may be left, those that take their owners longest first.
+-- Ranges that others are working on and of which enough may be left, those that take their owners longest first. Only of
+-- owners that were heard of lately, and since this worker is there: what has cost a worker goes on whole, so that the
+-- document whose fault it was is soon found.
 SELECT j.id, j.vectorizer_id, j.epoch, j.lower_key, j.upper_key, j.checkpoint, j.read_to, w.documents_per_second,
        v.priority, pgvec.model_of(v) AS model
 FROM pgvec.jobs j
 JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
-LEFT JOIN pgvec.workers w ON w.id = j.worker_id
-WHERE j.state = 'running' AND j.kind = 'range' AND j.worker_id <> %(worker)s AND NOT j.alone
+JOIN pgvec.workers w ON w.id = j.worker_id
+JOIN pgvec.workers thief ON thief.id = %(worker)s
+WHERE j.state = 'running' AND j.kind = 'range' AND j.worker_id <> %(worker)s AND NOT j.alone AND j.attempts = 0
+  AND w.beat_at > clock_timestamp() - w.lease / 3 AND w.beat_at > thief.started_at
   AND j.rows - j.rows_seen >= %(least_rows)s
   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))

@@ -58,12 +58,6 @@ class Owner:
         self._next = part.after()
         return Work(self.run, part, embedded=self.bench.embed(self.vectorizer, part))
 
-    def read_all(self, rows: int) -> list[Work]:
-        works = [self.read(rows)]
-        while not works[-1].part.last:
-            works.append(self.read(rows))
-        return works
-
     def write(self, *works: Work) -> None:
         channel = Channel(self.state, len(works) + 1)
         for work in works:
@@ -103,8 +97,20 @@ def _owner(bench: Bench, pool: Pool, **options: Any) -> Owner:
 
 
 def _steal(bench: Bench, member: queue.Membership | None = None, **options: Any) -> Job | None:
-    thief = Thief(Claimer(member or bench.register(), None), **options)
+    member = member or bench.register()
+    _beat(bench)
+    thief = Thief(Claimer(member, None), **options)
     return thief.steal(bench.connection, lambda id_: bench.fragments(by_ids(bench.connection, [id_])[0]))
+
+
+def _beat(bench: Bench) -> None:
+    """All workers are heard of."""
+    bench.sql("UPDATE pgvec.workers SET beat_at = clock_timestamp() WHERE beat_at > clock_timestamp() - lease")
+
+
+def _victims(bench: Bench, worker: queue.Membership) -> list[Victim]:
+    _beat(bench)
+    return stealing.victims(bench.connection, Claimer(worker, None))
 
 
 def _rob(owner: Owner, pool: Pool) -> Owner:
@@ -226,6 +232,8 @@ def test_of_a_rest_too_long_to_count_all_beyond_the_middle_of_its_beginning_is_t
         "UPDATE pgvec.jobs SET state = 'queued', worker_id = NULL",
         "DELETE FROM docs WHERE id > 15",
         "UPDATE pgvec.jobs SET rows = 15",
+        "UPDATE pgvec.jobs SET attempts = 1",
+        "UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour'",
     ],
 )
 def test_nothing_is_stolen_where_it_may_not_or_is_not_worth_it(bench: Bench, pool: Pool, because: str) -> None:
@@ -235,14 +243,24 @@ def test_nothing_is_stolen_where_it_may_not_or_is_not_worth_it(bench: Bench, poo
     assert bench.value("SELECT count(*) FROM pgvec.jobs") == 2
 
 
+def test_a_worker_that_was_not_heard_of_since_the_thief_began_may_be_dead(bench: Bench, pool: Pool) -> None:
+    """And then its job, whole, has to tell which document it was."""
+    owner = _owner(bench, pool)
+    thief = Thief(Claimer(bench.register(), None))
+    assert thief.steal(bench.connection, lambda _: owner.fragments) is None
+    _beat(bench)
+    assert thief.steal(bench.connection, lambda _: owner.fragments) is not None
+
+
 def test_nothing_is_stolen_of_vectorizers_that_the_thief_does_not_serve(bench: Bench, pool: Pool) -> None:
     owner = _owner(bench, pool)
     member = bench.register()
+    _beat(bench)
     others = Claimer(member, ["others"])
     refusing = Claimer(member, None, {owner.vectorizer.id: "no model"})
     for claimer in (others, refusing, owner.claimer):
-        assert Thief(claimer).steal(bench.connection, lambda _: owner.run.fragments) is None
-    assert Thief(Claimer(member, ["docs"])).steal(bench.connection, lambda _: owner.run.fragments) is not None
+        assert Thief(claimer).steal(bench.connection, lambda _: owner.fragments) is None
+    assert Thief(Claimer(member, ["docs"])).steal(bench.connection, lambda _: owner.fragments) is not None
 
 
 @pytest.mark.parametrize(
@@ -260,8 +278,8 @@ def test_nothing_is_stolen_of_vectorizers_that_the_thief_does_not_serve(bench: B
 def test_a_job_that_is_no_longer_as_it_was_seen_is_left_alone(bench: Bench, pool: Pool, meanwhile: str) -> None:
     owner = _owner(bench, pool)
     worker = bench.register()
-    [victim] = stealing.victims(bench.connection, Claimer(worker, None))
-    middle = stealing.find_middle(bench.connection, owner.run.fragments, victim)
+    [victim] = _victims(bench, worker)
+    middle = stealing.find_middle(bench.connection, owner.fragments, victim)
     assert middle is not None
     bench.sql(meanwhile)
     assert stealing.take(bench.connection, victim, middle, worker) is None
@@ -275,10 +293,11 @@ def test_the_thief_looks_at_a_job_again_only_after_it_has_moved(bench: Bench, po
 
     def fragments_of(vectorizer: int) -> Any:
         asked.append(vectorizer)
-        return owner.run.fragments
+        return owner.fragments
 
     bench.sql("DELETE FROM docs WHERE id > 15")
     thief = Thief(Claimer(bench.register(), None))
+    _beat(bench)
     for _ in range(3):
         assert thief.steal(bench.connection, fragments_of) is None
     assert len(asked) == 1
@@ -295,7 +314,7 @@ def test_the_job_that_takes_its_owner_longest_is_halved_first(bench: Bench) -> N
     slow, fast, unknown = (bench.claim(bench.register()) for _ in range(3))
     bench.sql("UPDATE pgvec.workers SET documents_per_second = 1 WHERE id = 1")
     bench.sql("UPDATE pgvec.workers SET documents_per_second = 100 WHERE id = 2")
-    found = stealing.victims(bench.connection, Claimer(bench.register(), None))
+    found = _victims(bench, bench.register())
     assert [one.id for one in found] == [unknown.id, slow.id, fast.id]
 
 
@@ -446,11 +465,11 @@ def test_the_thief_dies_after_the_theft(bench: Bench, pool: Pool) -> None:
 def test_the_owner_wakes_up_after_its_lease_and_the_theft(bench: Bench, pool: Pool) -> None:
     owner = _owner(bench, pool)
     works = [owner.read(60), owner.read(60)]
-    _let_the_lease_run_out(bench, owner.member.worker)
-    queue.reclaim(bench.connection)
-    heir = bench.register()
-    bench.claim(heir)
     thief = _rob(owner, pool)
+    _let_the_lease_run_out(bench, owner.member.worker)
+    assert queue.reclaim(bench.connection) == (1, 1)
+    heir = bench.register()
+    assert bench.claim(heir).upper_key == ["50"]
     owner.write(*works)
     assert owner.written == 0
     assert _refused(bench) == 1
@@ -488,8 +507,8 @@ def test_what_was_stolen_is_stolen_from_in_its_turn_and_the_owner_may_be_the_thi
 def test_of_two_thieves_that_saw_the_same_one_gets_it(bench: Bench, pool: Pool) -> None:
     owner = _owner(bench, pool)
     members = [bench.register(), bench.register()]
-    [victim] = stealing.victims(bench.connection, Claimer(members[0], None))
-    middle = stealing.find_middle(bench.connection, owner.run.fragments, victim)
+    [victim] = _victims(bench, members[0])
+    middle = stealing.find_middle(bench.connection, owner.fragments, victim)
     assert middle is not None
     jobs = [stealing.take(bench.connection, victim, middle, member) for member in members]
     assert [job is None for job in jobs] == [False, True]
@@ -509,8 +528,8 @@ def test_a_theft_that_commits_while_the_owner_waits_to_write_is_seen_by_its_fenc
     owner = _owner(bench, pool)
     work = owner.read(100)
     worker = bench.register()
-    [victim] = stealing.victims(bench.connection, Claimer(worker, None))
-    middle = stealing.find_middle(bench.connection, owner.run.fragments, victim)
+    [victim] = _victims(bench, worker)
+    middle = stealing.find_middle(bench.connection, owner.fragments, victim)
     assert middle is not None
     waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     with bench.database.connect("thief") as thief, thief.transaction():
@@ -527,11 +546,14 @@ def test_thieves_and_owners_side_by_side_end_with_what_one_worker_makes(bench: B
     """Each reads three slices ahead, and steals when it has nothing in hand, down to two rows."""
     vectorizer = _fill(bench, 400)
     ended: list[object] = []
+    ready = threading.Barrier(4)
 
     def work() -> None:
         try:
             with bench.database.connect("worker") as connection:
                 worker = Owner(bench, vectorizer, pool, connection)
+                ready.wait()
+                _beat(bench)
                 thief = Thief(worker.claimer, least_rows=2)
                 while any(one.waits for one in queue.pending(connection, None)):
                     job = worker.claimer.claim(connection) or thief.steal(connection, lambda _: worker.fragments)
