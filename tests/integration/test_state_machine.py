@@ -274,19 +274,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=hands, member=workers, size=SIZES)
     def steal(self, member: Membership, size: int) -> Any:
-        """What is left of a range that somebody, who may have died since, is working on; nobody's own range."""
-        claimer = queue.Claimer(member, None)
-        self.bench.sql("UPDATE pgvec.workers SET beat_at = clock_timestamp() WHERE NOT gone")
-        self.bench.sql("UPDATE pgvec.workers SET started_at = beat_at - interval '1 s'")
-        before = self._jobs()
-        fragments = self.bench.fragments(self.vectorizer)
-        job = stealing.Thief(claimer, least_rows=2).steal(self.bench.connection, lambda _: fragments)
-        if job is None:
+        return self._steal(member, size) or multiple()
+
+    @rule(target=hands, members=st.tuples(workers, workers), sizes=st.tuples(SIZES, SIZES), ahead=st.booleans())
+    def work_and_be_robbed(self, members: tuple[Membership, Membership], sizes: tuple[int, int], ahead: bool) -> Any:
+        """Claim and read; before that is written, somebody takes the end of it."""
+        owner, thief = members
+        hand = self._claim(owner, 1_000, sizes[0])
+        if hand is None:
             return multiple()
-        [robbed] = [one for id_, one in self._jobs().items() if id_ in before and one != before[id_]]
-        assert (robbed["upper_key"], job.upper_key) == (job.lower_key, before[robbed["id"]]["upper_key"])
-        assert robbed["rows"] + job.rows == before[robbed["id"]]["rows"]
-        return self._read(Claim(member, job), job, size)
+        later = self._read(hand.claim, hand.part.after(), sizes[0]) if ahead and not hand.part.last else None
+        stolen = self._steal(thief, sizes[1])
+        self._write(hand)
+        if later is not None:
+            self._write(later)
+        return stolen or multiple()
 
     @rule(hand=consumes(hands))
     def write(self, hand: Hand) -> None:
@@ -398,6 +400,22 @@ class Machine(RuleBasedStateMachine):
         job = queue.Claimer(member, None).claim(self.bench.connection, keys=keys)
         self._look_at_jobs()
         return None if job is None else self._read(Claim(member, job), job, size)
+
+    def _steal(self, member: Membership, size: int) -> Hand | None:
+        """What is left of a range that somebody, who may have died since, is working on."""
+        self._look_at_jobs()
+        self.bench.sql("UPDATE pgvec.workers SET started_at = beat_at, beat_at = clock_timestamp() WHERE NOT gone")
+        fragments = self.bench.fragments(self.vectorizer)
+        thief = stealing.Thief(queue.Claimer(member, None), least_rows=2)
+        job = thief.steal(self.bench.connection, lambda _: fragments)
+        before = self.jobs
+        self._look_at_jobs()
+        if job is None:
+            return None
+        [robbed] = [one for id_, one in self.jobs.items() if id_ in before and one != before[id_]]
+        assert (robbed["upper_key"], job.upper_key) == (job.lower_key, before[robbed["id"]]["upper_key"])
+        assert robbed["rows"] + job.rows == before[robbed["id"]]["rows"]
+        return self._read(Claim(member, job), job, size)
 
     def _read(self, claim: Claim, job: Job, rows: int) -> Hand:
         hand = Hand(claim, self.bench.read(self.vectorizer, job, rows))
