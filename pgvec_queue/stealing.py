@@ -6,8 +6,8 @@ fence of its next write, which compares the bound (see ``worker.writer``): until
 other half but the thief. What is taken is what the owner has not read, as far as it has told; where that is too little,
 what it has not written, if that would take it long enough for what it has in hand to be worth throwing away.
 
-Does not steal from a job that runs alone, from lists of keys or from sweeps, nor where too little would be gained; a
-range without an upper bound is halved like any other, and the thief's half has none then.
+Does not steal from a job that has cost a worker or may just have done so, from lists of keys or from sweeps, nor where
+too little would be gained; a range without an upper bound is halved like any other, and the thief's half has none then.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
 -- The tail of a running range changes hands; docs/architecture.md says why nothing is written twice.
 
 -- name: victims
--- Ranges that others are working on and of which enough may be left, those that take their owners longest first. What may
--- have cost a worker is not for anybody else until it is known what did.
+-- Ranges that others are working on and of which enough may be left, those that take their owners longest first. Only of
+-- owners that were heard of lately, and since this worker is there: what has cost a worker goes on whole, so that the
+-- document whose fault it was is soon found.
 SELECT j.id, j.vectorizer_id, j.epoch, j.lower_key, j.upper_key, j.checkpoint, j.read_to, w.documents_per_second,
        v.priority, pgvec.model_of(v) AS model
 FROM pgvec.jobs j
 JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
-JOIN pgvec.workers w ON w.id = j.worker_id AND NOT w.gone AND w.beat_at > clock_timestamp() - w.lease / 2
+JOIN pgvec.workers w ON w.id = j.worker_id
+JOIN pgvec.workers thief ON thief.id = %(worker)s
 WHERE j.state = 'running' AND j.kind = 'range' AND j.worker_id <> %(worker)s AND NOT j.alone AND j.attempts = 0
+  AND w.beat_at > clock_timestamp() - w.lease / 3 AND w.beat_at > thief.started_at
   AND j.rows - j.rows_seen >= %(least_rows)s
   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
@@ -32,7 +35,7 @@ FROM counted JOIN rest s ON s.pgvec_place = (counted.pgvec_rows + 1) / 2;
 -- If the job is as the thief has seen it, its bound is lowered and what lies beyond becomes a job of the thief's. What both
 -- are planned to have stays what it was. Nobody waits for the job's row: while it is locked, its owner is writing.
 WITH seen AS (
-    SELECT j.id, coalesce(least(rest, %(rows)s::bigint), rest / 2) AS rows
+    SELECT j.id, CASE WHEN %(rows)s::bigint < rest THEN %(rows)s WHEN %(rows)s IS NULL THEN rest / 2 ELSE rest END AS rows
     FROM pgvec.jobs j CROSS JOIN LATERAL (VALUES (greatest(j.rows - j.rows_seen, 0))) planned(rest)
     WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND NOT j.alone
       AND j.checkpoint IS NOT DISTINCT FROM %(checkpoint)s::text[]

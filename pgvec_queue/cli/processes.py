@@ -22,10 +22,12 @@ from pgvec_queue.settings import DsnSource
 from pgvec_queue.worker import devices
 from pgvec_queue.worker.supervisor import Place
 
-_DECIDED_HERE = {"dsn", "direct_dsn", "device", "processes", "threads"}
+_DECIDED_HERE = {"dsn", "direct_dsn", "device", "processes", "threads", "tokenizers"}
 
 
-def places(session: Session, wanted: DeviceOptions, processes: int, direct_dsn: str | None) -> list[Place]:
+def places(
+    session: Session, wanted: DeviceOptions, tokenizers: int | None, processes: int, direct_dsn: str | None
+) -> list[Place]:
     """Returns the places for worker processes: ``processes`` of them on each device that is meant.
 
     Raises ``SettingsError`` where several would not find their device.
@@ -35,10 +37,16 @@ def places(session: Session, wanted: DeviceOptions, processes: int, direct_dsn: 
         devices.check(found[0])
     environment = _environment(session.source, direct_dsn)
     said = list(_said(click.get_current_context()))
+    workers = processes * len(found)
     return [
         Place(
             name := _name(device, number, several_devices=len(found) > 1, processes=processes),
-            _command(device, wanted.threads or devices.threads_each(device, processes), said),
+            _command(
+                device,
+                said,
+                threads=wanted.threads or devices.threads_each(device, processes),
+                tokenizers=devices.tokenizers_each(device, workers) if tokenizers is None else tokenizers,
+            ),
             {**environment, PROCESS: name},
         )
         for device in found
@@ -52,9 +60,9 @@ def _name(device: str, number: int, *, several_devices: bool, processes: int) ->
     return device if processes == 1 else f"{device}/{number}"
 
 
-def _command(device: str, threads: int | None, said: list[str]) -> list[str]:
-    own = ["--device", device, *(("--threads", str(threads)) if threads else ())]
-    return [sys.executable, "-m", "pgvec_queue", "work", *own, *said]
+def _command(device: str, said: list[str], **shares: int | None) -> list[str]:
+    own = [word for name, share in shares.items() if share is not None for word in (f"--{name}", str(share))]
+    return [sys.executable, "-m", "pgvec_queue", "work", "--device", device, *own, *said]
 
 
 def _said(context: click.Context) -> Iterator[str]:

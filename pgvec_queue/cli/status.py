@@ -131,8 +131,9 @@ def workers(session: Session, *, as_json: bool) -> None:
         click.echo("pgvec: no worker is running; start one with `pgvec work`", err=True)
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("worker", "host", "pid", "state", "device", "jobs", "last beat", "models"):
-        table.add_column(title, justify="right" if title in ("jobs", "last beat") else "left", overflow="fold")
+    numbers = ("jobs", "busy", "documents/s", "loads", "last beat")
+    for title in ("worker", "host", "pid", "state", "device", *numbers, "models"):
+        table.add_column(title, justify="right" if title in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(
             str(row["worker_id"]),
@@ -141,6 +142,9 @@ def workers(session: Session, *, as_json: bool) -> None:
             row["state"],
             row["device"] or "",
             str(row["jobs"]),
+            "" if row["busy"] is None else f"{row['busy']:.0%}",
+            "" if row["documents_per_second"] is None else f"{row['documents_per_second']:,.0f}",
+            str(row["loads"]),
             f"{duration(row['since_beat'].total_seconds())} ago",
             plain(", ".join(row["models"])),
         )

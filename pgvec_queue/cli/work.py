@@ -101,7 +101,7 @@ def work(
     )
     direct = Database(direct_dsn) if direct_dsn else None
     if PROCESS not in os.environ:
-        places = several.places(session, options.device, processes or 1, direct_dsn)
+        places = several.places(session, options.device, tokenizers, processes or 1, direct_dsn)
         if len(places) > 1:
             return _supervise(session, options, places)
     return _work(session, options, direct)

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pgvec_queue import cores
 from pgvec_queue.embedders.batching import AnyShape, FixedShapes, Shapes
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Cpu:
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
-        self.hardware = f"cpu {torch.backends.cpu.get_cpu_capability()} {available_cores()} cores"
+        self.hardware = f"cpu {torch.backends.cpu.get_cpu_capability()} {cores.available()} cores"
 
     def upload(self, array: NDArray[Any]) -> Any:
         return self._torch.from_numpy(array)
@@ -200,8 +200,3 @@ def open_device(torch: Any, name: str) -> Device:
     if name == "cpu":
         return Cpu(torch)
     return Mps(torch) if name == "mps" else Cuda(torch, name)
-
-
-def available_cores() -> int:
-    """Returns the cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from pgvec_queue import cores
 from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files, model_inputs, tuning
 from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
-from pgvec_queue.embedders.devices import Device, Fetch, available_cores, open_device
+from pgvec_queue.embedders.devices import Device, Fetch, open_device
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
 from pgvec_queue.tokenizers import Ids, Tokenizer
 
@@ -200,9 +201,9 @@ class SentenceTransformersEmbedder:
             return
         if self.device == "cpu" and options.threads is None:
             present = self._torch.get_num_threads()
-            cores = available_cores()
+            most = cores.available()
             self._torch.set_num_threads(
-                self._remembered("threads", {present, cores, max(1, cores // 2)}, present, self._rate_with_threads)
+                self._remembered("threads", {present, most, max(1, most // 2)}, present, self._rate_with_threads)
             )
         if options.batch_tokens is None:
             self._budget = self._remembered("batch tokens", {*self._on.candidates}, self._budget, self._rate)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 from concurrent.futures import Future
 
+from pgvec_queue import cores
 from pgvec_queue.cutting import Cut, CutterPool, Recipe, cut
 from pgvec_queue.embedders import Embedder
-from pgvec_queue.embedders.devices import available_cores
 from pgvec_queue.errors import EmbedderError, PgvecError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
 from pgvec_queue.vectorizer import Vectorizer
@@ -110,6 +110,9 @@ class ChunkStage:
 
 def _processes_for(embedder: Embedder) -> int:
     """A processor has nothing to gain: its cores are the model's."""
-    if not embedder.device.startswith(("cuda", "mps")):
-        return 0
-    return max(1, min(_MOST_PROCESSES, available_cores() - 2))
+    return processes_beside(1) if embedder.device.startswith(("cuda", "mps")) else 0
+
+
+def processes_beside(workers: int) -> int:
+    """Returns how many processes may cut beside each of so many workers on accelerators of this machine."""
+    return max(1, min(_MOST_PROCESSES, cores.available() // workers - 2))

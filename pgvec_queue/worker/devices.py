@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import sys
 
+from pgvec_queue import cores
 from pgvec_queue.errors import SettingsError
+from pgvec_queue.worker import chunking
 
 _SECONDS = 120.0
 _COUNT = "import torch; print(torch.cuda.device_count())"
@@ -53,13 +55,12 @@ def threads_each(device: str, processes: int) -> int | None:
     """Returns the CPU threads for each of several processes on one device; None: torch's own choice."""
     if processes == 1 or device not in ("auto", "cpu"):
         return None
-    return max(1, _cores() // processes)
+    return max(1, cores.available() // processes)
 
 
-def _cores() -> int:
-    # Not everywhere can a process be kept to some of the cores.
-    allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+def tokenizers_each(device: str, workers: int) -> int | None:
+    """Returns the processes that chunk beside each of several workers on accelerators; None: as each one sees fit."""
+    return chunking.processes_beside(workers) if workers > 1 and device.startswith("cuda") else None
 
 
 def _may_have_cuda() -> bool:

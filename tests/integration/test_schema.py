@@ -162,6 +162,38 @@ def test_the_program_works_with_the_newest_migration() -> None:
     assert chain == {}
 
 
+def _migrations() -> list[Path]:
+    return sorted((resources.directory("alembic") / "versions").glob("*.sql"))
+
+
+@pytest.mark.parametrize("count", range(1, len(_migrations())))
+def test_every_earlier_schema_becomes_the_same_and_keeps_what_is_in_it(
+    bench: Bench, database: str, connect: Connect, count: int
+) -> None:
+    connection = connect()
+    connection.execute(resources.statements("schema")["prepare"].encode())
+    for path in _migrations()[:count]:
+        connection.execute(path.read_bytes())
+    connection.execute(
+        "CREATE TABLE pgvec.alembic_version"
+        " (version_num varchar(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+    )
+    found = _migrations()[count - 1].name[:4]
+    connection.execute("INSERT INTO pgvec.alembic_version VALUES (%s)", [found])
+    connection.execute("INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, '0', '30 s')")
+    connection.execute(
+        "INSERT INTO pgvec.jobs (vectorizer_id, kind, upper_key, rows, checkpoint, state, worker_id)"
+        " VALUES (1, 'range', '{9}', 9, '{3}', 'running', 1)"
+    )
+    connection.execute("INSERT INTO pgvec.counters (vectorizer_id, worker_id, rows_embedded) VALUES (1, 1, 3)")
+    assert schema.initialize(Database(database)) == found
+    assert _made(connection) == _made(bench.connection)
+    assert connection.execute(
+        "SELECT j.checkpoint, j.read_to, w.loads, c.rows_embedded, c.chunks_reused"
+        " FROM pgvec.jobs j JOIN pgvec.workers w ON w.id = j.worker_id JOIN pgvec.counters c ON c.worker_id = w.id"
+    ).fetchall() == [(["3"], None, 0, 3, 0)]
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [

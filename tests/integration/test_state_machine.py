@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pgvec_queue import queue
+from pgvec_queue import queue, stealing, writing
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.queue import Job, Key, Membership
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
@@ -62,6 +62,7 @@ LISTED = st.sampled_from((1, 2, 1_000))
 
 MOVES = {
     (None, "queued"),
+    (None, "running"),
     ("queued", "queued"),
     ("queued", "running"),
     ("queued", None),
@@ -185,7 +186,7 @@ class Machine(RuleBasedStateMachine):
         for number, text in enumerate(texts):
             self.users.put(number, text)
         self.vectorizer = bench.define(
-            "docs", "body", where="other <> 9", rows_per_job=2, sync=self.sync, **self.shape.options
+            "docs", "body", where="other <> 9", rows_per_job=4, sync=self.sync, **self.shape.options
         ).vectorizer
         self.jobs = self._jobs()
         bench.plan(self.vectorizer)
@@ -270,6 +271,24 @@ class Machine(RuleBasedStateMachine):
         if hand.part.last or hand.claim.over:
             return multiple()
         return self._read(hand.claim, hand.part.after(), size)
+
+    @rule(target=hands, member=workers, size=SIZES)
+    def steal(self, member: Membership, size: int) -> Any:
+        return self._steal(member, size) or multiple()
+
+    @rule(target=hands, members=st.tuples(workers, workers), sizes=st.tuples(SIZES, SIZES), ahead=st.booleans())
+    def work_and_be_robbed(self, members: tuple[Membership, Membership], sizes: tuple[int, int], ahead: bool) -> Any:
+        """Claim and read; before that is written, somebody takes the end of it."""
+        owner, thief = members
+        hand = self._claim(owner, 1_000, sizes[0])
+        if hand is None:
+            return multiple()
+        later = self._read(hand.claim, hand.part.after(), sizes[0]) if ahead and not hand.part.last else None
+        stolen = self._steal(thief, sizes[1])
+        self._write(hand)
+        if later is not None:
+            self._write(later)
+        return stolen or multiple()
 
     @rule(hand=consumes(hands))
     def write(self, hand: Hand) -> None:
@@ -382,6 +401,22 @@ class Machine(RuleBasedStateMachine):
         self._look_at_jobs()
         return None if job is None else self._read(Claim(member, job), job, size)
 
+    def _steal(self, member: Membership, size: int) -> Hand | None:
+        """What is left of a range that somebody, who may have died since, is working on."""
+        self._look_at_jobs()
+        self.bench.sql("UPDATE pgvec.workers SET started_at = beat_at, beat_at = clock_timestamp() WHERE NOT gone")
+        fragments = self.bench.fragments(self.vectorizer)
+        thief = stealing.Thief(queue.Claimer(member, None), least_rows=2)
+        job = thief.steal(self.bench.connection, lambda _: fragments)
+        before = self.jobs
+        self._look_at_jobs()
+        if job is None:
+            return None
+        [robbed] = [one for id_, one in self.jobs.items() if id_ in before and one != before[id_]]
+        assert (robbed["upper_key"], job.upper_key) == (job.lower_key, before[robbed["id"]]["upper_key"])
+        assert robbed["rows"] + job.rows == before[robbed["id"]]["rows"]
+        return self._read(Claim(member, job), job, size)
+
     def _read(self, claim: Claim, job: Job, rows: int) -> Hand:
         hand = Hand(claim, self.bench.read(self.vectorizer, job, rows))
         self.all_hands.append(hand)
@@ -396,18 +431,30 @@ class Machine(RuleBasedStateMachine):
             == ("running", hand.claim.member.worker, job.epoch, job.checkpoint, job.upper_key)
         )
         before, held_before = self._everything(), found(self.bench, self.vectorizer)
-        part = replace(hand.part, job=replace(job, rows_seen=hand.claim.job.rows_seen))
+        now = hand.claim.job
+        part = replace(hand.part, job=replace(job, rows=now.rows, rows_seen=now.rows_seen))
         written = self.bench.write(self.vectorizer, part, self._embed(part), hand.claim.member)
         assert written.fate is (Fate.WRITTEN if is_still_its else Fate.LOST)
         if written.fate is Fate.LOST:
             assert self._everything() == before
-        else:
-            # Rows that somebody holds are put off for a second, which here nobody waits for.
-            self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL WHERE run_after IS NOT NULL")
-            hand.claim.job = written.job
-            hand.claim.over = part.last
-            self._assert_right_or_left_alone(self._covered(part), held_before)
+            return self._write_cut(hand)
+        # Rows that somebody holds are put off for a second, which here nobody waits for.
+        self.bench.sql("UPDATE pgvec.jobs SET run_after = NULL WHERE run_after IS NOT NULL")
+        hand.claim.job = written.job
+        hand.claim.over = part.last
+        self._assert_right_or_left_alone(self._covered(part), held_before)
         return written.fate
+
+    def _write_cut(self, hand: Hand) -> Fate:
+        """What is left of a slice whose job was lost, or only the end of it."""
+        job = hand.part.job
+        now = queue.reread(self.bench.connection, job, hand.claim.member)
+        if now is None or now.checkpoint != job.checkpoint or now.upper_key == job.upper_key:
+            return Fate.LOST
+        hand.claim.job = now
+        fragments = self.bench.fragments(self.vectorizer)
+        hand.part = writing.cut(self.bench.connection, fragments, hand.part, now.upper_key)
+        return self._write(hand)
 
     def _embed(self, part: Slice) -> list[Embedded]:
         return [

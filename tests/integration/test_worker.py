@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,37 @@ def test_nothing_is_embedded_twice_and_changes_are_found_anywhere_in_key_order(b
     assert now.rows_embedded == 500 + 50 + 20
     assert (now.rows_total, now.rows_done, now.chunks) == (470, 470, 470)
     assert bench.wrong(vectorizer) == RIGHT
+
+
+def test_the_faster_of_two_workers_on_one_job_does_most_of_it(bench: Bench) -> None:
+    """The slow one hangs in its first call; the fast one takes a half after the other, until hardly any row is left."""
+    _fill(bench, 400)
+    with _endpoint(closed=True, holds=1) as (url, gate):
+        vectorizer = bench.enqueue("docs", "body", **_remote(url), rows_per_job=400)
+        with _running(Worker(bench.database, WorkerOptions(lease=6.0))):
+            wait_until(lambda: gate.waiting, 20)
+            with _running(Worker(bench.database, WorkerOptions(lease=6.0))):
+                wait_until(lambda: bench.value("SELECT count(*) FROM docs_vectors") > 400 - 16, 30, what="the thefts")
+                gate.open.set()
+                wait_until(lambda: bench.progress("docs").state == "complete", 30)
+                by_worker = [rows for (rows,) in bench.sql("SELECT rows_embedded FROM pgvec.counters ORDER BY 1")]
+    assert sum(by_worker) == 400
+    assert 0 < by_worker[0] < 16
+    assert bench.wrong(vectorizer) == RIGHT
+    done = bench.progress("docs")
+    assert (done.rows_total, done.rows_done) == (400, 400)
+    assert done.rows_wasted > 0, "the slow one had read more than was left to it"
+    assert bench.value("SELECT sum(writes_refused) FROM pgvec.counters") == 0
+    assert done.jobs["queued"] == 0
+    assert done.jobs["done"] == bench.value("SELECT count(*) FROM pgvec.jobs")
+
+
+def test_a_worker_s_row_tells_what_its_device_does(bench: Bench) -> None:
+    _fill(bench, 100)
+    bench.enqueue("docs", "body")
+    measured = "SELECT FROM pgvec.worker_status WHERE busy BETWEEN 0 AND 1 AND documents_per_second > 0 AND loads = 1"
+    with _running(Worker(bench.database, WorkerOptions(lease=1.0))):
+        wait_until(lambda: bench.sql(measured), 20)
 
 
 def test_a_document_that_the_destination_refuses_costs_only_itself(bench: Bench) -> None:
@@ -316,18 +348,22 @@ def test_a_document_without_a_finite_vector_is_quarantined(bench: Bench, bad: fl
 class _Gate:
     """What a test knows and decides of the endpoint."""
 
-    def __init__(self, status: int, unreal: float | None) -> None:
+    def __init__(self, status: int, unreal: float | None, holds: float) -> None:
         self.calls = 0
         self.waiting = 0
         self.status = status
         self.unreal = unreal
+        self.holds = holds
+        """How many calls wait while it is closed; those that come later pass."""
         self.open = threading.Event()
 
 
 @contextmanager
-def _endpoint(*, closed: bool = False, status: int = 200, unreal: float | None = None) -> Iterator[tuple[str, _Gate]]:
+def _endpoint(
+    *, closed: bool = False, status: int = 200, unreal: float | None = None, holds: float = math.inf
+) -> Iterator[tuple[str, _Gate]]:
     """Somebody's embeddings endpoint on this machine: constant vectors, and the answers that a test asks for."""
-    gate = _Gate(status, unreal)
+    gate = _Gate(status, unreal, holds)
     if not closed:
         gate.open.set()
 
@@ -339,9 +375,10 @@ def _endpoint(*, closed: bool = False, status: int = 200, unreal: float | None =
         def do_POST(self) -> None:
             texts = json.loads(self.rfile.read(int(self.headers["content-length"])))["input"]
             gate.calls += 1
-            gate.waiting += 1
-            gate.open.wait(30)
-            gate.waiting -= 1
+            if gate.calls <= gate.holds:
+                gate.waiting += 1
+                gate.open.wait(30)
+                gate.waiting -= 1
             code = 400 if any("POISON" in text for text in texts) else gate.status
             vector = [0.5] * 4
             data = [

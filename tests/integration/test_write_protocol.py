@@ -39,6 +39,18 @@ def test_vectors_become_visible_in_the_transaction_that_records_their_progress(b
     assert bench.value("SELECT state FROM pgvec.jobs") == "done"
 
 
+def test_chunks_that_took_an_identical_one_s_vector_are_counted_with_what_was_written(bench: Bench) -> None:
+    vectorizer = _documents(bench)
+    worker = bench.register()
+    part = bench.read(vectorizer, bench.claim(worker), rows=4)
+    embedded = [replace(one, reused=i) for i, one in enumerate(bench.embed(vectorizer, part))]
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 4")
+    assert bench.write(vectorizer, part, embedded, worker).chunks_reused == 0 + 1 + 2
+    queue.leave(bench.connection, worker)
+    assert bench.sql("SELECT worker_id, chunks_reused FROM pgvec.counters") == [(0, 3)]
+    assert bench.progress("docs").as_json()["chunks_reused"] == 3
+
+
 def test_a_late_worker_writes_nothing(bench: Bench) -> None:
     vectorizer = _documents(bench)
     late, next_ = bench.register(), bench.register()
