@@ -299,7 +299,10 @@ def pump(dsn: str) -> int:
 def _checkpoint(connection: Connection, claimer: Claimer, job: Job) -> None:
     with transaction(connection):
         _fence(connection, claimer, job, None)
-        connection.execute(statement("writing", "checkpoint"), {"id": job.id, "checkpoint": ["1"], "rows_seen": 500})
+        connection.execute(
+            statement("writing", "checkpoint"),
+            {"id": job.id, "checkpoint": ["1"], "read_to": ["1"], "rows_seen": 500, "alone": False},
+        )
 
 
 def _complete(connection: Connection, claimer: Claimer, job: Job, checkpoint: list[str] | None = None) -> None:
@@ -318,6 +321,7 @@ def _complete(connection: Connection, claimer: Claimer, job: Job, checkpoint: li
 
 _COUNTERS = (
     *("rows_right", "rows_embedded", "rows_adjusted", "rows_wasted", "chunks_written", "chunks_deleted"),
+    "chunks_reused",
     *("tokens", "truncated", "jobs_added", "jobs_done"),
 )
 

@@ -85,6 +85,8 @@ class Claimer:
     refused: dict[int, str] = field(default_factory=dict)
     """Vectorizers that this worker cannot serve, and why."""
     clock: Callable[[], float] = time.monotonic
+    ranges_run: bool = False
+    """Whether anybody was working on a range when nothing could be claimed."""
     _turns: dict[int, Turn] = field(default_factory=dict)
     """By priority, so that what is urgent now and then spoils nobody's turn."""
     _served: dict[int, int] = field(default_factory=dict)
@@ -110,6 +112,9 @@ class Claimer:
                     self.serves(vectorizer, priority, model)
                     self._floors[f"{vectorizer}{kind}"] = job.id
                     return job
+            if idle:
+                row = connection.execute(statement("queue", "ranges_run")).fetchone()
+                self.ranges_run = bool(row and row[0])
         return None
 
     def serves(self, vectorizer: int, priority: int, model: str) -> None:

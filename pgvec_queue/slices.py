@@ -29,7 +29,7 @@ class Document:
     columns: tuple[str | None, ...]
     """Values of the columns that the template names."""
     position: int
-    """Its place in the list of a keys job, from 1; 0 in a range."""
+    """Its place in the list of a keys job, or among what was read of a range, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +135,7 @@ class Plan:
     requeue: list[Key] = field(default_factory=list)
     selected: int = 0
     """Rows of the slice that the filter selects now."""
+    has_chunks: bool = True
+    """The destination may hold chunks of the slice's rows."""
+    has_failures: bool = True
+    """The quarantine may hold some of them."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgvec_queue.database import Connection, statement, transaction
@@ -133,6 +134,9 @@ def _look_again(connection: Connection, fragments: Fragments, part: Slice, embed
     """Step 3: reads the slice's rows once more, in a new statement, and sorts them by what has happened to them."""
     if part.job.kind == "keys":
         return _look_again_at_keys(connection, fragments, part, embedded)
+    plan = _survey(connection, fragments, part, embedded)
+    if plan is not None:
+        return plan
     scope = fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None)
     bounds = {"lower": part.lower, "upper": part.upper}
     moved = {
@@ -166,6 +170,39 @@ def _look_again(connection: Connection, fragments: Fragments, part: Slice, embed
             (plan.fail if item.failure else plan.write).append(item)
     # What is left was not read: new rows, and rows that were settled then and are not now.
     plan.requeue.extend(key for key, (_, blank, settled) in moved.items() if not blank and not settled)
+    return plan
+
+
+def _survey(
+    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded]
+) -> Plan | None:
+    """Returns the plan where every row is as it was read; None where something may have happened, or cannot be told.
+
+    A row that is there now and has not moved was there when the slice was read. So where they are as many now as then,
+    none is gone and none is new. That does not hold for a filter whose answer may change by itself.
+    """
+    vectorizer = fragments.vectorizer
+    if part.selected is None or vectorizer.into_column or not (vectorizer.filter is None or vectorizer.sync):
+        return None
+    lower, upper = part.lower is not None, part.upper is not None
+    ordered = vectorizer.destination_ordered
+    row = connection.execute(
+        fragments.compose(
+            "writing",
+            "survey",
+            scope=fragments.bounds("s", lower=lower, upper=upper),
+            # Keys of another type have no range: any chunk at all may be one of them.
+            destination_scope=fragments.bounds("d", lower=lower, upper=upper) if ordered else sql.SQL("true"),
+        ),
+        {"lower": part.lower, "upper": part.upper, "horizon": part.horizon, "vectorizer": vectorizer.id},
+    ).fetchone()
+    assert row is not None
+    selected, moved, has_chunks, has_failures = row
+    if moved or selected != part.selected:
+        return None
+    plan = Plan(selected=selected, has_chunks=has_chunks, has_failures=has_failures)
+    for item in embedded:
+        (plan.fail if item.failure else plan.write).append(item)
     return plan
 
 
@@ -225,6 +262,8 @@ def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -
     """Adds what failed and lets go what did not; returns how many of the slice's documents had been there before."""
     vectorizer = fragments.vectorizer
     known = 0
+    if not plan.fail and not plan.has_failures:
+        return known
     for item in plan.fail:
         assert item.failure is not None
         row = connection.execute(

@@ -18,7 +18,9 @@ def write_table(connection: Connection, fragments: Fragments, part: Slice, plan:
     """Makes the destination hold exactly the planned chunks for the slice's keys; counts into ``result``."""
     replaced = [item.document.key for item in (*plan.write, *plan.fail)]
     ordered_range = part.job.kind == "range" and fragments.vectorizer.destination_ordered
-    if ordered_range:
+    if not plan.has_chunks:
+        pass
+    elif ordered_range:
         result.chunks_deleted += _delete_orphans(connection, fragments, part)
         _delete_listed(connection, fragments, replaced, part, result)
     else:

@@ -27,6 +27,10 @@ ORDER BY v.priority DESC, (pgvec.model_of(v) = %(turns)s::jsonb ->> v.priority::
 -- Ids given out so far. A lower one may still be on its way to its commit.
 SELECT last_value FROM pgvec.jobs_id_seq;
 
+-- name: ranges_run
+-- Whether it is worth looking for something to steal.
+SELECT EXISTS (SELECT FROM pgvec.jobs WHERE state = 'running' AND kind = 'range');
+
 -- name: claim
 -- The oldest job of one kind. What has to run alone is not for a worker that has something else in hand.
 WITH picked AS (

@@ -21,6 +21,14 @@ SELECT pg_advisory_xact_lock_shared((1346852419::bigint << 32) | %(vectorizer)s)
 -- name: lock_exclusive
 SELECT pg_advisory_xact_lock((1346852419::bigint << 32) | %(vectorizer)s);
 
+-- name: survey
+-- Step 3, at once where nothing has happened: the rows of the range now, and how many of them may have changed since they
+-- were read; whether any chunk lies in the range, and whether anything is in quarantine.
+SELECT count(*), count(*) FILTER (WHERE {moved}),
+       EXISTS (SELECT FROM {destination} d WHERE {destination_scope}),
+       EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = %(vectorizer)s)
+FROM {source} s WHERE {scope} AND {selected};
+
 -- name: moved_in_range
 -- Step 3. Every row of the range that may have been changed since it was read, with what it is now.
 SELECT {key_text}, {xmin}::text, {hash}, {blank}, {settled}

@@ -75,7 +75,7 @@ class Reader:
         rows = self._rows()
         idle = self._state.in_flight == 0
         job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
-        if job is None and idle:
+        if job is None and idle and self.claimer.ranges_run:
             job = self._link.call(self._steal)
         if job is None:
             return None

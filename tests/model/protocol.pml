@@ -18,6 +18,9 @@
 #ifndef FAULTS
 #define FAULTS 1    /* leases run out, a death, connections cut, jobs given back */
 #endif
+#ifndef THEFTS
+#define THEFTS 0    /* of what is left of a running range */
+#endif
 
 #define ROWS 2
 #define TEXTS 2     /* a row's text is 1 or 2; 0: there is no such row */
@@ -54,6 +57,7 @@ mtype advisory[WORKERS];    /* the lock that this holds */
 
 byte changes = CHANGES;
 byte faults = FAULTS;
+byte thefts = THEFTS;
 
 #define BIT(n) (1 << (n))
 #define CURRENT(row) (source[row] != 0 && (destination[row] & BIT(source[row])) != 0)
@@ -156,6 +160,33 @@ inline claim_and_read(j) {
     }
 }
 
+/* stealing.sql, take: the range of somebody else loses what lies beyond its next row to a job of the thief's. That this row
+   may have been read already, or that its owner may be dead, is nothing to the thief; that the row is locked is. */
+#define STEALABLE(j) (thefts > 0 && jobs[j].state == running && !jobs[j].keys && jobs[j].worker != me && !gone[me] \
+    && !LOCKED(j) && jobs[j].checkpoint + 1 < jobs[j].end)
+inline steal_and_read(j) {
+    d_step {
+        thefts--;
+        do
+        :: jobs[new].state != 0 -> new++
+        :: else -> break
+        od;
+        jobs[new].state = queued;
+        jobs[new].checkpoint = jobs[j].checkpoint + 1;
+        jobs[new].end = jobs[j].end;
+        jobs[j].end = jobs[new].checkpoint;
+        /* The epoch of a place that was used before goes on; nobody has seen this job. */
+        claim(new);
+        job[me] = new;
+        at = jobs[new].checkpoint;
+        end = jobs[new].end;
+        epoch = jobs[new].epoch;
+        worker = me;
+        new = 0;
+        read()
+    }
+}
+
 /* queue.sql, beat: AND NOT gone. Its process then registers afresh; what it had claimed stays with its old id. */
 #ifdef NO_ATOMIC_DEATH
 #define HEARS_THAT_IT_IS_GONE false
@@ -180,9 +211,13 @@ inline register() {
 #define JOB jobs[job[me]]
 #define STILL_MINE (JOB.state == running && JOB.worker == worker && JOB.epoch == epoch)
 #ifdef NO_EPOCH
-#define FENCE (JOB.state == running && JOB.worker == worker && JOB.checkpoint == at)
+#define FENCE (JOB.state == running && JOB.worker == worker && JOB.checkpoint == at && JOB.end == end)
 #else
+#ifdef NO_BOUND
 #define FENCE (STILL_MINE && JOB.checkpoint == at)
+#else
+#define FENCE (STILL_MINE && JOB.checkpoint == at && JOB.end == end)
+#endif
 #endif
 
 /* What the second look makes of a row that is there. */
@@ -271,6 +306,13 @@ end_idle:
     :: atomic { CLAIMABLE(2) -> claim_and_read(2) }
     :: atomic { CLAIMABLE(3) -> claim_and_read(3) }
     :: atomic { CLAIMABLE(4) -> claim_and_read(4) }
+#if THEFTS
+    :: atomic { STEALABLE(0) -> steal_and_read(0) }
+    :: atomic { STEALABLE(1) -> steal_and_read(1) }
+    :: atomic { STEALABLE(2) -> steal_and_read(2) }
+    :: atomic { STEALABLE(3) -> steal_and_read(3) }
+    :: atomic { STEALABLE(4) -> steal_and_read(4) }
+#endif
     :: atomic { HEARS_THAT_IT_IS_GONE -> register(); goto end_idle }
     fi;
 
@@ -295,7 +337,13 @@ embed:
         if
         :: STILL_MINE && JOB.checkpoint == at + 1 -> /* queue.sql, reread: it had been committed after all. */
             at++;
+            end = JOB.end;
             goto next
+#if THEFTS
+        :: STILL_MINE && JOB.checkpoint == at && JOB.end != end -> /* queue.sql, reread: it ends earlier now. */
+            end = JOB.end;
+            goto embed
+#endif
         :: else -> goto over
         fi
     }

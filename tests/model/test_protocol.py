@@ -90,6 +90,15 @@ def test_the_protocol_holds_when_lists_of_keys_are_claimed_one_by_one(tmp_path: 
     assert report.is_exhaustive
 
 
+@pytest.mark.parametrize(("changes", "faults"), [(2, 0), (1, 1)])
+def test_the_protocol_holds_when_the_end_of_a_running_range_is_stolen(
+    changes: int, faults: int, tmp_path: Path
+) -> None:
+    report = _search(tmp_path, f"CHANGES={changes}", f"FAULTS={faults}", "THEFTS=1")
+    assert report.errors == 0, report
+    assert report.is_exhaustive
+
+
 def test_no_order_of_steps_goes_on_for_ever(tmp_path: Path) -> None:
     """Nothing in the model is marked as progress, so any cycle at all would be one without progress."""
     report = _search(tmp_path, "CHANGES=1", "FAULTS=1", compile_="-O2 -DNP", run="-w22 -l")
@@ -115,6 +124,12 @@ def test_the_protocol_does_not_hold_without(
     report = _search(tmp_path, f"CHANGES={changes}", f"FAULTS={faults}", left_out, compile_=SOON_FOUND)
     assert report.errors == 1, report
     assert violated in report.violated
+
+
+def test_without_the_bound_in_the_fence_a_stolen_row_gets_two_sets_of_vectors(tmp_path: Path) -> None:
+    report = _search(tmp_path, "CHANGES=1", "FAULTS=0", "THEFTS=1", "NO_BOUND", compile_=SOON_FOUND)
+    assert report.errors == 1, report
+    assert ONE_SET in report.violated
 
 
 def test_without_the_fence_a_row_gets_two_sets_of_vectors(tmp_path: Path) -> None:
