@@ -161,10 +161,11 @@ class Fragments:
 
     @property
     def quarantined(self) -> sql.Composable:
-        """The row is in quarantine with the text that it has."""
+        """The row is in quarantine with the text that it has; looked up only where anything is."""
         return sql.SQL(
-            "EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
-            " AND f.key = {key_text} AND f.source_hash = {hash})"
+            "((SELECT true FROM pgvec.failures WHERE vectorizer_id = {id} LIMIT 1) IS NOT NULL"
+            " AND (SELECT true FROM pgvec.failures f WHERE f.vectorizer_id = {id}"
+            " AND f.key = {key_text} AND f.source_hash = {hash} LIMIT 1) IS NOT NULL)"
         ).format(id=sql.Literal(self.vectorizer.id), key_text=self.text_array(self.source_key), hash=self.hash)
 
     @property
@@ -202,7 +203,10 @@ class Fragments:
 
     @property
     def current(self) -> sql.Composable:
-        """The destination holds the vectors of the row's present text, as far as it can tell."""
+        """The destination holds the vectors of the row's present text, as far as it can tell.
+
+        Not EXISTS, which the planner may answer by reading the whole destination once.
+        """
         roles = self.vectorizer.destination_roles
         if self.vectorizer.into_column:
             hash_column = identifier("s", roles.source_hash) if roles.source_hash else None
@@ -215,7 +219,9 @@ class Fragments:
             if roles.source_hash
             else sql.SQL("")
         )
-        return sql.SQL("EXISTS (SELECT FROM {} d WHERE {}{})").format(self.destination, self.matches_destination, same)
+        return sql.SQL("(SELECT true FROM {} d WHERE {}{} LIMIT 1) IS NOT NULL").format(
+            self.destination, self.matches_destination, same
+        )
 
     @staticmethod
     def text_array(columns: Sequence[sql.Composable]) -> sql.Composed:

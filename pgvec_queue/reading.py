@@ -8,6 +8,7 @@ tell what moved.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Document, Slice, position
 
+_POSITION = operator.itemgetter(7)
 WINDOW_ROWS = 5_000
 """Source rows that one read looks through at most, settled ones included."""
 
@@ -59,19 +61,20 @@ def _read_range(connection: Connection, fragments: Fragments, job: Job, rows: in
     assert window is not None
     horizon, end = window
     upper = job.upper_key if end is None else end
-    documents = _documents(
+    documents, selected = _documents(
         connection,
         fragments.compose(
             "reading", "read_range", scope=fragments.bounds("s", lower=lower is not None, upper=upper is not None)
         ),
-        {"lower": lower, "upper": upper, "rows": rows, "bytes": max_bytes},
+        # Where the slice will surely end before the range does, nobody would look at the count.
+        {"lower": lower, "upper": upper, "rows": rows, "bytes": max_bytes, "count": rows >= job.rows - job.rows_seen},
         fragments,
     )
     # A short read means that the rest of the window is settled; a full one that the slice ends at its last row.
     if _is_full(documents, rows, max_bytes, fragments):
-        upper = list(documents[-1].key)
+        upper, selected = list(documents[-1].key), None
     last = upper == job.upper_key
-    return Slice(job, upper, last, documents, horizon)
+    return Slice(job, upper, last, documents, horizon, selected)
 
 
 def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int, max_bytes: int) -> Slice:
@@ -80,7 +83,7 @@ def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int
     keys = job.keys[start : start + WINDOW_ROWS]
     horizon = connection.execute(statement("reading", "horizon")).fetchone()
     assert horizon is not None
-    documents = _documents(
+    documents, _ = _documents(
         connection,
         fragments.compose("reading", "read_keys", listed=fragments.listed(), listed_is_source=fragments.listed_is("s")),
         {**fragments.key_lists(keys), "rows": rows, "bytes": max_bytes},
@@ -118,24 +121,19 @@ def _is_full(documents: Sequence[Document], rows: int, max_bytes: int, fragments
 
 def _documents(
     connection: Connection, query: sql.Composed, parameters: dict[str, Any], fragments: Fragments
-) -> list[Document]:
+) -> tuple[list[Document], int | None]:
+    """Returns the documents in order, and what else the query has counted."""
     parameters = {**parameters, "max_bytes": fragments.vectorizer.max_document_bytes}
     with connection.cursor(binary=True) as cursor:
         cursor.adapters.register_loader("record", _RawLoader)
-        cursor.execute(query, parameters)
-        return [
-            Document(
-                key=tuple(key),
-                destination_key=_without_oids(record),
-                text=text,
-                hash=hash_,
-                xmin=xmin,
-                size=size,
-                columns=tuple(columns),
-                position=rest[0] if rest else 0,
-            )
-            for key, record, text, hash_, xmin, size, columns, *rest in cursor
-        ]
+        rows = cursor.execute(query, parameters).fetchall()
+    # They come in this order, but no statement says so.
+    rows.sort(key=_POSITION)
+    documents = [
+        Document(tuple(key), _without_oids(record), text, hash_, xmin, size, tuple(columns), position)
+        for key, record, text, hash_, xmin, size, columns, position, *_ in rows
+    ]
+    return documents, rows[0][8] if rows and len(rows[0]) > 8 else None
 
 
 def _without_oids(record: bytes) -> bytes:

@@ -44,6 +44,8 @@ class Slice:
     documents: list[Document]
     horizon: str
     """The oldest transaction that may have changed a row after it was read."""
+    selected: int | None = None
+    """Rows of the slice that the filter selected when it was read; None where they were not counted."""
 
     @property
     def lower(self) -> list[str] | None:

@@ -84,7 +84,7 @@ def cut(connection: Connection, fragments: Fragments, part: Slice, upper_key: li
 
     It ends the job if it reached as far as that; what was read beyond it is not in it any more.
     """
-    part = replace(part, job=replace(part.job, upper_key=upper_key))
+    part = replace(part, job=replace(part.job, upper_key=upper_key), selected=None)
     ends = [list(document.key) for document in part.documents]
     if part.checkpoint is not None:
         ends.append(part.checkpoint)
@@ -173,9 +173,7 @@ def _look_again(connection: Connection, fragments: Fragments, part: Slice, embed
     return plan
 
 
-def _survey(
-    connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded]
-) -> Plan | None:
+def _survey(connection: Connection, fragments: Fragments, part: Slice, embedded: Sequence[Embedded]) -> Plan | None:
     """Returns the plan where every row is as it was read; None where something may have happened, or cannot be told.
 
     A row that is there now and has not moved was there when the slice was read. So where they are as many now as then,

@@ -18,24 +18,24 @@ LEFT JOIN LATERAL (
 SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text;
 
 -- name: read_range
--- The rows of the range that are not settled, in key order, up to %(rows)s of them and %(bytes)s of text.
-SELECT key, destination_key, document, hash, xmin, size, template_columns
+-- The rows of the range that are not settled, in key order, up to %(rows)s of them and %(bytes)s of text; and, where it is
+-- asked for, how many rows the filter selects in the whole range, settled ones included.
+SELECT key, destination_key, document, hash, xmin, size, template_columns, position,
+       CASE WHEN %(count)s THEN (SELECT count(*) FROM {source} s WHERE {scope} AND {selected}) END
 FROM (
-    SELECT *, sum(least(size, %(max_bytes)s)) OVER (ORDER BY position) AS upto
-    FROM (
-        SELECT {key_text} AS key, ROW({cast_key}) AS destination_key,
-               CASE WHEN octet_length({document}) <= %(max_bytes)s THEN {document} END AS document,
-               {hash} AS hash, {xmin}::text AS xmin, octet_length({document}) AS size,
-               {template_columns} AS template_columns,
-               row_number() OVER (ORDER BY {key}) AS position
-        FROM {source} s
-        WHERE {scope} AND {selected} AND NOT {blank} AND NOT {settled}
-        ORDER BY {key}
-        LIMIT %(rows)s
-    ) rows
+    SELECT {key_text} AS key, ROW({cast_key}) AS destination_key,
+           CASE WHEN octet_length({document}) <= %(max_bytes)s THEN {document} END AS document,
+           {hash} AS hash, {xmin}::text AS xmin, octet_length({document}) AS size,
+           {template_columns} AS template_columns,
+           row_number() OVER before AS position,
+           sum(least(octet_length({document}), %(max_bytes)s)) OVER before AS upto
+    FROM {source} s
+    WHERE {scope} AND {selected} AND NOT {blank} AND NOT {settled}
+    WINDOW before AS (ORDER BY {key} ROWS UNBOUNDED PRECEDING)
+    ORDER BY {key}
+    LIMIT %(rows)s
 ) counted
-WHERE upto - least(size, %(max_bytes)s) <= %(bytes)s
-ORDER BY position;
+WHERE upto - least(size, %(max_bytes)s) <= %(bytes)s;
 
 -- name: read_keys
 -- Whoever lists a key may have found that its chunks are not all there: here they are counted.

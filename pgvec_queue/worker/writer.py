@@ -168,6 +168,6 @@ def _split(part: Slice, half: int) -> tuple[Slice, Slice]:
     checkpoint = list(last.key)
     if part.job.kind == "keys":
         checkpoint = [str(position(part.job.checkpoint) + last.position)]
-    first = replace(part, checkpoint=checkpoint, last=False, documents=part.documents[:half])
-    second = replace(part, job=replace(part.job, checkpoint=checkpoint), documents=part.documents[half:])
+    first = replace(part, checkpoint=checkpoint, last=False, documents=part.documents[:half], selected=None)
+    second = replace(part, job=replace(part.job, checkpoint=checkpoint), documents=part.documents[half:], selected=None)
     return first, second
