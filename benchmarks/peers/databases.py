@@ -6,10 +6,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
+from benchmarks.peers.environments import UnavailableError
 from pgvec_queue.database import Connection
 from pgvec_queue.embedded import Server
 
@@ -38,10 +40,32 @@ def fresh(cluster: Server) -> Iterator[str]:
             admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def commits(connection: Connection, table: str) -> tuple[int, int, float, float]:
-    """Returns a table's rows, those committed after the first transaction, and when first and last committed."""
+@dataclass(frozen=True, slots=True)
+class Commits:
+    """How a table was filled: its rows, those of all commits but the first, and the times of the first and the last."""
+
+    rows: int = 0
+    later_rows: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    def rate_after_first(self, expected: int) -> float:
+        """Returns rows per second without those of the first commit; raises ``UnavailableError`` where rows lack."""
+        if self.rows != expected:
+            raise UnavailableError(f"{self.rows} of {expected} rows have a vector")
+        if not self.later_rows:
+            raise UnavailableError("all rows came in one commit; give it more rows")
+        return self.later_rows / (self.last - self.first)
+
+    def rate_since(self, began: float) -> float:
+        """Returns rows per second of all rows since a time of ``now``."""
+        return self.rows / (self.last - began)
+
+
+def commits(connection: Connection, table: str) -> Commits:
+    """Returns when the rows of a table were committed."""
     row = connection.execute(sql.SQL(_COMMITS).format(sql.Identifier(table))).fetchone()
-    return row or (0, 0, 0.0, 0.0)
+    return Commits(*row) if row else Commits()
 
 
 def now(connection: Connection) -> float:

@@ -13,14 +13,15 @@ CHARACTERS = 400
 """About the length of a made text."""
 POISON = "POISON"
 """The endpoint refuses a request with a text that has this word."""
-_WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they which "
-    "one you were all her she there would their we him been has when who will no more if out so up said what its about "
-    "than into them can only other time new some could these two may first then do any like my now over such our man "
-    "me even most made after also did many off before must well back through years much where your way down should "
-    "because long each just state those people too mr how little good world make very year still see own work men day "
-    "table index query vector worker database document sentence embedding hardware accelerator transaction checkpoint"
-).split()
+_TEXT = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
+    "which one you were all her she there would their we him been has when who will no more if out so up said "
+    "what its about than into them can only other time new some could these two may first then do any like my now "
+    "over such our man me even most made after also did many off before must well back through years much where "
+    "your way down should because long each just state those people too mr how little good world make very year "
+    "still see own work men day table index query vector worker database document sentence embedding hardware "
+    "accelerator transaction checkpoint"
+)
 
 
 def fill(connection: Connection, table: str, texts: Sequence[str]) -> None:
@@ -35,9 +36,9 @@ def fill(connection: Connection, table: str, texts: Sequence[str]) -> None:
 @functools.lru_cache(maxsize=2)
 def made(count: int) -> Sequence[str]:
     """Returns texts of about ``CHARACTERS`` characters, each another, the same in every run."""
-    source = random.Random(count)
+    source, choice = random.Random(count), _TEXT.split()
     words = CHARACTERS // 5
-    return [f"{number} {' '.join(source.choices(_WORDS, k=words))}" for number in range(count)]
+    return [f"{number} {' '.join(source.choices(choice, k=words))}" for number in range(count)]
 
 
 def with_one_bad(count: int) -> Sequence[str]:

@@ -24,6 +24,7 @@ from benchmarks.peers.documents import POISON
 
 DIMENSIONS = 384
 _REFUSAL = b'{"error": {"message": "the input cannot be embedded", "type": "invalid_request_error"}}'
+_USAGE = b'"usage": {"prompt_tokens": 1, "total_tokens": 1}'
 # pgai asks Ollama once what a model is.
 _SHOWN = b'{"details": {}, "model_info": {"general.architecture": "bert", "bert.context_length": 512}}'
 
@@ -41,7 +42,10 @@ class Answers:
         data = b",".join(
             b'{"object": "embedding", "index": %d, "embedding": %s}' % (index, vector) for index in range(count)
         )
-        return b'{"object": "list", "model": "free", "data": [%s], "usage": {"prompt_tokens": 1, "total_tokens": 1}}' % data
+        return (
+            b'{"object": "list", "model": "free", "data": [%s], "usage": {"prompt_tokens": 1, "total_tokens": 1}}'
+            % data
+        )
 
     def ollama(self, count: int) -> bytes:
         return b'{"model": "free", "embeddings": [%s], "prompt_eval_count": 1}' % b",".join([self._numbers] * count)
@@ -75,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, self.answers.openai(count, as_base64=request.get("encoding_format") == "base64")
         return 404, b"{}"
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         """Says nothing: a line per request would cost more than the answer."""
 
 

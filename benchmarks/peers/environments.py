@@ -30,11 +30,11 @@ class Environment:
     folder: Path
 
     @property
-    def python(self) -> Path:
+    def python(self) -> str:
         return self.program("python")
 
-    def program(self, name: str) -> Path:
-        return self.folder / "bin" / name
+    def program(self, name: str) -> str:
+        return str(self.folder / "bin" / name)
 
 
 def provide(scratch: Path, peer: str) -> Environment:
@@ -62,9 +62,9 @@ def _make(environment: Environment, peer: str, pinned: Path) -> None:
     print(f"installing {peer} {version(peer)} into {environment.folder} ...", file=sys.stderr)
     shutil.rmtree(environment.folder, ignore_errors=True)
     venv.create(environment.folder, with_pip=True)
-    command = [environment.python, "-m", "pip", "--disable-pip-version-check", "install", "--requirement", pinned]
+    command = [environment.python, "-m", "pip", "--disable-pip-version-check", "install", "--requirement"]
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+        subprocess.run([*command, str(pinned)], check=True, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
     except subprocess.CalledProcessError as error:
         raise UnavailableError(f"pip could not install it: {last_line(error.stderr)}") from error
     except subprocess.TimeoutExpired as error:
