@@ -15,9 +15,9 @@ import psycopg
 from benchmarks.peers import databases, documents, jobqueues, ours, plain, rounds
 from benchmarks.peers.endpoint import DIMENSIONS
 from benchmarks.peers.environments import Environment, UnavailableError, provide
-from benchmarks.peers.pgai import AFTER_FIRST, STARTS, Pgai
+from benchmarks.peers.pgai import STARTS, Pgai
 from benchmarks.peers.report import Section
-from benchmarks.peers.rounds import Contender, Figures
+from benchmarks.peers.rounds import RATE, Contender, Figures
 from pgvec_queue import schema
 from pgvec_queue.database import Database
 from pgvec_queue.definition import Options
@@ -60,6 +60,9 @@ class Bench:
     scratch: Path
     sizes: Sizes
 
+    def ours(self, name: str, task: Callable[[Server], Figures]) -> Contender:
+        return Contender(name, lambda: task(self.cluster), ours=True)
+
     def with_pgai(self, name: str, task: Callable[[Pgai], Figures]) -> Contender:
         return Contender(name, lambda: task(Pgai(self.cluster, provide(self.scratch, "pgai"), self.url)))
 
@@ -79,7 +82,7 @@ class Bench:
 
 
 def load(bench: Bench) -> Iterator[Section]:
-    """A million short texts' worth of plumbing: no model on either side."""
+    """Everything but a model: none on either side."""
     few, many = documents.made(bench.sizes.rows), documents.made(bench.sizes.fast_rows)
     hashing = Options(source="", model=f"hashing-{DIMENSIONS}", no_chunking=True)
     minilm = str(model_files.locate(ModelSpec("sentence-transformers", DEFAULT_MODEL)).path)
@@ -87,26 +90,26 @@ def load(bench: Bench) -> Iterator[Section]:
         results = rounds.alternate(
             [
                 bench.with_pgai("pgai, 1 process", lambda pgai: pgai.embed(few, 1)),
-                Contender("ours, hashing", lambda: ours.embed(bench.cluster, many, hashing)),
+                bench.ours("ours, hashing", lambda cluster: ours.embed(cluster, many, hashing)),
                 bench.with_pgai("pgai, 4 processes", lambda pgai: pgai.embed(few, 4)),
-                Contender(
-                    "ours, endpoint, MiniLM's tokens", lambda: ours.embed(bench.cluster, many, bench.endpoint(minilm))
+                bench.ours("ours, endpoint", lambda cluster: ours.embed(cluster, many, bench.endpoint(minilm))),
+                bench.ours(
+                    "ours, endpoint, counting words", lambda cluster: ours.embed(cluster, many, bench.endpoint(words))
                 ),
-                Contender("ours, endpoint, words", lambda: ours.embed(bench.cluster, many, bench.endpoint(words))),
             ],
             bench.sizes.rounds,
         )
-    one, hashed, four, by_tokens, by_words = results
-    best = rounds.best([one, four], AFTER_FIRST)
+    one, hashed, four, through_endpoint, counting_words = results
+    best = rounds.best([one, four], RATE)
     yield Section(
         "load",
         f"load: texts of about {documents.CHARACTERS} characters, not chunked, vectors of {DIMENSIONS} dimensions; "
         f"pgai {bench.sizes.rows:,} rows a round, ours {bench.sizes.fast_rows:,}; start-up excluded",
         results,
         [
-            *rounds.ratio(hashed, best, AFTER_FIRST, BAR_LOAD),
-            *rounds.ratio(by_tokens, best, AFTER_FIRST, BAR_ENDPOINT),
-            *rounds.ratio(by_words, best, AFTER_FIRST, BAR_ENDPOINT),
+            *rounds.ratio(hashed, best, RATE, BAR_LOAD),
+            *rounds.ratio(through_endpoint, best, RATE, BAR_ENDPOINT),
+            *rounds.ratio(counting_words, best, RATE, BAR_ENDPOINT),
         ],
     )
 
@@ -117,14 +120,12 @@ def plan(bench: Bench) -> Iterator[Section]:
     results = rounds.alternate(
         [
             bench.with_pgai("pgai, create_vectorizer", lambda pgai: pgai.queue(rows)),
-            Contender("ours, enqueue", lambda: _enqueue(bench.cluster, rows)),
+            bench.ours("ours, enqueue", lambda cluster: _enqueue(cluster, rows)),
         ],
         bench.sizes.rounds,
     )
     theirs, mine = results
-    yield Section(
-        "plan", f"plan: queueing the {rows:,} rows of a table", results, rounds.ratio(mine, theirs, AFTER_FIRST)
-    )
+    yield Section("plan", f"plan: queueing the {rows:,} rows of a table", results, rounds.ratio(mine, theirs, RATE))
 
 
 def with_encode(bench: Bench) -> Iterator[Section]:
@@ -134,7 +135,7 @@ def with_encode(bench: Bench) -> Iterator[Section]:
     results = rounds.alternate(
         [
             Contender("encode(batch_size=32) + executemany", lambda: plain.embed(bench.cluster, texts)),
-            Contender("ours", lambda: {plain.RATE: ours.embed(bench.cluster, texts, whole)[ours.IN_ALL]}),
+            bench.ours("ours", lambda cluster: {RATE: ours.embed(cluster, texts, whole)[ours.IN_ALL]}),
         ],
         bench.sizes.rounds,
     )
@@ -143,7 +144,7 @@ def with_encode(bench: Bench) -> Iterator[Section]:
         "plain",
         f"plain: {len(texts)} docstrings, whole, cut to what the model reads, from table to table",
         results,
-        rounds.ratio(mine, script, plain.RATE),
+        rounds.ratio(mine, script, RATE),
     )
 
 
@@ -162,7 +163,7 @@ def noop(bench: Bench) -> Iterator[Section]:
     results = rounds.alternate(
         [
             bench.with_queue("procrastinate", "procrastinate", lambda env: procrastinate(env, 1)),
-            Contender("ours, claim + complete", lambda: jobqueues.claim_and_complete(bench.cluster, jobs)),
+            bench.ours("ours, claim + finish", lambda cluster: jobqueues.claim_and_finish(cluster, jobs)),
             bench.with_queue("procrastinate, 10 at a time", "procrastinate", lambda env: procrastinate(env, 10)),
             bench.with_queue("PgQueuer, 5 x 10 at a time", "pgqueuer", pgqueuer),
         ],
@@ -178,7 +179,7 @@ def bad(bench: Bench) -> Iterator[Section]:
         results = rounds.alternate(
             [
                 bench.with_pgai(f"pgai, started {STARTS} times", lambda pgai: pgai.embed_with_a_bad_row(texts)),
-                Contender("ours", lambda: ours.embed_with_a_bad_row(bench.cluster, texts, bench.endpoint(words))),
+                bench.ours("ours", lambda cluster: ours.embed_with_a_bad_row(cluster, texts, bench.endpoint(words))),
             ],
             1,
         )
@@ -205,7 +206,7 @@ def _enqueue(cluster: Server, rows: int) -> Figures:
             if planned.rows != rows:
                 raise UnavailableError(f"{planned.rows} of {rows} rows were planned")
             size = connection.execute("SELECT pg_total_relation_size('pgvec.jobs')").fetchone()
-            return {AFTER_FIRST: rows / (ended - began), "bytes of queue per row": (size or (0,))[0] / rows}
+            return {RATE: rows / (ended - began), "bytes of queue per row": (size or (0,))[0] / rows}
 
 
 @contextmanager

@@ -76,9 +76,9 @@ def now(connection: Connection) -> float:
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
-    """Waits for a condition; raises ``TimeoutError`` saying what did not happen."""
+    """Waits for a condition; raises ``UnavailableError`` saying what did not happen."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not in {seconds:.0f} s")
+            raise UnavailableError(f"no {what} in {seconds:.0f} s")
         time.sleep(_LOOK_SECONDS)

@@ -1,4 +1,4 @@
-"""Jobs that do nothing: Python's job queues on PostgreSQL, and our claim + complete.
+"""Jobs that do nothing: Python's job queues on PostgreSQL, and our claim + finish.
 
 Every queue is filled first, and a single process works it off. A job of ours stands for a thousand source rows; here
 there are none: claiming it and writing its empty slice is all, which is what the queue itself costs.
@@ -56,7 +56,7 @@ class JobQueue:
         return float(done.stdout)
 
 
-def claim_and_complete(cluster: Server, jobs: int) -> dict[str, float]:
+def claim_and_finish(cluster: Server, jobs: int) -> dict[str, float]:
     """Claims and finishes so many of our jobs, one after the other on one connection; returns jobs per second."""
     with databases.fresh(cluster) as dsn:
         schema.initialize(Database(dsn))

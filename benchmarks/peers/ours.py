@@ -18,13 +18,13 @@ import psycopg
 from benchmarks import common
 from benchmarks.peers import databases, documents
 from benchmarks.peers.environments import UnavailableError
+from benchmarks.peers.rounds import RATE
 from pgvec_queue import definition, progress, queue, schema, vectorizer
 from pgvec_queue.database import Connection, Database, versions
 from pgvec_queue.embedded import Server
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planned, Planner
 
-AFTER_FIRST = "rows/s"
 IN_ALL = "rows/s in all"
 _WARM_ROWS = 64
 _TABLE = "docs"
@@ -33,15 +33,15 @@ _TABLE = "docs"
 def embed(cluster: Server, texts: Sequence[str], options: definition.Options) -> dict[str, float]:
     """Embeds texts with one warm worker; returns rows per second.
 
-    ``options`` is the definition but for its source and text. ``AFTER_FIRST`` is over the rows of all commits but the
+    ``options`` is the definition but for its source and text. ``RATE`` is over the rows of all commits but the
     first, as ``pgai`` measures it; ``IN_ALL`` is over all rows, from the moment in which they may be claimed.
     """
     with databases.fresh(cluster) as dsn, _prepared(dsn, texts, options) as connection:
         began = databases.now(connection)
         _go(connection)
-        databases.until(lambda: _state(connection, _TABLE) == "complete", "the vectors")
+        databases.until(lambda: _state(connection, _TABLE) == "complete", "end of the work")
         made = databases.commits(connection, f"{_TABLE}_vectors")
-        return {AFTER_FIRST: made.rate_after_first(len(texts)), IN_ALL: made.rate_since(began)}
+        return {RATE: made.rate_after_first(len(texts)), IN_ALL: made.rate_since(began)}
 
 
 def embed_with_a_bad_row(cluster: Server, texts: Sequence[str], options: definition.Options) -> dict[str, float]:
@@ -49,7 +49,7 @@ def embed_with_a_bad_row(cluster: Server, texts: Sequence[str], options: definit
     with databases.fresh(cluster) as dsn, _prepared(dsn, texts, options) as connection:
         began = time.monotonic()
         _go(connection)
-        databases.until(lambda: _state(connection, _TABLE) == "complete", "the vectors")
+        databases.until(lambda: _state(connection, _TABLE) == "complete", "end of the work")
         seconds = time.monotonic() - began
         [one] = progress.read(connection, _TABLE)
         return {"good rows embedded": one.rows_done, "rows in quarantine": one.rows_failed, "seconds": seconds}
@@ -71,7 +71,7 @@ def _prepared(dsn: str, texts: Sequence[str], options: definition.Options) -> It
         _define(connection, "warm", options)
         worker = common.start(dsn, "work")
         try:
-            databases.until(lambda: _is_warm(connection), "a warm worker")
+            databases.until(lambda: _is_warm(connection), "warm worker")
             yield connection
         finally:
             worker.send_signal(signal.SIGTERM)

@@ -11,9 +11,9 @@ import psycopg
 
 from benchmarks.peers import databases, documents
 from benchmarks.peers.environments import UnavailableError, last_line
+from benchmarks.peers.rounds import RATE
 from pgvec_queue.embedded import Server
 
-RATE = "rows/s"
 _SECONDS = 3_600
 
 

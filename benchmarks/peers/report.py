@@ -30,7 +30,9 @@ class Section:
 
     @property
     def kept(self) -> bool:
-        return all(ratio.kept for ratio in self.ratios)
+        """No bar was missed, and nothing of ours failed."""
+        failed = any(result.ours and result.missing is not None for result in self.results)
+        return not failed and all(ratio.kept for ratio in self.ratios)
 
 
 def machine(connection: Connection) -> dict[str, Any]:

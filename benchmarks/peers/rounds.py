@@ -6,12 +6,14 @@ A contender that cannot run is left out of the further rounds and says why; the 
 from __future__ import annotations
 
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.peers.environments import UnavailableError
 
+RATE = "rows/s"
 Figures = Mapping[str, float]
 """What one round of one contender gave, by unit."""
 
@@ -22,6 +24,7 @@ class Contender:
 
     name: str
     measure: Callable[[], Figures]
+    ours: bool = False
 
 
 @dataclass(slots=True)
@@ -29,6 +32,7 @@ class Result:
     """One contender's figures, a list by unit with one figure per round."""
 
     name: str
+    ours: bool
     figures: dict[str, list[float]] = field(default_factory=dict)
     missing: str | None = None
     """Why it could not run."""
@@ -57,7 +61,7 @@ class Ratio:
 
 def alternate(contenders: Sequence[Contender], rounds: int) -> list[Result]:
     """Measures every contender once per round, one after the other."""
-    results = [Result(contender.name) for contender in contenders]
+    results = [Result(contender.name, contender.ours) for contender in contenders]
     for number in range(1, rounds + 1):
         for contender, result in zip(contenders, results, strict=True):
             if result.missing is None:
@@ -68,7 +72,7 @@ def alternate(contenders: Sequence[Contender], rounds: int) -> list[Result]:
 def _measure(contender: Contender, result: Result, which: str) -> None:
     try:
         figures = contender.measure()
-    except UnavailableError as error:
+    except (UnavailableError, subprocess.TimeoutExpired) as error:
         result.missing = str(error)
         print(f"{which}: {contender.name}: {error}", file=sys.stderr)
         return
