@@ -10,12 +10,13 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-.PHONY: help install demo test chaos check format build clean
+.PHONY: help install demo test chaos bench-peers check format build clean
 
 help:
 	@echo "make demo     embed and search Python's docstrings on a local PostgreSQL (two minutes)"
 	@echo "make test     run every test against a real PostgreSQL"
 	@echo "make chaos    soak the queue in faults (MINUTES=30 SEED=1); docs/chaos.md"
+	@echo "make bench-peers  compare with what people would pick instead (ARGS='load --rounds 5'); benchmarks/peers"
 	@echo "make check    ruff, mypy --strict, import-linter"
 	@echo "make install  only make .venv with .venv/bin/pgvec"
 
@@ -55,6 +56,9 @@ MINUTES ?= 30
 SEED ?= 1
 chaos: install
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+bench-peers: install
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -19,16 +19,23 @@ from pgvec_queue.database import Connection, Database
 
 
 @contextmanager
-def server() -> Iterator[tuple[str, Connection]]:
-    """A fresh PostgreSQL with our schema; yields its DSN and a connection, and removes it afterwards."""
+def cluster(**settings: str) -> Iterator[embedded.Server]:
+    """A fresh PostgreSQL with these settings, running while inside and removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="pgvec-bench-") as folder:
         Path(folder).chmod(0o711)
-        with embedded.use(Path(folder) / "postgres") as dsn:
-            database = Database(dsn)
-            schema.initialize(database)
-            # Plain: what a benchmark does to a table takes its time, and VACUUM runs in no transaction.
-            with psycopg.connect(dsn, autocommit=True) as connection:
-                yield dsn, connection
+        fresh = embedded.Server(Path(folder) / "postgres", settings=settings)
+        with fresh.used():
+            yield fresh
+
+
+@contextmanager
+def server() -> Iterator[tuple[str, Connection]]:
+    """A fresh PostgreSQL with our schema; yields its DSN and a connection, and removes it afterwards."""
+    with cluster() as fresh:
+        schema.initialize(Database(fresh.dsn))
+        # Plain: what a benchmark does to a table takes its time, and VACUUM runs in no transaction.
+        with psycopg.connect(fresh.dsn, autocommit=True) as connection:
+            yield fresh.dsn, connection
 
 
 @dataclass(frozen=True)
