@@ -1,6 +1,7 @@
 """Asks an endpoint for vectors: OpenAI, or anything that answers ``POST {endpoint}/embeddings`` as OpenAI does.
 
-A request carries up to 256 texts and 100,000 tokens. What fails for the moment is tried a few times within seconds;
+A request carries up to 256 texts and 100,000 tokens, and a few are under way at a time: an endpoint's latency would
+otherwise be most of what it takes. What fails for the moment is tried a few times within seconds;
 then it is the caller's to back off. What a status says about the work at hand is one table, ``kind_of_status``.
 
 Keys come from the environment and appear in no error. ``PGVEC_ENDPOINT_KEY`` goes to whatever endpoint a vectorizer
@@ -15,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
 
 import httpx2
@@ -34,6 +36,8 @@ _KNOWN_MAX_TOKENS = 8191
 _KNOWN_TOKENIZER = "cl100k_base"
 _SHORTENED_ON_REQUEST = "text-embedding-3-"
 
+_REQUESTS = 4
+"""Under way at a time."""
 _BATCH_TEXTS = 256
 _BATCH_TOKENS = 100_000
 _MAX_BATCH_TOKENS = 300_000  # OpenAI's bound on a request
@@ -96,6 +100,7 @@ class OpenAIEmbedder:
         self._key = _key(self._url)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx2.Client(timeout=_TIMEOUT, headers=headers)
+        self._senders = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="pgvec-request")
         if dimensions is None:
             try:
                 dimensions = len(self._request(["dimensions"])[0])
@@ -129,8 +134,24 @@ class OpenAIEmbedder:
     ) -> Vectors:
         """Returns ``(n, dimensions) float32`` in the order of ``texts``; raises ``EmbedderError``."""
         vectors = np.empty((len(texts), self.info.dimensions), np.float32)
-        for start, stop in self._batches(tokens):
+
+        def embed(batch: tuple[int, int]) -> None:
+            start, stop = batch
             vectors[start:stop] = self._embed([self.info.document_prompt + text for text in texts[start:stop]])
+
+        batches = list(self._batches(tokens))
+        if len(batches) == 1:
+            embed(batches[0])
+            return vectors
+        asked = [self._senders.submit(embed, batch) for batch in batches]
+        try:
+            for one in asked:
+                one.result()
+        finally:
+            # What one request makes vain need not be asked for any more.
+            for one in asked:
+                one.cancel()
+            wait(asked)
         return vectors
 
     def embed_query(self, text: str) -> Vectors:
@@ -139,6 +160,7 @@ class OpenAIEmbedder:
         return vector
 
     def close(self) -> None:
+        self._senders.shutdown(cancel_futures=True)
         self._client.close()
 
     def _batches(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:

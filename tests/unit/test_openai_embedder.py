@@ -172,7 +172,27 @@ def test_no_texts_make_no_request(endpoint: Endpoint, open_embedder: Open) -> No
 def test_a_request_carries_at_most_256_texts(endpoint: Endpoint, open_embedder: Open) -> None:
     texts = [f"text {i}" for i in range(600)]
     assert open_embedder().embed(texts) == [vector(text) for text in texts]
-    assert [len(request["input"]) for request in endpoint.requests] == [256, 256, 88]
+    assert sorted(len(request["input"]) for request in endpoint.requests) == [88, 256, 256]
+
+
+def test_several_requests_are_under_way_at_a_time(endpoint: Endpoint, open_embedder: Open) -> None:
+    together = threading.Barrier(3, timeout=20)
+
+    def meet(request: dict[str, Any]) -> Answer:
+        together.wait()
+        return vectors(request)
+
+    endpoint.answers = [meet] * 3
+    texts = [f"text {i}" for i in range(600)]
+    assert open_embedder().embed(texts) == [vector(text) for text in texts]
+    assert not together.broken
+
+
+def test_what_one_of_several_requests_is_refused_for_is_raised(endpoint: Endpoint, open_embedder: Open) -> None:
+    endpoint.answers = [vectors, status(401), *[vectors] * 8]
+    with pytest.raises(EmbedderError, match="answered 401") as caught:
+        open_embedder(batch_tokens=16).embed([f"text {i}" for i in range(10)], [16] * 10)
+    assert caught.value.kind is Kind.VECTORIZER
 
 
 @pytest.mark.parametrize(
@@ -188,7 +208,7 @@ def test_a_request_carries_at_most_a_budget_of_tokens(
     endpoint: Endpoint, open_embedder: Open, batch_tokens: int | None, tokens: list[int], batches: list[int]
 ) -> None:
     open_embedder(batch_tokens=batch_tokens).embed(["a"] * len(tokens), tokens)
-    assert [len(request["input"]) for request in endpoint.requests] == batches
+    assert sorted(len(request["input"]) for request in endpoint.requests) == sorted(batches)
 
 
 def test_prompts_are_put_before_the_text(endpoint: Endpoint, open_embedder: Open) -> None:
