@@ -7,6 +7,7 @@ vectorizer have failed, the worker leaves that vectorizer to others, and takes b
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable
 
@@ -18,21 +19,24 @@ LEAST = 20
 
 
 class Breaker:
-    """Remembers how the last documents of each vectorizer fared; used by one thread."""
+    """Remembers how the last documents of each vectorizer fared; safe to use from any thread."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seen: dict[int, deque[Key | None]] = {}
 
     def add(self, vectorizer_id: int, fates: Iterable[Key | None]) -> bool:
         """Takes in one entry per document, its key where it failed; True when most of the last ones have."""
-        seen = self._seen.setdefault(vectorizer_id, deque(maxlen=WINDOW))
-        seen.extend(fates)
-        return len(seen) >= LEAST and sum(key is not None for key in seen) * 2 > len(seen)
+        with self._lock:
+            seen = self._seen.setdefault(vectorizer_id, deque(maxlen=WINDOW))
+            seen.extend(fates)
+            return len(seen) >= LEAST and sum(key is not None for key in seen) * 2 > len(seen)
 
     def trip(self, vectorizer_id: int) -> tuple[list[Key], int]:
         """Returns the keys that failed among the last documents, and of how many; then begins anew.
 
         Otherwise the first failure after whatever it was has been mended would trip it again.
         """
-        seen = self._seen.pop(vectorizer_id, deque())
+        with self._lock:
+            seen = self._seen.pop(vectorizer_id, deque())
         return [key for key in seen if key is not None], len(seen)

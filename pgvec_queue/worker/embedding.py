@@ -27,7 +27,7 @@ from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.slices import Document, Embedded, Failure
 from pgvec_queue.worker.models import Models
-from pgvec_queue.worker.stages import Channel
+from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import Run, State, StoppedError, Work
 
 log = logging.getLogger("pgvec.worker")
@@ -58,7 +58,7 @@ class EmbedStage:
         state: State,
         models: Models,
         source: Channel,
-        out: Channel,
+        out: Fan,
         block: Block,
         call_seconds: float,
         recycle: Callable[[], None],

@@ -32,9 +32,9 @@ from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.reader import Reader
-from pgvec_queue.worker.stages import Channel, Stage
+from pgvec_queue.worker.stages import Channel, Fan, Stage
 from pgvec_queue.worker.state import LONGEST_BACKOFF, Link, Run, State, StoppedError
-from pgvec_queue.worker.writer import Writer
+from pgvec_queue.worker.writer import Breakers, Writer
 
 log = logging.getLogger("pgvec.worker")
 
@@ -44,6 +44,8 @@ DEFAULT_LEASE = 30.0
 DEFAULT_STALL = 600.0
 LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
+_WRITERS = ("writer", "writer-2")
+"""The second has a connection only while the first cannot keep up."""
 _CUT_AHEAD, _WRITTEN_BEHIND = 4, 8
 """Slices that wait for the model, about two seconds of its work, and for the database."""
 
@@ -251,7 +253,9 @@ class Worker:
 
     def _stages(self, state: State, pool: Pool, claimer: Claimer) -> tuple[list[Stage], ChunkStage]:
         options = self._options
-        read, chunked, embedded = Channel(state, 1), Channel(state, _CUT_AHEAD), Channel(state, _WRITTEN_BEHIND)
+        read, chunked = Channel(state, 1), Channel(state, _CUT_AHEAD)
+        embedded = [Channel(state, _WRITTEN_BEHIND) for _ in _WRITERS]
+        fan = Fan(embedded)
 
         def blocker(stage: str) -> Callable[[Run, str], None]:
             return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
@@ -259,14 +263,18 @@ class Worker:
         reader = Reader(Link(pool, "reader", state), state, read, claimer, options.names, drain=options.drain)
         chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall, options.tokenizers)
         embedder = EmbedStage(
-            state, self._models, chunked, embedded, blocker("embedder"), options.stall, recycle=self.recycle
+            state, self._models, chunked, fan, blocker("embedder"), options.stall, recycle=self.recycle
         )
-        writer = Writer(Link(pool, "writer", state), state, embedded, claimer)
+        breakers = Breakers()
+        writers = [
+            (name, Writer(Link(pool, name, state), state, source, claimer, breakers))
+            for name, source in zip(_WRITERS, embedded, strict=True)
+        ]
         stages = [
             Stage("reader", state, reader.run, read),
             Stage("chunker", state, chunker.run, chunked),
-            Stage("embedder", state, embedder.run, embedded),
-            Stage("writer", state, writer.run),
+            Stage("embedder", state, embedder.run, fan),
+            *(Stage(name, state, writer.run) for name, writer in writers),
         ]
         return stages, chunker
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pgvec_queue.database import stage
 from pgvec_queue.worker.state import State, StoppedError, Work
@@ -14,6 +14,7 @@ log = logging.getLogger("pgvec.worker")
 
 CHANNEL_BYTES = 96 * 1024 * 1024
 """Text and vectors that may wait between two stages."""
+_BACKLOG = 2
 _LOOK = 0.2
 
 
@@ -48,6 +49,9 @@ class Channel:
             self._ended = True
             self._changed.notify_all()
 
+    def __len__(self) -> int:
+        return len(self._held)
+
     def take_if(self, wanted: Callable[[Work], bool]) -> Work | None:
         """Returns the next work if it is there already and wanted."""
         with self._changed:
@@ -74,10 +78,33 @@ class Channel:
         return work
 
 
+class Fan:
+    """Hands work to several channels: that of one job to one of them, so that it stays in order.
+
+    All goes to the first as long as that has no more than a slice waiting: one connection is enough for most models.
+    """
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self._channels = channels
+
+    def put(self, work: Work) -> None:
+        """Waits for room. Raises ``StoppedError`` when the session was aborted meanwhile."""
+        run = work.run
+        if run.taker is None:
+            waiting = [len(channel) for channel in self._channels]
+            run.taker = 0 if waiting[0] < _BACKLOG else waiting.index(min(waiting))
+        self._channels[run.taker].put(work)
+
+    def end(self) -> None:
+        """Tells all that nothing more comes."""
+        for channel in self._channels:
+            channel.end()
+
+
 class Stage(threading.Thread):
     """Runs one stage; whatever goes wrong in it that nobody handled ends the session with its cause."""
 
-    def __init__(self, name: str, state: State, body: Callable[[], None], out: Channel | None = None) -> None:
+    def __init__(self, name: str, state: State, body: Callable[[], None], out: Channel | Fan | None = None) -> None:
         super().__init__(name=f"pgvec-{name}", daemon=True)
         self._state = state
         self._body = body

@@ -47,6 +47,8 @@ class Run:
     fragments: Fragments
     dropped: bool = False
     """Nothing more of it may be read, embedded or written here."""
+    taker: int | None = None
+    """Which of several writers has its slices."""
     read_to: list[str] | None = None
     """How far a range has been read; empty: all of it is."""
 

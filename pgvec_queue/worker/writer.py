@@ -1,4 +1,4 @@
-"""The last stage: writes slices in the order in which they were read, each in one transaction.
+"""The last stage: writes a job's slices in the order in which they were read, each in one transaction.
 
 When the database refuses a document (a CHECK, a foreign key, a trigger of the user's), the slice is halved in key order
 until the document is alone; it goes into quarantine and the rest is written. When most documents fail, it is not the
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import psycopg
 
@@ -29,17 +29,25 @@ log = logging.getLogger("pgvec.worker")
 _CONFLICT_TRIES = 5
 
 
+@dataclass(frozen=True, slots=True)
+class Breakers:
+    """What all writers of a worker know of how documents fare."""
+
+    embedded: Breaker = field(default_factory=Breaker)
+    accepted: Breaker = field(default_factory=Breaker)
+
+
 class Writer:
     """Writes what comes through ``source``; a job that was lost is dropped whole."""
 
-    def __init__(self, link: Link, state: State, source: Channel, claimer: Claimer) -> None:
+    def __init__(self, link: Link, state: State, source: Channel, claimer: Claimer, breakers: Breakers) -> None:
         self._link = link
         self._state = state
         self._source = source
         self._claimer = claimer
         self._member = claimer.member
-        self._embedded = Breaker()
-        self._accepted = Breaker()
+        self._embedded = breakers.embedded
+        self._accepted = breakers.accepted
 
     def run(self) -> None:
         for work in self._source:

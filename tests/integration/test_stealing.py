@@ -19,7 +19,7 @@ from pgvec_queue.stealing import Thief, Victim
 from pgvec_queue.vectorizer import Vectorizer, by_ids
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
-from pgvec_queue.worker.writer import Writer
+from pgvec_queue.worker.writer import Breakers, Writer
 from tests.oracle import assert_right, work_off
 from tests.support import Bench
 from tests.waiting import wait_until
@@ -64,7 +64,7 @@ class Owner:
             self.state.enter()
             channel.put(work)
         channel.end()
-        Writer(self._writing, self.state, channel, self.claimer).run()
+        Writer(self._writing, self.state, channel, self.claimer, Breakers()).run()
 
     def finish(self, rows: int = 10) -> None:
         """Reads and writes to the end of what it has by then."""

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from pgvec_queue.worker.stages import Channel
+from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import State, StoppedError, Work
 
 
@@ -56,3 +56,28 @@ def test_after_an_abort_nothing_comes_out() -> None:
     channel.put(_piece(1))
     state.aborted.set()
     assert list(channel) == []
+
+
+@dataclass
+class _Run:
+    taker: int | None = None
+
+
+@dataclass
+class _PieceOf:
+    run: _Run
+    size: int = 1
+
+
+def test_a_second_channel_is_used_only_when_the_first_has_a_backlog_and_a_run_keeps_its_channel() -> None:
+    state = State()
+    channels = [Channel(state, 10), Channel(state, 10)]
+    fan = Fan(channels)
+    runs = [_Run() for _ in range(5)]
+    for run in (*runs[:4], runs[0], runs[3], runs[4]):
+        fan.put(cast(Work, _PieceOf(run)))
+    assert [run.taker for run in runs] == [0, 0, 1, 1, 0]
+    fan.end()
+    taken = [[cast(_PieceOf, work).run for work in channel] for channel in channels]
+    assert taken[0] == [runs[0], runs[1], runs[0], runs[4]]
+    assert taken[1] == [runs[2], runs[3], runs[3]]
