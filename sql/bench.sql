@@ -106,7 +106,7 @@ UPDATE pgvec.jobs SET checkpoint = upper_key, rows_seen = 1000, state = 'done', 
 -- Whether a claim leaves enough for everybody else.
 SELECT count(*) > %(least)s FROM (
     SELECT FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND kind = 'range' AND state = 'queued' LIMIT %(least)s + 1
-) some;
+) left_over;
 
 -- name: backend
 SELECT pg_catalog.pg_backend_pid();

@@ -73,8 +73,9 @@ def fleet(
     """Starts one `pgvec work` per list of arguments, waits until all are registered, and ends them afterwards."""
     processes: list[Process] = []
     try:
+        # One by one: what has been started is ended even where the next one cannot be.
         for arguments in commands:
-            processes.append(_start(arena, arguments, environment or {}))
+            processes += [_start(arena, arguments, environment or {})]
         started = Fleet(arena, processes)
         started.wait("starting the workers", START_SECONDS, lambda: _registered(arena) >= len(processes))
         yield started

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 
@@ -31,9 +32,11 @@ from pgvec_queue.queue import Claimer
 MOST_RATE = 500.0
 _CROWD = 32
 _SHARE = 0.5
-_FULL_SPEED_ROWS = 20_000
+_FULL_SPEED_ROWS = 50_000
 _WARM_SECONDS = 2
 _PROBE_SECONDS = 0.1
+_JOB_SECONDS = 0.5
+"""Of the device's time: with larger ones, a turn would measure how evenly they happen to be dealt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ def _rate(own: Arena, options: Options, say: Say) -> tuple[float, list[str]]:
 def _measure(own: Arena, count: int, rate: float, options: Options, say: Say) -> _Found:
     """Measures one number of workers against one of them."""
     alone, together = (
-        part.of_rows(own, name, 1, model=load.MODEL, no_chunking=True, rows_per_job=max(1, round(rate)))
+        part.of_rows(own, name, 1, model=load.MODEL, no_chunking=True, rows_per_job=max(1, round(_JOB_SECONDS * rate)))
         for name in ("alone", "together")
     )
     # All but the first work on what all work on, and are idle while that one is measured.
@@ -155,11 +158,11 @@ def _probe(own: Arena, work: Part, count: int) -> Generator[list[float]]:
                 if row is not None and row[0]:
                     seconds.append(_claim(claimer, connection))
 
-        thread = threading.Thread(target=probe, name="probe", daemon=True)
-        thread.start()
-        stack.callback(thread.join)
+        probing = stack.enter_context(ThreadPoolExecutor(1)).submit(probe)
         stack.callback(ended.set)
         yield seconds
+        ended.set()
+        probing.result()
 
 
 def _claim(claimer: Claimer, connection: queue.Connection) -> float:

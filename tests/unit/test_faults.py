@@ -35,8 +35,10 @@ def test_every_entry_is_read() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "nam=b", "nan=b;nan=c"]
-    + ["rate=x", "rate=0", "rate=-1", "rate=nan", "rate=1e-9"],
+    [
+        *("delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "nam=b", "nan=b;nan=c"),
+        *("rate=x", "rate=0", "rate=-1", "rate=nan", "rate=1e-9"),
+    ],
 )
 def test_a_value_that_cannot_be_read_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingsError, match="PGVEC_HASHING_FAULTS") as caught:
