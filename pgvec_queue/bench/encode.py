@@ -23,11 +23,12 @@ from pgvec_queue.bench.reference import Reference
 from pgvec_queue.bench.report import Figure, Report, ratios, report
 from pgvec_queue.bench.texts import documents
 from pgvec_queue.definition import Options as Definition
-from pgvec_queue.embedders import DEFAULT_MODEL, ModelSpec
+from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.errors import DefinitionError, MissingExtraError
 
 _FIRST_DOCUMENTS = 64
-_SAMPLE_SECONDS = 2.0
+_SAMPLE_SECONDS = 5.0
+"""Long enough for the largest batches to be more than one."""
 _SPARE = 1.15
 """The forward pass alone has to last long enough, too."""
 _BEAT_SECONDS = 60.0
@@ -130,8 +131,8 @@ def _torch_threads() -> int:
 
 def _sample(own: Arena, workers: Fleet, options: Options, texts: Iterator[str]) -> _Sample:
     """Has the worker load the model and embed until a run lasts long enough to tell its speed."""
-    part.of_texts(own, "warm", itertools.islice(texts, _FIRST_DOCUMENTS), model=options.model).work(workers)
-    count = _FIRST_DOCUMENTS
+    count = min(_FIRST_DOCUMENTS, options.chunks or _FIRST_DOCUMENTS)
+    part.of_texts(own, "warm", itertools.islice(texts, count), model=options.model).work(workers)
     while True:
         tried = part.of_texts(own, f"sample_{count}", itertools.islice(texts, count), model=options.model)
         done = tried.work(workers)

@@ -37,8 +37,10 @@ class Reference:
         try:
             import sentence_transformers
             import torch
+            import transformers
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"bench encode ({error})", "worker") from error
+        transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(threads)
         self._torch = torch
         self._on = "cpu" if device == "cpu" else "other"

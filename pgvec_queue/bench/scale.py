@@ -26,7 +26,7 @@ from pgvec_queue.bench.fleet import Fleet, fleet
 from pgvec_queue.bench.part import Part
 from pgvec_queue.bench.processor import ServerClock
 from pgvec_queue.bench.report import Figure, Report, percentile, ratios, report
-from pgvec_queue.database import statement
+from pgvec_queue.database import Connection, statement
 from pgvec_queue.queue import Claimer
 
 MOST_RATE = 500.0
@@ -165,7 +165,7 @@ def _probe(own: Arena, work: Part, count: int) -> Generator[list[float]]:
         probing.result()
 
 
-def _claim(claimer: Claimer, connection: queue.Connection) -> float:
+def _claim(claimer: Claimer, connection: Connection) -> float:
     started = time.perf_counter()
     job = claimer.claim(connection)
     taken = time.perf_counter() - started

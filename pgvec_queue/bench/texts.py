@@ -1,4 +1,4 @@
-"""Real text for measuring models: the docstrings of Python's standard library, short and long, as many as are wanted."""
+"""Real text to measure models with: the docstrings of Python's standard library, as many as are wanted."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Delays and faults of the hashing embedder, for testing what everything around a model does when the model misbehaves.
 
-``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text; ``rate`` is in
-texts per second: a call sleeps for what is left of its time, as a device of that speed would. The value of every other
-entry is a word, and a document whose text contains it
+``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text. ``rate`` is
+in texts per second: a call sleeps for what is left of its time, as if a device of that speed did the work. The value of
+every other entry is a word, and a document whose text contains it
 
 - ``refuse``: makes the call fail with an ``EmbedderError`` of the row's kind, before the delay, as an endpoint does;
 - ``nan``, ``inf``: gets a vector that begins with NaN or Inf;
