@@ -122,7 +122,7 @@ def test_plan_counts_jobs_and_weighs_the_queue(cli: CommandLine, dsn: str, admin
     found = measured(cli, dsn, "plan", "--rows", "20500", "--rounds", "2")["medians"]
     assert found["jobs"] == {"median": 21.0, "lowest": 21.0, "highest": 21.0, "rounds": 2}
     assert found["queue_bytes_per_row"]["highest"] > 0
-    assert 0 < found["first_job_seconds"]["median"]
+    assert found["first_job_seconds"]["median"] > 0
     assert left_behind(administration) == []
 
 
@@ -234,9 +234,10 @@ def test_a_device_that_is_not_there_ends_the_bench_with_the_workers_own_words(cl
 
 
 def test_ctrl_c_ends_the_workers_and_drops_the_database(
-    dsn: str, postgres: embedded.Server, administration: Administration
+    request: pytest.FixtureRequest, dsn: str, postgres: embedded.Server, administration: Administration
 ) -> None:
     process = pgvec("bench", "load", "--rows", "2000000", "--rounds", "9", dsn=dsn)
+    request.addfinalizer(process.kill)
     wait_until(lambda: left_behind(administration), 60, what="the bench's database")
     (name,) = left_behind(administration)
 
@@ -261,8 +262,7 @@ def test_ctrl_c_ends_the_workers_and_drops_the_database(
 
 
 def test_what_goes_wrong_inside_leaves_no_database(dsn: str, administration: Administration) -> None:
-    with pytest.raises(ZeroDivisionError), arena(Place(dsn)) as own:
-        assert own.database.address.startswith(left_behind(administration)[0])
+    with pytest.raises(ZeroDivisionError), arena(Place(dsn)):
         raise ZeroDivisionError
     assert left_behind(administration) == []
 
@@ -300,7 +300,7 @@ def test_a_document_that_fails_is_no_measurement(own: Arena) -> None:
     spoilt = part.of_texts(own, "spoilt", ["good", "bad"], model="hashing-8", no_chunking=True)
     with (
         fleet(own, [("--device", "cpu")], environment=faults) as workers,
-        pytest.raises(PgvecError, match="bench cannot go on: .*'bad'"),
+        pytest.raises(PgvecError, match=r"bench cannot go on: .*'bad'"),
     ):
         spoilt.work(workers)
 

@@ -80,12 +80,10 @@ def test_the_machine_is_described_without_loading_torch() -> None:
     assert found["memory"] > 2**28
 
 
-def test_texts_never_end_never_repeat_and_are_always_the_same() -> None:
-    # More than the library has, so that the ones that are put together are among them.
-    found = list(itertools.islice(documents(), 25_000))
+def test_texts_go_on_beyond_the_library_short_and_long_and_never_repeat() -> None:
+    found = list(itertools.islice(documents(), 20_000))
     assert len(set(found)) == len(found)
     assert all(text.strip() and "\0" not in text for text in found)
-    assert list(itertools.islice(documents(), 100)) == found[:100]
     lengths = sorted(map(len, found))
     assert lengths[len(lengths) // 10] * 10 < lengths[len(lengths) * 9 // 10], "short and long ones"
 
