@@ -55,6 +55,7 @@ class Part:
         Raises ``PgvecError`` when a document fails, the vectorizer is blocked or a worker ends: that is no measurement.
         """
         connection = self.arena.connection
+        before = self._counted()
         row = connection.execute(statement("bench", "open"), {"id": self.vectorizer.id}).fetchone()
         assert row is not None
         queue.notify(connection)
@@ -62,10 +63,9 @@ class Part:
         taken = connection.execute(
             statement("bench", "seconds"), {"id": self.vectorizer.id, "opened": row[0]}
         ).fetchone()
-        counted = connection.execute(statement("bench", "counted"), {"id": self.vectorizer.id}).fetchone()
         assert taken is not None
-        assert counted is not None
-        return Done(taken[0], *counted)
+        rows, chunks, tokens = (after - was for after, was in zip(self._counted(), before, strict=True))
+        return Done(taken[0], rows, chunks, tokens)
 
     def contributors(self) -> int:
         """Returns how many workers have written something of it."""
@@ -94,6 +94,12 @@ class Part:
         connection.execute(sql.SQL("DROP TABLE {}, {}").format(_source(self.vectorizer), self.destination))
         vectorizer.steer(connection, self.vectorizer.name, "pause")
         connection.execute(statement("bench", "forget_jobs"), {"id": self.vectorizer.id})
+
+    def _counted(self) -> tuple[int, int, int]:
+        """Returns rows, chunks and tokens so far."""
+        row = self.arena.connection.execute(statement("bench", "counted"), {"id": self.vectorizer.id}).fetchone()
+        assert row is not None
+        return row[0], row[1], row[2]
 
     def _finished(self) -> bool:
         row = self.arena.connection.execute(statement("bench", "state"), {"id": self.vectorizer.id}).fetchone()

@@ -61,7 +61,7 @@ class _Found:
     """Rows per second."""
     together: list[float] = field(default_factory=list)
     p50: list[float] = field(default_factory=list)
-    """Milliseconds of a claim."""
+    """Milliseconds of a claim; empty where a turn is too short for one."""
     p99: list[float] = field(default_factory=list)
     cores: list[float] = field(default_factory=list)
     """Processors that the database kept busy; empty where it cannot be seen."""
@@ -90,7 +90,7 @@ def _rate(own: Arena, options: Options, say: Say) -> tuple[float, list[str]]:
     with fleet(own, [("--device", "cpu")]) as workers:
         load.warm(own, workers)
         full = load.worker_rate(own, workers, options.full_speed_rows, "full_speed")[1]
-    rate = min(MOST_RATE, float(int(full * _SHARE / _CROWD)))
+    rate = min(MOST_RATE, max(1.0, float(int(full * _SHARE / _CROWD))))
     why = f"one worker reaches {full:,.0f} rows/s at full speed"
     if rate == MOST_RATE:
         return rate, [f"{why}: each simulated device makes {rate:,.0f} rows/s"]
@@ -111,12 +111,15 @@ def _measure(own: Arena, count: int, rate: float, options: Options, say: Say) ->
         _warm(together, workers, count, rate)
         for number in range(1, options.rounds + 1):
             say(f"round {number} of {options.rounds} with {count} workers")
-            found.alone.append(_rows_per_second(alone, workers, rate, options.seconds))
-            with _probe(own, together, count) as waits, ServerClock(own) as clock:
-                found.together.append(_rows_per_second(together, workers, count * rate, options.seconds))
-            milliseconds = [seconds * 1000 for seconds in waits]
-            found.p50.append(percentile(milliseconds, 50))
-            found.p99.append(percentile(milliseconds, 99))
+            rows = max(1, round(rate * options.seconds))
+            alone.refill(rows)
+            found.alone.append(rows / alone.work(workers).seconds)
+            together.refill(count * rows)
+            with _probe(own, together, count) as milliseconds, ServerClock(own) as clock:
+                found.together.append(count * rows / together.work(workers).seconds)
+            if milliseconds:
+                found.p50.append(percentile(milliseconds, 50))
+                found.p99.append(percentile(milliseconds, 99))
             if clock.cores is not None:
                 found.cores.append(clock.cores)
     return found
@@ -131,56 +134,51 @@ def _warm(together: Part, workers: Fleet, count: int, rate: float) -> None:
             return
 
 
-def _rows_per_second(work: Part, workers: Fleet, rate: float, seconds: float) -> float:
-    rows = max(1, round(rate * seconds))
-    work.refill(rows)
-    return rows / work.work(workers).seconds
-
-
 @contextmanager
 def _probe(own: Arena, work: Part, count: int) -> Generator[list[float]]:
-    """Claims now and then while inside; yields the seconds that each claim took, at least one."""
-    seconds: list[float] = []
+    """Claims now and then while inside; yields the milliseconds that each claim took, of those so far."""
+    milliseconds: list[float] = []
     ended = threading.Event()
     with ExitStack() as stack:
         connection = stack.enter_context(own.database.connect("bench"))
         member = queue.register(connection, names=None, lease=3_600)
         stack.callback(queue.leave, connection, member)
         claimer = Claimer(member, [work.vectorizer.name])
-        seconds.append(_claim(claimer, connection))
+        # The last jobs are left to those who would not ask again for seconds.
+        spared = {"id": work.vectorizer.id, "least": count}
 
         def probe() -> None:
             while not ended.wait(_PROBE_SECONDS):
-                # The last jobs are left to those who would not ask again for seconds.
-                row = connection.execute(
-                    statement("bench", "many_queued"), {"id": work.vectorizer.id, "least": 4 * count}
-                ).fetchone()
+                row = connection.execute(statement("bench", "many_queued"), spared).fetchone()
                 if row is not None and row[0]:
-                    seconds.append(_claim(claimer, connection))
+                    milliseconds.extend(_claim(claimer, connection))
 
         probing = stack.enter_context(ThreadPoolExecutor(1)).submit(probe)
         stack.callback(ended.set)
-        yield seconds
+        yield milliseconds
         ended.set()
         probing.result()
 
 
-def _claim(claimer: Claimer, connection: Connection) -> float:
+def _claim(claimer: Claimer, connection: Connection) -> list[float]:
+    """Claims a job and gives it back; returns the milliseconds of the claim, or nothing where there was no job."""
     started = time.perf_counter()
     job = claimer.claim(connection)
     taken = time.perf_counter() - started
-    if job is not None:
-        queue.release(connection, claimer.member, job=job.id)
-    return taken
+    if job is None:
+        return []
+    queue.release(connection, claimer.member, job=job.id)
+    return [taken * 1000]
 
 
 def _figures(count: int, found: _Found) -> list[Figure]:
     figures = [
         Figure(f"rows_per_second_of_{count}", found.together),
         Figure(f"rows_per_second_of_1_beside_{count - 1}", found.alone),
-        Figure(f"claim_p50_ms_of_{count}", found.p50),
-        Figure(f"claim_p99_ms_of_{count}", found.p99),
     ]
+    if found.p50:
+        figures.append(Figure(f"claim_p50_ms_of_{count}", found.p50))
+        figures.append(Figure(f"claim_p99_ms_of_{count}", found.p99))
     if found.cores:
         figures.append(Figure(f"database_cores_of_{count}", found.cores))
     return figures
