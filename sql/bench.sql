@@ -7,6 +7,16 @@ SHOW server_version;
 SELECT name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings
 WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes', 'shared_buffers', 'max_wal_size') ORDER BY name;
 
+-- name: renumber
+-- Makes what was planned while it was paused as new as if it had been planned this instant: a worker that has just looked
+-- at the whole queue and passed it over looks at newer ids only for a while.
+WITH planned AS (
+    DELETE FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND state = 'queued'
+    RETURNING id, kind, lower_key, upper_key, rows
+)
+INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)
+SELECT %(id)s, kind, lower_key, upper_key, rows FROM planned ORDER BY id;
+
 -- name: open
 -- From here on its jobs are claimable; the database's clock says since when.
 UPDATE pgvec.vectorizers SET paused = false WHERE id = %(id)s RETURNING clock_timestamp();

@@ -62,6 +62,10 @@ class Fleet:
                 raise PgvecError(f"{what} took longer than {seconds:.0f} s")
             time.sleep(_POLL)
 
+    def calm_down(self) -> None:
+        """Waits for as long as they go on looking for what a NOTIFY promised them: a large fleet takes its time."""
+        time.sleep(0.1 + 0.006 * len(self._processes))
+
     def rows(self) -> list[dict[str, Any]]:
         """Returns what the workers tell of themselves: the rows of ``pgvec.workers``."""
         return [row for (row,) in self._arena.connection.execute(statement("bench", "workers")).fetchall()]

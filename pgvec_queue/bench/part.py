@@ -56,7 +56,11 @@ class Part:
         """
         connection = self.arena.connection
         before = self._counted()
-        row = connection.execute(statement("bench", "open"), {"id": self.vectorizer.id}).fetchone()
+        # Planning has told them of jobs that are not for them yet.
+        fleet.calm_down()
+        with connection.transaction():
+            connection.execute(statement("bench", "renumber"), {"id": self.vectorizer.id})
+            row = connection.execute(statement("bench", "open"), {"id": self.vectorizer.id}).fetchone()
         assert row is not None
         queue.notify(connection)
         fleet.wait("working off a round", seconds, self._finished)
