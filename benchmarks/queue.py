@@ -29,8 +29,10 @@ from typing import Any, LiteralString
 import psycopg
 
 from benchmarks import common
-from pgvec_queue import definition, queue
-from pgvec_queue.database import Connection, Database, statement, transaction, versions
+from pgvec_queue import queue
+from pgvec_queue.bench import claim
+from pgvec_queue.bench.report import percentile
+from pgvec_queue.database import Connection, Database, versions
 from pgvec_queue.queue import Claimer, Job
 
 BAR_MS = 5.0
@@ -53,21 +55,9 @@ def main() -> int:
         return 0 if bench.run() else 1
 
 
-_SET = 50
 _CLAIMABLE = """
 SELECT count(*) FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
 WHERE j.state = 'queued' AND NOT v.paused
-"""
-_CLAIM_SET = """
-UPDATE pgvec.jobs SET state = 'running', epoch = epoch + 1, worker_id = 0, claimed_at = clock_timestamp()
-WHERE id IN (SELECT j.id FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
-             WHERE j.id > %s AND j.state = 'queued' AND NOT v.paused ORDER BY j.id LIMIT %s)
-RETURNING id
-"""
-_CHECKPOINT_SET = "UPDATE pgvec.jobs SET checkpoint = '{1}', rows_seen = 500 WHERE id = ANY (%s)"
-_FINISH_SET = """
-UPDATE pgvec.jobs SET checkpoint = upper_key, rows_seen = 1000, state = 'done', worker_id = NULL,
-                      finished_at = clock_timestamp() WHERE id = ANY (%s)
 """
 
 
@@ -80,25 +70,25 @@ class Bench:
         self._jobs = chosen.jobs
         self._chosen = chosen
         self._good = True
-        self._many = _define(connection, "many")
-        self._few = _define(connection, "few")
+        self._many = claim.define(connection, versions(connection), "many")
+        self._few = claim.define(connection, versions(connection), "few")
 
     def run(self) -> bool:
         print(f"{'what':58} | median ms  p95 ms  max ms | first look ms")
         self._idle("a. an empty queue")
 
-        self._insert(self._many, self._jobs)
+        claim.insert_jobs(self._connection, self._many, self._jobs)
         self._pump()
         self._table(f"after {self._jobs:,} jobs")
 
-        self._insert(self._many, self._jobs)
+        claim.insert_jobs(self._connection, self._many, self._jobs)
         self._vacuum()
         self._busy(f"b. {self._jobs:,} queued, {self._jobs:,} done")
         self._claim_and_complete()
         self._table(f"with {self._jobs:,} more queued")
 
         self._connection.execute("UPDATE pgvec.vectorizers SET paused = true, priority = 9 WHERE id = %s", [self._many])
-        self._insert(self._few, _SPARE)
+        claim.insert_jobs(self._connection, self._few, _SPARE)
         self._busy(f"c. {self._jobs:,} of a paused vectorizer ahead")
         self._pump()
         self._idle("c. the same, nothing left to claim")
@@ -106,7 +96,7 @@ class Bench:
         self._connection.execute("UPDATE pgvec.vectorizers SET paused = false WHERE id = %s", [self._many])
         with self._stranger():
             self._pump()
-            self._insert(self._many, _SPARE)
+            claim.insert_jobs(self._connection, self._many, _SPARE)
             self._busy(f"d. a snapshot older than the last {self._jobs:,} jobs")
             self._pump()
             self._idle("d. the same, nothing left to claim")
@@ -117,14 +107,6 @@ class Bench:
         self._lists(f"e. {_SPARE:,} lists of one key, up to 1,000 in a claim")
         print(f"bar: p95 of {BAR_MS} ms: {'kept' if self._good else 'missed'}")
         return self._good
-
-    def _insert(self, vectorizer: int, jobs: int) -> None:
-        self._connection.execute(
-            "INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)"
-            " SELECT %s, 'range', ARRAY[(i * 1000)::text], ARRAY[((i + 1) * 1000)::text], 1000"
-            " FROM generate_series(1, %s) i",
-            [vectorizer, jobs],
-        )
 
     def _insert_lists(self, jobs: int) -> None:
         self._connection.execute(
@@ -137,7 +119,7 @@ class Bench:
         """Claims, checkpoints and finishes every job that may be claimed."""
         queued = self._value(_CLAIMABLE)
         started = time.monotonic()
-        in_sets = _pump_in_sets(self._dsn, queued - self._chosen.real)
+        in_sets = claim.pump_in_sets(self._dsn, queued - self._chosen.real)
         middle = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(self._chosen.processes) as pool:
             done = sum(pool.map(pump, [self._dsn] * self._chosen.processes))
@@ -161,7 +143,7 @@ class Bench:
                 began = time.perf_counter()
                 job = _some(claimer.claim(connection))
                 times.append(time.perf_counter() - began)
-                _complete(connection, claimer, job)
+                claim.complete(connection, claimer, job)
             self._report(what, times[1:], times[0])
 
     def _idle(self, what: str) -> None:
@@ -183,13 +165,13 @@ class Bench:
                 if job is None:
                     break
                 times.append(time.perf_counter() - began)
-                _complete(connection, claimer, job)
+                claim.complete(connection, claimer, job)
             print(f"{what:58} | {_numbers(times)} | {len(times)} claims")
 
     def _claim_and_complete(self) -> None:
         with self._claimer(None) as (connection, claimer):
             times = [
-                _timed(lambda: _complete(connection, claimer, _some(claimer.claim(connection))))
+                _timed(lambda: claim.complete(connection, claimer, _some(claimer.claim(connection))))
                 for _ in range(_SAMPLES)
             ]
         print(f"{'   claim + complete, one job at a time, fsync on':58} | {_numbers(times)} | (design: 2.7)")
@@ -216,7 +198,7 @@ class Bench:
                     connection.cursor_factory = psycopg.Cursor
 
     def _report(self, what: str, times: list[float], first: float | None) -> None:
-        self._good &= _p95(times) * 1000 <= BAR_MS
+        self._good &= percentile(times, 95) * 1000 <= BAR_MS
         print(f"{what:58} | {_numbers(times)} | {'' if first is None else f'{first * 1000:6.2f}'}")
 
     def _table(self, when: str) -> None:
@@ -267,20 +249,6 @@ class _ExplainingCursor(psycopg.Cursor[Any]):
         return super().execute(query, params, **arguments)
 
 
-def _pump_in_sets(dsn: str, jobs: int) -> int:
-    """Makes the three updates of a job's life for many jobs at a time; returns for how many."""
-    done = last = 0
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute("SET synchronous_commit TO off")
-        while done < jobs:
-            ids = [id_ for (id_,) in connection.execute(_CLAIM_SET, [last, min(_SET, jobs - done)])]
-            last = max(ids)
-            connection.execute(_CHECKPOINT_SET, [ids])
-            connection.execute(_FINISH_SET, [ids])
-            done += len(ids)
-    return done
-
-
 def pump(dsn: str) -> int:
     """Works jobs off until there are none, without reading or writing anything for them; returns how many."""
     done = 0
@@ -289,62 +257,11 @@ def pump(dsn: str) -> int:
         member = queue.register(connection, names=None, lease=36_000)
         claimer = Claimer(member, None)
         while (job := claimer.claim(connection)) is not None:
-            _checkpoint(connection, claimer, job)
-            _complete(connection, claimer, job, checkpoint=["1"])
+            claim.move(connection, claimer, job)
+            claim.complete(connection, claimer, job, checkpoint=["1"])
             done += 1
         queue.leave(connection, member)
     return done
-
-
-def _checkpoint(connection: Connection, claimer: Claimer, job: Job) -> None:
-    with transaction(connection):
-        _fence(connection, claimer, job, None)
-        connection.execute(
-            statement("writing", "checkpoint"),
-            {"id": job.id, "checkpoint": ["1"], "read_to": ["1"], "rows_seen": 500, "alone": False},
-        )
-
-
-def _complete(connection: Connection, claimer: Claimer, job: Job, checkpoint: list[str] | None = None) -> None:
-    with transaction(connection):
-        _fence(connection, claimer, job, checkpoint)
-        connection.execute(
-            statement("writing", "finish_list" if job.kind == "keys" else "finish"),
-            {"id": job.id, "checkpoint": job.upper_key, "rows_seen": 1000},
-        )
-        counts = dict.fromkeys(_COUNTERS, 0)
-        connection.execute(
-            statement("writing", "count"),
-            {**counts, "vectorizer": job.vectorizer_id, "worker": claimer.member.worker, "jobs_done": 1},
-        )
-
-
-_COUNTERS = (
-    *("rows_right", "rows_embedded", "rows_adjusted", "rows_wasted", "chunks_written", "chunks_deleted"),
-    "chunks_reused",
-    *("tokens", "truncated", "jobs_added", "jobs_done"),
-)
-
-
-def _fence(connection: Connection, claimer: Claimer, job: Job, checkpoint: list[str] | None) -> None:
-    held = connection.execute(
-        statement("writing", "fence"),
-        {
-            "id": job.id,
-            "worker": claimer.member.worker,
-            "world": claimer.member.world,
-            "epoch": job.epoch,
-            "checkpoint": checkpoint,
-            "upper_key": job.upper_key,
-        },
-    ).fetchone()
-    assert held is not None, job
-
-
-def _define(connection: Connection, name: str) -> int:
-    connection.execute(f"CREATE TABLE {name} (id bigint PRIMARY KEY, body text)".encode())
-    options = definition.Options(source=name, text=("body",), model="hashing-8", no_chunking=True)
-    return definition.define(connection, options, versions(connection)).vectorizer.id
 
 
 def _some(job: Job | None) -> Job:
@@ -362,12 +279,8 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _p95(times: list[float]) -> float:
-    return statistics.quantiles(times, n=20)[-1]
-
-
 def _numbers(times: list[float]) -> str:
-    return f"{statistics.median(times) * 1000:9.2f} {_p95(times) * 1000:7.2f} {max(times) * 1000:7.2f}"
+    return f"{statistics.median(times) * 1000:9.2f} {percentile(times, 95) * 1000:7.2f} {max(times) * 1000:7.2f}"
 
 
 if __name__ == "__main__":

@@ -94,10 +94,20 @@ class Claimer:
     _floors: dict[str, int] = field(default_factory=dict)
     _horizon: int = 0
     _full_at: float = 0.0
+    _full_took: float = 0.0
 
     _FULL_SECONDS = 0.25
+    _CHEAP_SECONDS = 0.01
     _FULL_SHARE = 0.02
     """Of the time, at most, that goes into looking at the whole queue."""
+
+    def look_again(self) -> None:
+        """Has the next claim look at the whole queue, where that is cheap: somebody said that something has changed.
+
+        It may be below the remembered ids, as the jobs of a vectorizer that was paused when these were found.
+        """
+        if self._full_took < self._CHEAP_SECONDS:
+            self._full_at = 0.0
 
     def claim(self, connection: Connection, *, keys: int = 1_000, idle: bool = True) -> Job | None:
         """Claims the next job, live changes before ranges, or returns None when there is nothing to claim.
@@ -151,7 +161,8 @@ class Claimer:
         ).fetchall()
         if full:
             now = time.monotonic()
-            self._full_at = now + max(self._FULL_SECONDS, (now - began) / self._FULL_SHARE)
+            self._full_took = now - began
+            self._full_at = now + max(self._FULL_SECONDS, self._full_took / self._FULL_SHARE)
         self._floors.update({f"{vectorizer}{kind}": first for vectorizer, kind, first, *_ in found})
         return found
 

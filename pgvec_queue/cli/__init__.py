@@ -35,6 +35,7 @@ _COMMANDS = {
     "workers": ("status", "List the workers."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),
     "db": ("db", "Run the embedded PostgreSQL server, for those who have none."),
+    "bench": ("bench", "Measure this machine and its database."),
     "demo": ("demo", "Embed and search the docstrings of Python's standard library."),
 }
 

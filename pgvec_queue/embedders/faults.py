@@ -1,6 +1,7 @@
 """Delays and faults of the hashing embedder, for testing what everything around a model does when the model misbehaves.
 
-``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text; the value of
+``PGVEC_HASHING_FAULTS`` holds entries ``name=value`` separated by ``;``. ``delay`` is in seconds per text. ``rate`` is
+in texts per second: a call sleeps for what is left of its time, as if a device of that speed did the work. The value of
 every other entry is a word, and a document whose text contains it
 
 - ``refuse``: makes the call fail with an ``EmbedderError`` of the row's kind, before the delay, as an endpoint does;
@@ -18,6 +19,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -32,7 +34,7 @@ VARIABLE = "PGVEC_HASHING_FAULTS"
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What goes wrong: seconds per text, and the word that brings about each fault."""
+    """What goes wrong: seconds per text, the word that brings about each fault, and how fast it is at best."""
 
     delay: float = 0.0
     refuse: str | None = None
@@ -41,6 +43,8 @@ class Faults:
     shape: str | None = None
     kill: str | None = None
     hang: str | None = None
+    rate: float = math.inf
+    """Texts per second, at most."""
 
     @classmethod
     def parse(cls, text: str) -> Faults:
@@ -55,7 +59,7 @@ class Faults:
                     f"{', '.join(known)}"
                 )
             found[name] = value
-        return cls(delay=_seconds(found.pop("delay", "0")), **found)
+        return cls(delay=_seconds(found.pop("delay", "0")), rate=_rate(found.pop("rate", "inf")), **found)
 
 
 def _seconds(text: str) -> float:
@@ -66,6 +70,17 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= threading.TIMEOUT_MAX:
         raise SettingsError(f"{VARIABLE}: delay={text} is no number of seconds; write one such as delay=0.002")
     return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    # Slower than one text a day is no device, and no wait that a thread could make.
+    if not rate * 86_400 >= 1:
+        raise SettingsError(f"{VARIABLE}: rate={text} is no number of texts per second; write one such as rate=500")
+    return rate
 
 
 class FaultyEmbedder:
@@ -108,6 +123,7 @@ class FaultyEmbedder:
     ) -> Vectors:
         """Does as the embedder beneath, unless a text contains one of the words."""
         faults = self._faults
+        started = time.monotonic()
         if _having(faults.refuse, texts):
             raise EmbedderError(f"a document contains the word {faults.refuse!r}", Kind.ROW)
         if faults.delay:
@@ -120,6 +136,7 @@ class FaultyEmbedder:
         vectors = self._embedder.embed_documents(texts, tokens, ids)
         vectors[_having(faults.nan, texts), 0] = np.nan
         vectors[_having(faults.inf, texts), 0] = np.inf
+        threading.Event().wait(max(0.0, started + len(texts) / faults.rate - time.monotonic()))
         return vectors[:, 1:] if _having(faults.shape, texts) else vectors
 
     def embed_query(self, text: str) -> Vectors:

@@ -179,7 +179,9 @@ class Reader:
             self._state.activity = "idle"
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
-        self._state.wake.wait(random.uniform(max(low, share / 2), max(high, share * 3 / 2)))  # noqa: S311 - jitter
+        seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
+        if self._state.wake.wait(seconds):
+            self.claimer.look_again()
 
     def _is_drained(self) -> bool:
         return not any(one.waits and one.id not in self.claimer.refused for one in self.pending())

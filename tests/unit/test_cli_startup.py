@@ -35,6 +35,7 @@ COMMANDS = [
     "workers",
     "doctor",
     "db",
+    "bench",
     "demo",
 ]
 
@@ -88,7 +89,7 @@ def test_help_and_version_load_neither_models_nor_numbers_nor_a_driver(arguments
     assert not loaded(*arguments) & (HEAVY | MEDIUM)
 
 
-@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init"])
+@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench"])
 def test_help_of_a_command_loads_no_model_library(command: str) -> None:
     assert not loaded(command, "--help") & HEAVY
 
@@ -118,7 +119,7 @@ def test_every_command_has_a_page_of_help_that_fits(
         assert "..." not in ran.out.replace("[ARGS]...", "").replace("[NAME]...", ""), "a sentence was cut off"
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c not in [("db",)]], ids=" ".join)
+@pytest.mark.parametrize("command", [c for c in commands() if c not in [("db",), ("bench",)]], ids=" ".join)
 def test_every_command_takes_the_options_that_all_have(cli: CommandLine, command: tuple[str, ...]) -> None:
     page = cli(*command, "--help").out
     for option in ("--dsn", "--log-level", "--log-format", "--debug"):
@@ -185,6 +186,23 @@ BAD = [
     ("doctor", "--wait", "-1", "x>=0"),
     ("doctor", "--wait", "nan", "'nan' is not a valid number"),
     ("demo", "--documents", "0", "x>=1"),
+    ("bench encode", "--model", "", "it is empty"),
+    ("bench encode", "--device", "gpu", "none of auto"),
+    ("bench encode", "--dtype", "int8", "'auto', 'float32'"),
+    ("bench encode", "--threads", "0", "1<=x"),
+    ("bench encode", "--batch-tokens", "1", "x>=16"),
+    ("bench encode", "--seconds", "0", "1<=x"),
+    ("bench encode", "--chunks", "0", "x>=1"),
+    ("bench load", "--rows", "0", "x>=1"),
+    ("bench load", "--rounds", "0", "x>=1"),
+    ("bench claim", "--jobs", "0", "x>=1"),
+    ("bench claim", "--samples", "1", "x>=2"),
+    ("bench scale", "--workers", "one", "write it like 1,2,4"),
+    ("bench scale", "--workers", "1,0", "write it like 1,2,4"),
+    ("bench scale", "--workers", "", "write it like 1,2,4"),
+    ("bench scale", "--rate", "0", "0.1<=x"),
+    ("bench memory", "--document", "much", "write it like 800M or 4G"),
+    ("bench memory", "--job-rows", "0", "x>=1"),
     ("db start", "--port", "0", "1<=x<=65535"),
     ("db start", "--dir", "", "it is empty"),
     ("db start", "--listen", "", "it is empty"),

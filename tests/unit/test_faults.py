@@ -29,12 +29,16 @@ def embed(embedder: Embedder, *texts: str) -> np.ndarray:
 
 
 def test_every_entry_is_read() -> None:
-    text = "delay=0.002; refuse=a;nan=b;inf=c;shape=d;kill=e;hang=f;"
-    assert Faults.parse(text) == Faults(0.002, "a", "b", "c", "d", "e", "f")
+    text = "delay=0.002; refuse=a;nan=b;inf=c;shape=d;kill=e;hang=f;rate=500;"
+    assert Faults.parse(text) == Faults(0.002, "a", "b", "c", "d", "e", "f", 500.0)
 
 
 @pytest.mark.parametrize(
-    "text", ["delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "nam=b", "nan=b;nan=c"]
+    "text",
+    [
+        *("delay", "delay=", "delay=x", "delay=-1", "delay=nan", "delay=inf", "nam=b", "nan=b;nan=c"),
+        *("rate=x", "rate=0", "rate=-1", "rate=nan", "rate=1e-9"),
+    ],
 )
 def test_a_value_that_cannot_be_read_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingsError, match="PGVEC_HASHING_FAULTS") as caught:
@@ -87,6 +91,12 @@ def test_a_wrong_shape_is_that_of_the_whole_call() -> None:
 def test_a_delay_is_per_text() -> None:
     started = time.monotonic()
     embed(faulty("delay=0.02"), *["text"] * 5)
+    assert time.monotonic() - started >= 0.1
+
+
+def test_no_call_is_faster_than_the_rate() -> None:
+    started = time.monotonic()
+    embed(faulty("rate=50"), *["text"] * 5)
     assert time.monotonic() - started >= 0.1
 
 
