@@ -99,7 +99,10 @@ def _owner(bench: Bench, pool: Pool, **options: Any) -> Owner:
 def _steal(bench: Bench, member: queue.Membership | None = None, **options: Any) -> Job | None:
     member = member or bench.register()
     _beat(bench)
-    thief = Thief(Claimer(member, None), **options)
+    claimer = Claimer(member, None)
+    for (model,) in bench.sql("SELECT DISTINCT pgvec.model_of(v) FROM pgvec.vectorizers v"):
+        claimer.serves(0, 0, model)
+    thief = Thief(claimer, **options)
     return thief.steal(bench.connection, lambda id_: bench.fragments(by_ids(bench.connection, [id_])[0]))
 
 
@@ -250,6 +253,23 @@ def test_a_worker_that_was_not_heard_of_since_the_thief_began_may_be_dead(bench:
     assert thief.steal(bench.connection, lambda _: owner.fragments) is None
     _beat(bench)
     assert thief.steal(bench.connection, lambda _: owner.fragments) is not None
+
+
+def test_a_model_is_loaded_only_for_what_takes_its_owner_longer(bench: Bench, pool: Pool) -> None:
+    owner = _owner(bench, pool)
+    claimer = Claimer(bench.register(), None)
+    _beat(bench)
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 21")
+    [victim] = stealing.victims(bench.connection, claimer)
+    assert Thief(claimer).steal(bench.connection, lambda _: owner.fragments) is None
+    claimer.serves(victim.vectorizer_id, 7, victim.model)
+    assert Thief(claimer).steal(bench.connection, lambda _: owner.fragments) is not None
+
+
+def test_a_source_that_cannot_be_looked_at_is_left_to_its_owner(bench: Bench, pool: Pool) -> None:
+    _owner(bench, pool)
+    bench.sql("DROP TABLE docs")
+    assert _steal(bench) is None
 
 
 def test_nothing_is_stolen_of_vectorizers_that_the_thief_does_not_serve(bench: Bench, pool: Pool) -> None:
