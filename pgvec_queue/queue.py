@@ -134,6 +134,10 @@ class Claimer:
         if turn is None or turn.model != model:
             self._turns[priority] = Turn(model, self.clock())
 
+    def has_used(self, model: str) -> bool:
+        """Whether it is what this worker has used last, for some priority: then it is likely to be in memory."""
+        return any(turn.model == model for turn in self._turns.values())
+
     def _runnable(self, connection: Connection) -> list[tuple[int, str, int, int, str]]:
         began = time.monotonic()
         full = began >= self._full_at

@@ -12,19 +12,26 @@ too little would be gained; a range without an upper bound is halved like any ot
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import psycopg
 from psycopg.rows import class_row
 
-from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Claimer, Job, Membership
 
+log = logging.getLogger("pgvec.stealing")
+
 LEAST_ROWS = 16
 """Fewer are not worth a job of their own."""
-UNREAD_SECONDS, UNWRITTEN_SECONDS = 0.5, 2.0
+UNREAD_SECONDS, UNWRITTEN_SECONDS = 0.5, 1.0
 """What its owner would need for the rest that is halved: of what it has not read, and of what it has not written."""
+LOADING_SECONDS = 5.0
+"""The same where the thief would have to load the model first."""
 _MOST_ROWS = 10_000
 """Rows that are looked at for the middle; of a longer rest, all beyond the middle of these is taken."""
 
@@ -66,7 +73,10 @@ class Middle:
 
 @dataclass(slots=True)
 class Thief:
-    """Steals for one idle worker; looks at a job again only after that has moved."""
+    """Steals for one idle worker; looks at a job again only after that has moved.
+
+    A source that cannot be looked at is left to the owners of its jobs, who will say why.
+    """
 
     claimer: Claimer
     least_rows: int = LEAST_ROWS
@@ -82,12 +92,22 @@ class Thief:
                 continue
             self._left[victim.id] = victim
             fragments = fragments_of(victim.vectorizer_id)
-            middle = fragments and find_middle(connection, fragments, victim, least_rows=self.least_rows)
+            middle = fragments and self._middle(connection, fragments, victim)
             job = take(connection, victim, middle, self.claimer.member) if middle else None
             if job is not None:
                 self.claimer.serves(victim.vectorizer_id, victim.priority, victim.model)
                 return job
         return None
+
+    def _middle(self, connection: Connection, fragments: Fragments, victim: Victim) -> Middle | None:
+        seconds = 0.0 if self.claimer.has_used(victim.model) else LOADING_SECONDS
+        try:
+            return find_middle(connection, fragments, victim, least_rows=self.least_rows, least_seconds=seconds)
+        except psycopg.Error as error:
+            if connection.closed:
+                raise
+            log.info("job %d is left to its owner: %s", victim.id, one_line(error))
+            return None
 
 
 def victims(connection: Connection, claimer: Claimer, *, least_rows: int = LEAST_ROWS) -> list[Victim]:
@@ -105,7 +125,12 @@ def victims(connection: Connection, claimer: Claimer, *, least_rows: int = LEAST
 
 
 def find_middle(
-    connection: Connection, fragments: Fragments, victim: Victim, *, least_rows: int = LEAST_ROWS
+    connection: Connection,
+    fragments: Fragments,
+    victim: Victim,
+    *,
+    least_rows: int = LEAST_ROWS,
+    least_seconds: float = 0.0,
 ) -> Middle | None:
     """Looks for where to cut, by the key's index and with nothing locked; None where too little is left."""
     for lower, seconds in victim.rests():
@@ -119,8 +144,8 @@ def find_middle(
         if row is None:
             continue
         rows, key = row
-        needs = rows / victim.documents_per_second if victim.documents_per_second else seconds
-        if rows >= least_rows and needs >= seconds:
+        needs = rows / victim.documents_per_second if victim.documents_per_second else math.inf
+        if rows >= least_rows and needs >= max(seconds, least_seconds):
             return Middle(key, rows // 2 if rows < _MOST_ROWS else None)
     return None
 

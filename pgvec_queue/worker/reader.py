@@ -1,9 +1,9 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
 It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about half a
-second of the device's work, measured as the worker goes. With nothing to claim and nothing in hand, it steals the tail
-of somebody else's job (see ``stealing``). A job that has cost two workers is read one document at a time, with nothing
-else in hand; when that one has cost two more, it is not embedded again.
+second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
+time, with nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and
+nothing in hand, it steals the tail of somebody else's job (see ``stealing``).
 """
 
 from __future__ import annotations

@@ -99,7 +99,10 @@ def _owner(bench: Bench, pool: Pool, **options: Any) -> Owner:
 def _steal(bench: Bench, member: queue.Membership | None = None, **options: Any) -> Job | None:
     member = member or bench.register()
     _beat(bench)
-    thief = Thief(Claimer(member, None), **options)
+    claimer = Claimer(member, None)
+    for (model,) in bench.sql("SELECT DISTINCT pgvec.model_of(v) FROM pgvec.vectorizers v"):
+        claimer.serves(0, 0, model)
+    thief = Thief(claimer, **options)
     return thief.steal(bench.connection, lambda id_: bench.fragments(by_ids(bench.connection, [id_])[0]))
 
 
@@ -151,14 +154,14 @@ def test_the_thief_takes_the_half_that_was_not_read(bench: Bench, pool: Pool) ->
 
 
 def test_of_a_job_that_has_been_read_what_is_not_written_is_taken(bench: Bench, pool: Pool) -> None:
-    """Its owner would need more than two seconds for it."""
+    """Its owner would need a second for it."""
     owner = _owner(bench, pool)
     works = [owner.read(20) for _ in range(5)]
     owner.write(works[0])
     assert bench.value("SELECT read_to FROM pgvec.jobs WHERE state = 'running'") == []
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 41")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 81")
     assert _steal(bench) is None
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 40")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 80")
     thief = _rob(owner, pool)
     assert thief.run.job.lower_key == ["60"]
     owner.write(*works[1:])
@@ -250,6 +253,23 @@ def test_a_worker_that_was_not_heard_of_since_the_thief_began_may_be_dead(bench:
     assert thief.steal(bench.connection, lambda _: owner.fragments) is None
     _beat(bench)
     assert thief.steal(bench.connection, lambda _: owner.fragments) is not None
+
+
+def test_a_model_is_loaded_only_for_what_takes_its_owner_longer(bench: Bench, pool: Pool) -> None:
+    owner = _owner(bench, pool)
+    claimer = Claimer(bench.register(), None)
+    _beat(bench)
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 21")
+    [victim] = stealing.victims(bench.connection, claimer)
+    assert Thief(claimer).steal(bench.connection, lambda _: owner.fragments) is None
+    claimer.serves(victim.vectorizer_id, 7, victim.model)
+    assert Thief(claimer).steal(bench.connection, lambda _: owner.fragments) is not None
+
+
+def test_a_source_that_cannot_be_looked_at_is_left_to_its_owner(bench: Bench, pool: Pool) -> None:
+    _owner(bench, pool)
+    bench.sql("DROP TABLE docs")
+    assert _steal(bench) is None
 
 
 def test_nothing_is_stolen_of_vectorizers_that_the_thief_does_not_serve(bench: Bench, pool: Pool) -> None:
@@ -558,7 +578,7 @@ def test_thieves_and_owners_side_by_side_end_with_what_one_worker_makes(bench: B
                 while any(one.waits for one in queue.pending(connection, None)):
                     job = worker.claimer.claim(connection) or thief.steal(connection, lambda _: worker.fragments)
                     if job is not None:
-                        _read_ahead(worker.take(job))
+                        _read_ahead(worker.take(job), robbed=job.rows == 400)
             ended.append(None)
         except Exception as error:  # noqa: BLE001 - the test looks at it
             ended.append(error)
@@ -569,17 +589,21 @@ def test_thieves_and_owners_side_by_side_end_with_what_one_worker_makes(bench: B
     for thread in threads:
         thread.join()
     assert ended == [None] * 4
-    assert bench.value("SELECT count(*) FROM pgvec.jobs") > 6
     assert bench.value("SELECT sum(rows_embedded) FROM pgvec.counters") == 400
     assert _refused(bench) == 0
     _finish(bench, vectorizer)
 
 
-def _read_ahead(worker: Owner) -> None:
+def _read_ahead(worker: Owner, *, robbed: bool) -> None:
+    """``robbed``: writes only when somebody has stolen from it."""
     works: list[Work] = []
     while not worker.run.dropped:
         while len(works) < 3 and not (works and works[-1].part.last):
             works.append(worker.read(7))
+        if robbed:
+            with worker.bench.database.connect("test") as connection:
+                wait_until(lambda: len(connection.execute("SELECT FROM pgvec.jobs").fetchall()) > 3, what="thefts")
+            robbed = False
         worker.write(works.pop(0))
 
 
