@@ -74,7 +74,7 @@ CREATE TABLE {table} (
     chunk text NOT NULL,
     embedding {vector} NOT NULL,
     source_hash bytea NOT NULL,
-    created_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (toast_tuple_target = 8160);
 
 -- name: read_bare

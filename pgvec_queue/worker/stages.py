@@ -12,7 +12,7 @@ from pgvec_queue.worker.state import State, StoppedError, Work
 
 log = logging.getLogger("pgvec.worker")
 
-CHANNEL_BYTES = 96 * 1024 * 1024
+CHANNEL_BYTES = 32 * 1024 * 1024
 """Text and vectors that may wait between two stages."""
 _BACKLOG = 2
 _LOOK = 0.2
