@@ -6,89 +6,38 @@ with the stored definition and refused where it differs, naming the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import catalog, destination, destination_index, embedders, source_checks, sync, vectorizer
+from pgvec_queue import (
+    catalog,
+    definition_differences,
+    destination,
+    destination_index,
+    embedders,
+    source_checks,
+    sync,
+    vectorizer,
+)
 from pgvec_queue.catalog import Column, Relation
 from pgvec_queue.chunking import Template
 from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
+from pgvec_queue.definition_options import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, DEFAULT_ROWS_PER_JOB, Options
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.vectorizer import ROLES, Vectorizer
 
-DEFAULT_CHUNK_SIZE = 128
-DEFAULT_CHUNK_OVERLAP = 20
-DEFAULT_ROWS_PER_JOB = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `enqueue` was asked for; None: not said."""
-
-    source: str
-    text: Sequence[str] = ()
-    name: str | None = None
-    key: Sequence[str] = ()
-    where: str | None = None
-    into: str | None = None
-    into_column: str | None = None
-    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    model: str | None = None
-    revision: str | None = None
-    embedder: str | None = None
-    endpoint: str | None = None
-    tokenizer: str | None = None
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    dimensions: int | None = None
-    trust_remote_code: bool = False
-    template: str | None = None
-    chunk_size: int | None = None
-    chunk_overlap: int | None = None
-    no_chunking: bool = False
-    too_long: str | None = None
-    store: str | None = None
-    rows_per_job: int | None = None
-    priority: int | None = None
-    sync: bool | None = None
-
-    @property
-    def chunked(self) -> bool:
-        return not self.no_chunking and self.into_column is None
-
-    @property
-    def resolved_embedder(self) -> str:
-        """The embedder asked for, else the one that model or endpoint imply."""
-        if self.embedder is not None:
-            return self.embedder
-        if self.endpoint is not None:
-            return "openai"
-        return "hashing" if (self.model or "").startswith("hashing-") else "sentence-transformers"
-
-    @property
-    def resolved_model(self) -> str:
-        if self.model is not None:
-            return self.model
-        if self.resolved_embedder == "openai":
-            raise DefinitionError("an endpoint needs --model, the name it knows the model by")
-        return "hashing-384" if self.resolved_embedder == "hashing" else embedders.DEFAULT_MODEL
-
-    @property
-    def spec(self) -> embedders.ModelSpec:
-        return embedders.ModelSpec(
-            embedder=self.resolved_embedder,
-            model=self.resolved_model,
-            revision=self.revision,
-            endpoint=self.endpoint,
-            query_prompt=self.query_prompt,
-            document_prompt=self.document_prompt,
-            dimensions=self.dimensions,
-            trust_remote_code=self.trust_remote_code,
-            tokenizer=self.tokenizer,
-        )
+__all__ = [
+    "DEFAULT_CHUNK_OVERLAP",
+    "DEFAULT_CHUNK_SIZE",
+    "DEFAULT_ROWS_PER_JOB",
+    "Defined",
+    "Options",
+    "define",
+    "propose",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +57,7 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
     source = catalog.get_relation(connection, options.source)
     known = vectorizer.find(connection, options.name or source.name)
     if known is not None:
-        _refuse_difference(connection, known, options, source)
+        definition_differences.refuse(connection, known, options, source)
         connection.execute(
             statement("vectorizer", "steering"),
             {"id": known.id, "rows_per_job": options.rows_per_job, "priority": options.priority},
@@ -144,7 +93,7 @@ def propose(connection: Connection, options: Options, versions: Versions) -> Vec
     source = catalog.get_relation(connection, options.source)
     known = vectorizer.find(connection, options.name or source.name)
     if known is not None:
-        _refuse_difference(connection, known, options, source)
+        definition_differences.refuse(connection, known, options, source)
         return known
     return _propose(connection, options, source, versions)[0]
 
@@ -320,88 +269,3 @@ def _destination(
             "name another one with --into or --into-column"
         )
     return found
-
-
-def _refuse_difference(connection: Connection, known: Vectorizer, options: Options, source: Relation) -> None:
-    """With --text a definition is stated in full; a bare `enqueue SOURCE` takes it as it stands."""
-    if (source.schema, source.name) != (known.source_schema, known.source_table):
-        raise DefinitionError(
-            f"the vectorizer {known.name!r} is over {known.source}, not {source.label}; give another --name"
-        )
-    for name, type_ in zip(known.key_columns, known.key_types, strict=True):
-        if source.column(name, "the key").base_type != type_:
-            raise DefinitionError(
-                f"the key {name} of {source.label} was {type_} and is {source.column(name, 'the key').base_type} now; "
-                f"drop the vectorizer {known.name!r} and make it anew"
-            )
-    for flag, have, want in _stated(known, options, source) if options.text else ():
-        _refuse_other(known, flag, have, want)
-    for flag, have, want in _said(connection, known, options, source):
-        if want is not None:
-            _refuse_other(known, flag, have, want)
-
-
-def _stated(known: Vectorizer, options: Options, source: Relation) -> Iterator[tuple[str, object, object]]:
-    """What has a default that is known without looking at the model."""
-    yield "--text", known.text_columns, tuple(source_checks.text_columns(source, options.text))
-    yield "--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column
-    yield "--where", known.filter, options.where
-    yield "--template", known.template, options.template
-    yield "--store", known.store, options.store or "vector"
-    yield "--trust-remote-code", known.trust_remote_code, options.trust_remote_code
-    yield "--embedder", known.embedder, options.resolved_embedder
-    yield "--model", known.model, options.resolved_model
-    yield "--endpoint", known.endpoint, options.endpoint
-    yield "--no-chunking", known.chunk_size is None, not options.chunked
-    if options.chunked:
-        yield "--chunk-size", known.chunk_size, options.chunk_size or DEFAULT_CHUNK_SIZE
-        if options.chunk_overlap is not None:
-            yield "--chunk-overlap", known.chunk_overlap, options.chunk_overlap
-    if options.tokenizer is not None:
-        yield "--tokenizer", known.tokenizer, options.tokenizer
-
-
-def _said(
-    connection: Connection, known: Vectorizer, options: Options, source: Relation
-) -> Iterator[tuple[str, object, object | None]]:
-    """What can be told apart from its default, which a file of settings cannot hold; None: not said."""
-    yield "--into-column", known.destination_roles.embedding if known.into_column else None, options.into_column
-    yield "--where", known.filter, options.where
-    yield "--template", known.template, options.template
-    yield "--store", known.store, options.store
-    yield "--trust-remote-code", known.trust_remote_code, options.trust_remote_code or None
-    yield "--no-chunking", known.chunk_size is None, not options.chunked or None
-    yield "--key", set(known.key_columns), {source.column(c, "--key").attname for c in options.key} or None
-    yield "--revision", known.revision, options.revision
-    yield "--query-prompt", known.query_prompt, options.query_prompt
-    yield "--document-prompt", known.document_prompt, options.document_prompt
-    yield "--dimensions", known.dimensions, options.dimensions
-    yield "--too-long", known.too_long, options.too_long
-    if options.into is not None:
-        into = destination.named_table(connection, source, options.into)
-        yield "--into", None if known.into_column else known.destination, into
-    roles = known.destination_roles.as_json()
-    for role, names in options.columns.items():
-        have = roles.get(role)
-        as_held = have if isinstance(have, list) else [have]
-        want = [name if name in as_held else catalog.folded(name) for name in names]
-        yield f"--column {role}", as_held, want
-
-
-def _refuse_other(known: Vectorizer, flag: str, have: object, want: object) -> None:
-    if have != want:
-        raise DefinitionError(
-            f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
-            f"now it is {_shown(want)}; give another --name, or drop it first"
-        )
-
-
-def _shown(value: object) -> str:
-    if value is None or value is False:
-        return "not given"
-    if value is True:
-        return "given"
-    if isinstance(value, tuple | set | list):
-        shown = [_shown(item) for item in value]
-        return ", ".join(sorted(shown) if isinstance(value, set) else shown)
-    return str(value)

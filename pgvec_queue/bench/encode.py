@@ -22,7 +22,7 @@ from pgvec_queue.bench.part import Done
 from pgvec_queue.bench.reference import Reference
 from pgvec_queue.bench.report import Figure, Report, ratios, report
 from pgvec_queue.bench.texts import documents
-from pgvec_queue.definition import Options as Definition
+from pgvec_queue.definition_options import Options as Definition
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.errors import DefinitionError, MissingExtraError
 

@@ -20,7 +20,7 @@ from pgvec_queue.bench.database import Arena, Place, arena
 from pgvec_queue.bench.fleet import fleet
 from pgvec_queue.bench.part import Part
 from pgvec_queue.bench.report import Figure, Report, report
-from pgvec_queue.definition import Options as Definition
+from pgvec_queue.definition_options import Options as Definition
 from pgvec_queue.embedders import ModelSpec
 from pgvec_queue.errors import PgvecError
 
