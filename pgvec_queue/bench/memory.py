@@ -31,11 +31,11 @@ _MB = 1_000_000
 
 # Nothing of ours but the embedder: what a worker needs besides is not the model's.
 _LOAD = """
-import json, resource, sys
-from pgvec_queue import embedders
+import json, sys
+from pgvec_queue import embedders, process
 spec, options = json.loads(sys.argv[1])
 embedders.load(embedders.ModelSpec(**spec), embedders.DeviceOptions(**options)).embed_query("one text")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+print(process.peak_memory() or 0, flush=True)
 sys.stdin.read()
 """
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pgvec_queue import cores
+from pgvec_queue import process
 from pgvec_queue.embedders.batching import AnyShape, FixedShapes, Shapes
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Cpu:
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
-        self.hardware = f"cpu {torch.backends.cpu.get_cpu_capability()} {cores.available()} cores"
+        self.hardware = f"cpu {torch.backends.cpu.get_cpu_capability()} {process.cores()} cores"
 
     def upload(self, array: NDArray[Any]) -> Any:
         return self._torch.from_numpy(array)

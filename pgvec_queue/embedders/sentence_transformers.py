@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pgvec_queue import cores
+from pgvec_queue import process
 from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files, model_inputs, tuning
 from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
 from pgvec_queue.embedders.devices import Device, Fetch, open_device
@@ -201,7 +201,7 @@ class SentenceTransformersEmbedder:
             return
         if self.device == "cpu" and options.threads is None:
             present = self._torch.get_num_threads()
-            most = cores.available()
+            most = process.cores()
             self._torch.set_num_threads(
                 self._remembered("threads", {present, most, max(1, most // 2)}, present, self._rate_with_threads)
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from concurrent.futures import Future
 
-from pgvec_queue import cores
+from pgvec_queue import process
 from pgvec_queue.cutting import Cut, CutterPool, Recipe, cut
 from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, PgvecError
@@ -115,4 +115,4 @@ def _processes_for(embedder: Embedder) -> int:
 
 def processes_beside(workers: int) -> int:
     """Returns how many processes may cut beside each of so many workers on accelerators of this machine."""
-    return max(1, min(_MOST_PROCESSES, cores.available() // workers - 2))
+    return max(1, min(_MOST_PROCESSES, process.cores() // workers - 2))

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-from pgvec_queue import cores
+from pgvec_queue import process
 from pgvec_queue.errors import SettingsError
 from pgvec_queue.worker import chunking
 
@@ -55,7 +55,7 @@ def threads_each(device: str, processes: int) -> int | None:
     """Returns the CPU threads for each of several processes on one device; None: torch's own choice."""
     if processes == 1 or device not in ("auto", "cpu"):
         return None
-    return max(1, cores.available() // processes)
+    return max(1, process.cores() // processes)
 
 
 def tokenizers_each(device: str, workers: int) -> int | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import sys
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from pgvec_queue import queue
+from pgvec_queue import process, queue
 from pgvec_queue.database import Connection, Database, kind_of, one_line, statement
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.queue import Membership
@@ -106,7 +105,7 @@ class Heartbeat:
             "device": embedder.device if embedder else None,
             "dtype": embedder.dtype if embedder else None,
             "models": self.models.names,
-            "memory": resident_bytes(),
+            "memory": process.peak_memory(),
             "waiting_for": "; ".join(sorted(set(self.state.waits.values()))) or None,
             "busy": self.state.busy.share,
             "documents_per_second": self.state.documents_per_second or None,
@@ -172,14 +171,3 @@ class Heartbeat:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def resident_bytes() -> int | None:
-    """Returns the process's peak resident memory in bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024

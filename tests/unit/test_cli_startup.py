@@ -171,6 +171,7 @@ BAD = [
     ("work", "--batch-tokens", "1", "x>=16"),
     ("work", "--threads", "0", "1<=x"),
     ("work", "--processes", "0", "1<=x<=256"),
+    ("work", "--tokenizers", "-1", "0<=x<=256"),
     ("work", "--memory", "much", "write it like 800M or 4G"),
     ("work", "--memory", "0G", "write it like 800M or 4G"),
     ("work", "--memory", "0.0001", "write it like 800M or 4G"),
