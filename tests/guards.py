@@ -46,6 +46,22 @@ GUARDS = [
         "tests/integration/test_invariants.py::test_2_right_when_idle",
     ),
     Guard(
+        "2: rows that have gone since the read are missed in the count",
+        "pgvec_queue/writing.py",
+        "    if moved or selected != part.selected:\n",
+        "    if moved:\n",
+        "tests/integration/test_write_protocol.py::"
+        "test_a_row_that_was_deleted_since_the_read_gets_no_vectors_and_loses_its_old_ones",
+    ),
+    Guard(
+        "2: rows that have moved since the read are looked at",
+        "pgvec_queue/writing.py",
+        "    if moved or selected != part.selected:\n",
+        "    if selected != part.selected:\n",
+        "tests/integration/test_write_protocol.py::"
+        "test_a_row_that_changed_since_the_read_is_left_alone_and_queued_by_its_key",
+    ),
+    Guard(
         "2: the lock between ranges and lists of keys",
         "pgvec_queue/writing.py",
         '            connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})\n',

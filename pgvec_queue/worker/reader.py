@@ -79,7 +79,9 @@ class Reader:
             job = self._link.call(self._steal)
         if job is None:
             return None
-        fragments = self._link.call(lambda connection: self._fragments_of(connection, job.vectorizer_id))
+        fragments = self._fragments.get(job.vectorizer_id)
+        if fragments is None:
+            fragments = self._link.call(lambda connection: self._fragments_of(connection, job.vectorizer_id))
         if fragments is None:
             log.warning("job %d belongs to a vectorizer that was dropped", job.id)
             return None
