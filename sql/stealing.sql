@@ -11,7 +11,7 @@ JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
 JOIN pgvec.workers w ON w.id = j.worker_id
 JOIN pgvec.workers thief ON thief.id = %(worker)s
 WHERE j.state = 'running' AND j.kind = 'range' AND j.worker_id <> %(worker)s AND NOT j.alone AND j.attempts = 0
-  AND w.beat_at > clock_timestamp() - w.lease / 3 AND w.beat_at > thief.started_at
+  AND w.beat_at > clock_timestamp() - w.lease / 2 AND w.beat_at > thief.started_at
   AND j.rows - j.rows_seen >= %(least_rows)s
   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))

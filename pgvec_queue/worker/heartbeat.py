@@ -30,7 +30,7 @@ log = logging.getLogger("pgvec.worker")
 
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
-_LARGE_FLEET, _FEWEST_BEATS = 32, 4
+_LARGE_FLEET, _FEWEST_BEATS = 32, 3
 _LOOK = 0.25
 _HOUSEKEEPING = 60.0
 
@@ -56,7 +56,7 @@ class Heartbeat:
     @property
     def period(self) -> float:
         if self.state.fleet > _LARGE_FLEET:
-            return min(self.lease / _FEWEST_BEATS, 1.5 * _LONGEST_BEAT)
+            return min(self.lease / _FEWEST_BEATS, 2 * _LONGEST_BEAT)
         return min(self.lease / BEATS_PER_LEASE, _LONGEST_BEAT)
 
     def run(self) -> None:
@@ -133,7 +133,8 @@ class Heartbeat:
             if workers or jobs:
                 log.warning("%d workers are gone; %d jobs are back in the queue", workers, jobs)
                 self.state.wake.set()
-        if now - self._housekept_at >= _HOUSEKEEPING:
+        # One at a time does it: in a large fleet each asks the more seldom.
+        if now - self._housekept_at >= _HOUSEKEEPING * max(1.0, self.state.fleet / 10):
             self._housekept_at = now
             with self.state.watch.database("the housekeeping's connection", CALL_SECONDS, connection):
                 queue.housekeeping(connection)
