@@ -9,7 +9,9 @@ there and ends the job; what was read beyond is dropped.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import psycopg
@@ -18,7 +20,7 @@ from pgvec_queue import queue, writing
 from pgvec_queue.database import is_write_conflict, kind_of, one_line
 from pgvec_queue.errors import Kind
 from pgvec_queue.queue import Claimer
-from pgvec_queue.slices import Embedded, Failure, Fate, Slice, Written, position
+from pgvec_queue.slices import Document, Embedded, Failure, Fate, Slice, Written, position
 from pgvec_queue.worker.breaker import Breaker
 from pgvec_queue.worker.reader import block, leave_to_others
 from pgvec_queue.worker.stages import Channel
@@ -35,6 +37,9 @@ class Breakers:
 
     embedded: Breaker = field(default_factory=Breaker)
     accepted: Breaker = field(default_factory=Breaker)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held from a failure's being counted to its being in quarantine: else one writer may take back what failed while
+    another is about to quarantine more of it."""
 
 
 class Writer:
@@ -46,15 +51,17 @@ class Writer:
         self._source = source
         self._claimer = claimer
         self._member = claimer.member
+        self._failing = breakers.lock
         self._embedded = breakers.embedded
         self._accepted = breakers.accepted
 
     def run(self) -> None:
         for work in self._source:
-            if work.run.dropped:
-                self._waste(work.run, work.embedded)
-            elif not self._is_sick(work.run, work.embedded):
-                self._write(work.run, work.part, work.embedded)
+            with self._failing if any(item.failure is not None for item in work.embedded) else nullcontext():
+                if work.run.dropped:
+                    self._waste(work.run, work.embedded)
+                elif not self._is_sick(work.run, work.embedded):
+                    self._write(work.run, work.part, work.embedded)
             if work.part.last or work.run.dropped:
                 self._state.end(work.run)
             self._state.leave()
@@ -123,22 +130,27 @@ class Writer:
                 # Its chunks are not even written any more: what fails now is not the document's.
                 block(self._link, self._state, self._member, run, one_line(error))
                 return
-            failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
-            key = embedded[0].document.key
-            log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(key), failure.message)
-            if self._accepted.add(run.job.vectorizer_id, [key]):
-                destination = run.fragments.vectorizer.destination
-                why = f"are refused by {destination}, the last one: {failure.message}"
-                reason = self._take_back(run, self._accepted, why)
-                block(self._link, self._state, self._member, run, reason)
-                return
-            self._write(run, part, [Embedded(embedded[0].document, failure=failure)])
+            with self._failing:
+                self._refused(run, part, embedded[0].document, error)
             return
         half = len(embedded) // 2
         first, second = _split(part, half)
         self._write(run, first, embedded[:half])
         if not run.dropped:
             self._write(run, second, embedded[half:])
+
+    def _refused(self, run: Run, part: Slice, document: Document, error: psycopg.Error) -> None:
+        """Quarantines a document that the database refuses; where most are refused, blocks the vectorizer instead."""
+        if run.dropped:
+            return
+        failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
+        log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(document.key), failure.message)
+        if self._accepted.add(run.job.vectorizer_id, [document.key]):
+            why = f"are refused by {run.fragments.vectorizer.destination}, the last one: {failure.message}"
+            reason = self._take_back(run, self._accepted, why)
+            block(self._link, self._state, self._member, run, reason)
+            return
+        self._write(run, part, [Embedded(document, failure=failure)])
 
     def _after_loss(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:
         """The fence refused: the write had been committed after all, or others have the job now, or the end of it."""

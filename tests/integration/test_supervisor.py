@@ -484,4 +484,5 @@ def test_the_progress_of_several_processes_is_one_bar(here: Bench) -> None:
     # What the processes say stands above it.
     said = [line for line in lines if re.search(r"\[[12]\] ", line)]
     assert all(re.match(r"\d\d:\d\d:\d\d \[[12]\] ", line) for line in said), said
-    assert sum("violates check constraint" in line for line in said) == 20
+    # A narrow terminal breaks the rest off.
+    assert sum(" violates" in line for line in said) == 20
