@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 from pgvec_queue import process
 from pgvec_queue.cutting import Cut, CutterPool, Recipe, cut
@@ -15,10 +16,10 @@ from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, PgvecError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
 from pgvec_queue.vectorizer import Vectorizer
-from pgvec_queue.worker.embedding import Block
+from pgvec_queue.worker.embedding import POOL_DIED, Block
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import State, Work
+from pgvec_queue.worker.state import State, StoppedError, Work
 
 LOADING_SECONDS = 1_800.0
 """Longest that a model may take to load, its download included."""
@@ -101,7 +102,12 @@ class ChunkStage:
         if self._processes and isinstance(tokenizer, HuggingFaceTokenizer):
             if self._pool is None:
                 self._pool = CutterPool(self._processes)
-            return self._pool.submit(recipe, tokenizer, documents)
+            try:
+                return self._pool.submit(recipe, tokenizer, documents)
+            except BrokenProcessPool:
+                # As if this process had died: giving its jobs back would have the document that did it tried for ever.
+                self._state.stall(POOL_DIED)
+                raise StoppedError from None
         done: Future[list[Cut]] = Future()
         with self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")):
             done.set_result(cut(recipe, tokenizer, documents))

@@ -37,6 +37,7 @@ LEAVE_WITHIN = 5.0
 WINDOW_SECONDS = 2.0
 """Of the device's work, in one call."""
 _LEAST_WINDOW = 2_048
+POOL_DIED = "a process that chunks has died, and its slice"
 _PARTS = 8
 """Into which a spoilt call is divided: of two, most would be spoilt again."""
 _CAREFUL_DOCUMENTS = 8
@@ -127,7 +128,7 @@ class EmbedStage:
                             return []
         except BrokenProcessPool:
             # As if this process had died of it: the document that did it must not be tried for ever.
-            self._state.stall("a tokenizer's process died and")
+            self._state.stall(POOL_DIED)
         except PgvecError as error:
             self._block(work.run, str(error))
         work.run.dropped = True

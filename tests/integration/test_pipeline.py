@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pgvec_queue.embedders.hashing import HashingEmbedder
-from pgvec_queue.worker import Outcome, reader
+from pgvec_queue.errors import StalledError
+from pgvec_queue.worker import Outcome, Worker, WorkerOptions, reader
 from tests.support import WORDS, Bench
+from tests.waiting import wait_until
 
 RIGHT = {"missing": 0, "orphaned": 0, "stale": 0}
 
@@ -69,6 +73,32 @@ def test_a_call_holds_several_slices_where_they_are_ready(bench: Bench, monkeypa
     assert sum(len(texts) for texts, _, _ in calls) == 300
     assert bench.wrong(vectorizer) == RIGHT
     assert bench.value("SELECT rows_done FROM pgvec.progress") == 300
+
+
+@pytest.mark.model
+def test_the_death_of_a_process_that_chunks_counts_as_the_workers_own(bench: Bench) -> None:
+    _fill(bench, ["the queue is a table. " * 40] * 60)
+    bench.enqueue("docs", "body", model="sentence-transformers/all-MiniLM-L6-v2", rows_per_job=20)
+    worker = Worker(bench.database, WorkerOptions(drain=True, lease=60.0, tokenizers=1))
+    before = {child.pid for child in psutil.Process().children()}
+
+    def kill() -> None:
+        wait_until(lambda: [one for one in _cutters() if one.pid not in before], 60)
+        for child in _cutters():
+            if child.pid not in before:
+                child.kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    with pytest.raises(StalledError, match="a process that chunks has died"):
+        worker.run()
+    killing.join()
+    # Not given back: whoever takes them over counts an attempt.
+    assert bench.value("SELECT count(*) FROM pgvec.jobs WHERE state = 'running'") > 0
+
+
+def _cutters() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if "spawn_main" in " ".join(one.cmdline())]
 
 
 @pytest.mark.model
