@@ -50,7 +50,9 @@ def cut(recipe: Recipe, tokenizer: Tokenizer, documents: Sequence[Document]) -> 
     Raises ``DefinitionError`` and ``EmbedderError`` where it is not the document's fault.
     """
     chunker = _chunker(recipe, tokenizer)
-    return [_cut(recipe, chunker, document) for document in documents]
+    if recipe.size is None:
+        return _whole(recipe, chunker, documents)
+    return [_chunks(recipe, chunker, document) for document in documents]
 
 
 @functools.lru_cache(maxsize=16)
@@ -59,21 +61,35 @@ def _chunker(recipe: Recipe, tokenizer: Tokenizer) -> Chunker:
     return Chunker(tokenizer, recipe.size or recipe.max_tokens or 512, recipe.overlap, template, recipe.prompt)
 
 
-def _cut(recipe: Recipe, chunker: Chunker, document: Document) -> Cut:
+def _chunks(recipe: Recipe, chunker: Chunker, document: Document) -> Cut:
     if document.text is None:
-        return Failure(
-            "DocumentTooLarge", f"document has {document.size} bytes, the limit is {recipe.max_document_bytes}"
-        )
-    columns = dict(zip(chunker.columns, document.columns, strict=True)) if chunker.columns else None
+        return _too_large(recipe, document)
     try:
-        if recipe.size is not None:
-            return chunker.chunks(document.text, columns)
-        whole = chunker.whole(document.text, columns, recipe.max_tokens, truncate=recipe.truncate)
+        return chunker.chunks(document.text, _columns(chunker, document))
     except EmbedderError as error:
         if error.kind is not Kind.ROW:
             raise
         return Failure(type(error).__name__, str(error))
-    return [whole] if whole is not None else []
+
+
+def _whole(recipe: Recipe, chunker: Chunker, documents: Sequence[Document]) -> list[Cut]:
+    texts = [(one.text, _columns(chunker, one)) for one in documents if one.text is not None]
+    found = iter(chunker.wholes(texts, recipe.max_tokens, recipe.truncate))
+    cuts: list[Cut] = []
+    for document in documents:
+        whole = next(found) if document.text is not None else _too_large(recipe, document)
+        if isinstance(whole, EmbedderError):
+            whole = Failure(type(whole).__name__, str(whole))
+        cuts.append(whole if isinstance(whole, Failure) else [whole] if whole is not None else [])
+    return cuts
+
+
+def _columns(chunker: Chunker, document: Document) -> dict[str, str | None] | None:
+    return dict(zip(chunker.columns, document.columns, strict=True)) if chunker.columns else None
+
+
+def _too_large(recipe: Recipe, document: Document) -> Failure:
+    return Failure("DocumentTooLarge", f"document has {document.size} bytes, the limit is {recipe.max_document_bytes}")
 
 
 class CutterPool:

@@ -33,6 +33,7 @@ KNOWN: Mapping[str, type] = {
     "tokenizer": str,
     "device": str,
     "dtype": str,
+    "runtime": str,
     "lease": float,
     "batch_tokens": int,
     "threads": int,

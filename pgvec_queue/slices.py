@@ -13,7 +13,8 @@ from pgvec_queue.chunking import Chunk
 from pgvec_queue.queue import Job, Key
 
 
-@dataclass(frozen=True, slots=True)
+# Neither these nor what is embedded of them is frozen: making one, of which there are millions, would cost three times.
+@dataclass(slots=True)
 class Document:
     """One source row that needs vectors."""
 
@@ -82,7 +83,7 @@ class Failure:
     """The model refused it; what many of these mean is told apart from poison by ``worker.breaker``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Embedded:
     """A document with its chunks and their vectors ``(n, d) float32``, or with the reason why it has none."""
 

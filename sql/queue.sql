@@ -169,9 +169,10 @@ RETURNING id, pgvec.world();
 -- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, and whether
 -- one of them has not been heard of for its lease.
 UPDATE pgvec.workers w
-SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, models = %(models)s,
-    memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
-    documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s
+SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, runtime = %(runtime)s,
+    models = %(models)s, memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
+    documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s,
+    padding = %(padding)s
 FROM (SELECT count(*) AS size,
              coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
       FROM pgvec.workers o WHERE NOT o.gone) fleet

@@ -116,7 +116,7 @@ SELECT w.id AS worker_id, w.host, w.pid, w.version, w.device, w.dtype, w.models,
        CASE WHEN w.gone OR w.beat_at < clock_timestamp() - w.lease THEN 'gone' ELSE w.state END AS state,
        clock_timestamp() - w.beat_at AS since_beat, w.started_at, w.memory_bytes,
        (SELECT count(*) FROM pgvec.jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS jobs,
-       w.waiting_for, w.busy, w.documents_per_second, w.loads, w.batch_tokens
+       w.waiting_for, w.busy, w.documents_per_second, w.loads, w.batch_tokens, w.runtime, w.padding
 FROM pgvec.workers w;
 COMMENT ON VIEW pgvec.worker_status IS 'One row per worker: where it runs, what it does, when it was last heard of';
 

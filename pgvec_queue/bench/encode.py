@@ -41,6 +41,8 @@ class Options:
     model: str = DEFAULT_MODEL
     device: str = "auto"
     dtype: str = "auto"
+    runtime: str = "torch"
+    """What computes on a CPU, in the worker and in the forward pass; ``encode`` is torch's."""
     threads: int | None = None
     """None: as many as torch takes by itself."""
     batch_tokens: int | None = None
@@ -61,6 +63,8 @@ class _Round:
     forward: float
     busy: float | None
     """Share of the time that the worker says its device was busy; None where it does not say."""
+    padding: float | None
+    """Share of the tokens that the worker has computed since its start."""
     encode_padding: float
     forward_padding: float
 
@@ -87,7 +91,7 @@ def run(place: Place, options: Options, say: Say) -> Report:
             sample = _sample(own, workers, options, texts)
             worker = _worker(workers)
             say(f"loading it beside, on {worker['device']} in {worker['dtype']}, and finding its best batches")
-            reference = Reference(spec, worker["device"], worker["dtype"], threads)
+            reference = Reference(spec, worker["device"], worker["dtype"], threads, worker["runtime"])
             size = reference.best_batch_size(sample.texts)
             budget = options.batch_tokens or reference.best_batch_tokens(sample.texts)
             wanted = _documents_per_round(options, sample)
@@ -98,7 +102,12 @@ def run(place: Place, options: Options, say: Say) -> Report:
                 rounds.append(
                     _round(own, workers, reference, name, itertools.islice(texts, wanted), options.model, size, budget)
                 )
-        measured = {"device": worker["device"], "dtype": worker["dtype"], "threads": threads}
+        measured = {
+            "device": worker["device"],
+            "dtype": worker["dtype"],
+            "runtime": worker["runtime"],
+            "threads": threads,
+        }
         return report(
             own,
             "encode",
@@ -117,7 +126,8 @@ def run(place: Place, options: Options, say: Say) -> Report:
 
 
 def _arguments(options: Options, threads: int) -> list[str]:
-    chosen = ["--device", options.device, "--dtype", options.dtype, "--threads", str(threads)]
+    chosen = ["--device", options.device, "--dtype", options.dtype, "--runtime", options.runtime]
+    chosen += ["--threads", str(threads)]
     return [*chosen, "--batch-tokens", str(options.batch_tokens)] if options.batch_tokens else chosen
 
 
@@ -137,7 +147,9 @@ def _sample(own: Arena, workers: Fleet, options: Options, texts: Iterator[str]) 
         tried = part.of_texts(own, f"sample_{count}", itertools.islice(texts, count), model=options.model)
         done = tried.work(workers)
         if done.seconds >= _SAMPLE_SECONDS or options.chunks is not None:
-            return _Sample(count / done.seconds, done.chunks / count, tried.chunks())
+            # Not all of them: each of the other sides' batch sizes is tried several times.
+            some = math.ceil(done.chunks * min(1.0, _SAMPLE_SECONDS / done.seconds))
+            return _Sample(count / done.seconds, done.chunks / count, tried.chunks()[:some])
         count *= 4
 
 
@@ -166,13 +178,21 @@ def _round(
     """Measures the three sides, one after the other, on the same chunks."""
     work = part.of_texts(own, name, texts, model=model)
     done = work.work(workers)
-    busy = workers.rows()[0].get("busy")
+    told = workers.rows()[0]
     chunks = work.chunks()
     work.drop()
     encode = reference.encode(chunks, batch_size)
     ready = reference.prepare(chunks, batch_tokens)
     forward = reference.forward(ready)
-    return _Round(done, encode, forward, busy, reference.encode_padding(chunks, batch_size), ready.padding)
+    return _Round(
+        done,
+        encode,
+        forward,
+        told["busy"],
+        told["padding"],
+        reference.encode_padding(chunks, batch_size),
+        ready.padding,
+    )
 
 
 def _is_enough(options: Options, rounds: list[_Round]) -> bool:
@@ -199,3 +219,6 @@ def _figures(rounds: list[_Round]) -> Iterator[Figure]:
     busy = [one.busy for one in rounds if one.busy is not None]
     if busy:
         yield Figure("device_busy_share", busy)
+    padding = [one.padding for one in rounds if one.padding is not None]
+    if padding:
+        yield Figure("worker_padding_share", padding)

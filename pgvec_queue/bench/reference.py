@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pgvec_queue.embedders import ModelSpec, model_files
+from pgvec_queue.embedders import ModelSpec, model_files, model_loading, openvino
 from pgvec_queue.errors import MissingExtraError
 
 _SIZES = {"cpu": (8, 16, 32, 64, 128), "other": (8, 16, 32, 64, 128, 256, 512, 1_024)}
@@ -32,23 +32,34 @@ class Batches:
 class Reference:
     """The model as sentence-transformers loads it."""
 
-    def __init__(self, spec: ModelSpec, device: str, dtype: str, threads: int) -> None:
-        """Raises ``MissingExtraError`` without the packages, and what ``model_files.locate`` raises."""
+    def __init__(self, spec: ModelSpec, device: str, dtype: str, threads: int, runtime: str) -> None:
+        """``encode`` is always torch's; the forward pass has the worker's ``runtime``.
+
+        Raises ``MissingExtraError`` without the packages, and what ``model_files.locate`` raises.
+        """
         try:
             import sentence_transformers
             import torch
             import transformers
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"bench encode ({error})", "worker") from error
-        transformers.utils.logging.disable_progress_bar()
+        model_loading.hush(transformers)
         torch.set_num_threads(threads)
         self._torch = torch
         self._on = "cpu" if device == "cpu" else "other"
         path = model_files.locate(spec, weights=True).path
-        self._model: Any = sentence_transformers.SentenceTransformer(
-            str(path), device=device, trust_remote_code=spec.trust_remote_code
-        ).to(getattr(torch, dtype))
-        self._model.eval()
+
+        def model() -> Any:
+            loaded = sentence_transformers.SentenceTransformer(
+                str(path), device=device, trust_remote_code=spec.trust_remote_code
+            )
+            return loaded.to(getattr(torch, dtype)).eval()
+
+        self._model = self._bare = model()
+        if runtime == "openvino":
+            self._bare = model()
+            names = {name for name, value in self._tokenized(["names"]).items() if isinstance(value, torch.Tensor)}
+            openvino.Swap(torch, self._bare, frozenset(names), threads).settle()
 
     def best_batch_size(self, texts: Sequence[str]) -> int:
         """Returns the batch size with which ``encode`` is fastest on these texts."""
@@ -89,7 +100,7 @@ class Reference:
         torch = self._torch
         started = time.perf_counter()
         with torch.inference_mode():
-            done = [self._model(dict(features))["sentence_embedding"] for features in batches.features]
+            done = [self._bare(dict(features))["sentence_embedding"] for features in batches.features]
             torch.cat(done).float().cpu()
         return time.perf_counter() - started
 

@@ -66,6 +66,13 @@ def bench() -> None:
     show_default=True,
     help="Precision of the model.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="What computes on a CPU, in the worker and in the forward pass.",
+)
 @click.option("--threads", type=Whole(1, 4096), metavar="N", help="CPU threads of all sides.  [default: torch's]")
 @click.option("--batch-tokens", type=Whole(16), metavar="N", help="Tokens per batch.  [default: what is best]")
 @click.option(

@@ -100,7 +100,7 @@ def _program() -> str:
 
 
 def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versions) -> None:
-    embedder = embedders.load(defined.spec, DeviceOptions())
+    embedder = embedders.load(defined.spec, DeviceOptions(runtime="torch"))
     try:
         for query in corpus.QUERIES:
             click.echo(f"\n? {query}")

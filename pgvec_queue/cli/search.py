@@ -40,7 +40,7 @@ def search(
     """Find the chunks of the vectorizer NAME that are nearest to QUERY, by cosine similarity."""
     connection, versions = session.connect_checked("search")
     found = vectorizer.get(connection, name)
-    embedder = embedders.load(found.spec, DeviceOptions(device or "auto"))
+    embedder = embedders.load(found.spec, DeviceOptions(device or "auto", runtime="torch"))
     try:
         answer = searching.search(connection, found, versions, embedder, query, limit=limit or 10, threshold=threshold)
     finally:

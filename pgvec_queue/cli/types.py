@@ -96,6 +96,7 @@ SETTINGS: Mapping[str, Any] = {
     "tokenizer": Text(),
     "device": Device(),
     "dtype": click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    "runtime": click.Choice(["auto", "torch", "openvino"]),
     "lease": Number(1, 3600),
     "batch_tokens": Whole(16),
     "threads": Whole(1, 4096),

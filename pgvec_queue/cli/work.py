@@ -49,6 +49,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 @setting("--device", key="device", help="auto, cpu, mps, cuda (each there is) or cuda:N.  [default: auto]")
 @setting("--processes", key="processes", metavar="N", help="Worker processes for each device.  [default: 1]")
 @setting("--dtype", key="dtype", help="Precision of the model.  [default: auto]")
+@setting("--runtime", key="runtime", help="What computes on a CPU: auto, torch or openvino.  [default: the faster]")
 @click.option("--drain", is_flag=True, help="End when nothing is left to claim or to wait for.")
 @setting("--lease", key="lease", metavar="SECONDS", help="Silence after which others take over.  [default: 30]")
 @setting("--batch-tokens", key="batch_tokens", metavar="N", help="Tokens per device batch.  [default: as measured]")
@@ -69,6 +70,7 @@ def work(
     device: str | None,
     processes: int | None,
     dtype: str | None,
+    runtime: str | None,
     drain: bool,
     lease: float | None,
     batch_tokens: int | None,
@@ -90,7 +92,7 @@ def work(
     """
     options = WorkerOptions(
         names=names or None,
-        device=DeviceOptions(device or "auto", dtype or "auto", batch_tokens, threads),
+        device=DeviceOptions(device or "auto", dtype or "auto", batch_tokens, threads, runtime or "auto"),
         drain=drain,
         lease=lease or DEFAULT_LEASE,
         memory=memory,

@@ -65,6 +65,8 @@ class DeviceOptions:
     batch_tokens: int | None = None
     """Tokens per device batch, padding included; None: what suits the device."""
     threads: int | None = None
+    runtime: str = "auto"
+    """What computes on a CPU: ``torch``, ``openvino``, or whichever is there and faster."""
 
 
 class Embedder(Protocol):
@@ -135,9 +137,9 @@ def check_device(options: DeviceOptions) -> None:
     Loads torch, except for ``auto`` and ``cpu``, which are always there.
     """
     if options.device not in ("auto", "cpu"):
-        from pgvec_queue.embedders import sentence_transformers
+        from pgvec_queue.embedders import model_loading
 
-        sentence_transformers.find_device(options.device)
+        model_loading.find_device(options.device)
 
 
 def load(spec: ModelSpec, options: DeviceOptions) -> Embedder:

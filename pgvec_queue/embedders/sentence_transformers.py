@@ -13,7 +13,6 @@ that normalizes and is truncated is normalized again afterwards, since the short
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,17 @@ from typing import Any
 import numpy as np
 
 from pgvec_queue import process
-from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors, model_files, model_inputs, tuning
+from pgvec_queue.embedders import (
+    DeviceOptions,
+    ModelInfo,
+    ModelSpec,
+    Vectors,
+    model_files,
+    model_inputs,
+    model_loading,
+    openvino,
+    tuning,
+)
 from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
 from pgvec_queue.embedders.devices import Device, Fetch, open_device
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
@@ -29,12 +38,16 @@ from pgvec_queue.tokenizers import Ids, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BATCHES = 16
+WINDOW_BATCHES = 32
 """Batches' worth of texts that are sorted by length together."""
-_DTYPES = ("float32", "float16", "bfloat16")
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _USUAL_TOKENS = 96
 """Length of the texts on which a device is measured."""
+_LONG_TOKENS = 512
+"""Of the longest text by which two runtimes are compared."""
+SAME = 0.999
+"""Cosine that the vectors of two runtimes must have at least."""
+_PROBES = ("a", "a few more words, and 3 signs!")
+_TORCH, _OPENVINO = 1, 2
 
 
 class SentenceTransformersEmbedder:
@@ -43,9 +56,10 @@ class SentenceTransformersEmbedder:
     def __init__(self, spec: ModelSpec, options: DeviceOptions, memory: tuning.Memory | None = None) -> None:
         """Loads the model, and measures what suits the device where ``memory`` does not know it yet.
 
-        Raises ``MissingExtraError`` when torch or sentence-transformers is not installed, ``SettingsError`` when the
-        device is not on this machine, and ``EmbedderError`` when the model cannot be had, must not be loaded, or does
-        not fit the spec (kind ``VECTORIZER``), or when the hub or the device's memory fails just now (``PASSING``).
+        Raises ``MissingExtraError`` when torch, sentence-transformers or the runtime asked for is not installed,
+        ``SettingsError`` when the device is not on this machine or the runtime cannot run the model, and
+        ``EmbedderError`` when the model cannot be had, must not be loaded, or does not fit the spec (kind
+        ``VECTORIZER``), or when the hub or the device's memory fails just now (``PASSING``).
         """
         try:
             import torch
@@ -53,16 +67,18 @@ class SentenceTransformersEmbedder:
             raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
         self._torch = torch
         self._memory = memory or tuning.Memory()
-        self.device = _device(torch, options.device)
-        dtype = _dtype(self.device, options.dtype)
+        self.device = model_loading.torch_device(torch, options.device)
+        dtype = model_loading.torch_dtype(self.device, options.dtype)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         files = model_files.locate(spec, weights=True)
         habits = model_files.read_habits(spec, files.path)
-        self._model = _load(torch, spec, str(files.path), self.device, dtype)
+        self._model = model_loading.load(torch, spec, str(files.path), self.device, dtype)
         self._model.eval()
         self._on: Device = open_device(torch, self.device)
         self.dtype = str(next(self._model.parameters()).dtype).removeprefix("torch.")
+        held = [*self._model.parameters(), *self._model.buffers()]
+        self.memory_bytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
         self._model.prompts.update(query=habits.query_prompt, document=habits.document_prompt)
         self._model.default_prompt_name = None
         self._model.truncate_dim = None
@@ -73,18 +89,22 @@ class SentenceTransformersEmbedder:
         if self._dimensions < own:
             self._model.truncate_dim = self._dimensions
             self._renormalize = type(list(self._model)[-1]).__name__ == "Normalize"
-        self.tokenizer: Tokenizer = _tokenizer(spec, self._model)
+        self.tokenizer: Tokenizer = model_loading.own_tokenizer(spec, self._model)
         self.info = ModelInfo(
             dimensions=self._dimensions,
-            max_tokens=_limit(self._model.max_seq_length),
+            max_tokens=model_loading.longest_input(self._model.max_seq_length),
             revision=files.revision,
             query_prompt=habits.query_prompt,
             document_prompt=habits.document_prompt,
         )
         self._inputs = model_inputs.learn(self._model, self.tokenizer, self.info.document_prompt)
         self._budget = options.batch_tokens or self._on.batch_tokens
-        self._key = f"{spec.model} {self.dtype} on {self._on.hardware}:"
-        self._tune(options)
+        self._real_tokens = self._computed_tokens = 0
+        self._key = f"{spec.model} {self.dtype} on {self._on.hardware}: "
+        self.runtime = "torch"
+        self._choose_threads(options)
+        self._choose_runtime(spec, options)
+        self._choose_budget(options)
 
     @property
     def batch_tokens(self) -> int:
@@ -100,9 +120,9 @@ class SentenceTransformersEmbedder:
         return self._on.worn_out
 
     @property
-    def memory_bytes(self) -> int:
-        held = [*self._model.parameters(), *self._model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+    def padding(self) -> float | None:
+        """Share of the tokens computed so far that were padding."""
+        return 1 - self._real_tokens / self._computed_tokens if self._computed_tokens else None
 
     def embed_documents(
         self, texts: Sequence[str], tokens: Sequence[int], ids: Sequence[Ids | None] | None = None
@@ -125,6 +145,8 @@ class SentenceTransformersEmbedder:
                 vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
             late = (batch, self._on.fetch(result))
             order = order[len(batch.indexes) :]
+            self._real_tokens += sum(tokens[index] for index in batch.indexes)
+            self._computed_tokens += batch.tokens
             self._on.tidy()
         if late is not None:
             vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
@@ -150,10 +172,10 @@ class SentenceTransformersEmbedder:
                 return self._encode_query(texts[0])
             return self._run(self._features(batch, texts, ids))
         except Exception as error:
-            if _is_device_failure(self._torch, error):
+            if model_loading.is_device_failure(self._torch, error):
                 raise
-            reason = _first_line(error)
-            if not _is_out_of_memory(self._torch, error):
+            reason = model_loading.first_line(error)
+            if not model_loading.is_out_of_memory(self._torch, error):
                 raise EmbedderError(f"the model failed on {len(batch.indexes)} texts: {reason}", Kind.ROW) from error
         # Only now: within the handler the traceback would still hold the batch's tensors.
         self._on.release()
@@ -162,7 +184,7 @@ class SentenceTransformersEmbedder:
                 f"a text of {batch.length} tokens alone does not fit the memory of {self.device}: {reason}", Kind.ROW
             )
         self._budget = max(1, batch.tokens // 2)
-        self._memory.put(f"{self._key} batch tokens", self._budget)
+        self._memory.put(self._key + self._budget_of, self._budget)
         logger.warning(
             "%s is out of memory at %d tokens a batch; going on with %d",
             self.device,
@@ -195,21 +217,84 @@ class SentenceTransformersEmbedder:
             [text], show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=self._renormalize
         )
 
-    def _tune(self, options: DeviceOptions) -> None:
-        """Chooses threads and tokens per batch by measurement, or as remembered; what was asked for stays."""
-        if self._inputs is None:
+    def _choose_threads(self, options: DeviceOptions) -> None:
+        """Takes as many threads as are fastest, measured or remembered; what was asked for stays."""
+        if self.device != "cpu" or options.threads is not None or self._inputs is None:
             return
-        if self.device == "cpu" and options.threads is None:
-            present = self._torch.get_num_threads()
-            most = process.cores()
-            self._torch.set_num_threads(
-                self._remembered("threads", {present, most, max(1, most // 2)}, present, self._rate_with_threads)
+        present = self._torch.get_num_threads()
+        most = process.cores()
+        self._torch.set_num_threads(
+            self._remembered("threads", {present, most, max(1, most // 2)}, present, self._rate_with_threads)
+        )
+
+    def _choose_runtime(self, spec: ModelSpec, options: DeviceOptions) -> None:
+        """Puts OpenVINO in torch's place where it is asked for, or where it is there and faster."""
+        if options.runtime == "torch":
+            return
+        asked = options.runtime == "openvino"
+        fits = self.device == "cpu" and self.dtype == "float32"
+        if not asked and not (fits and openvino.is_installed()):
+            return
+        if not fits:
+            raise SettingsError(
+                f"OpenVINO runs models in float32 on the CPU, not in {self.dtype} on {self.device}; "
+                "leave --runtime out, or give --device cpu --dtype float32"
             )
-        if options.batch_tokens is None:
-            self._budget = self._remembered("batch tokens", {*self._on.candidates}, self._budget, self._rate)
+        name = self._key + "runtime"
+        if not asked and self._memory.get(name) == _TORCH:
+            return
+        try:
+            swap = self._swap()
+        except openvino.UnsupportedError as error:
+            if asked:
+                raise SettingsError(f"OpenVINO cannot run {spec.model} ({error}); leave --runtime out") from error
+            logger.info("%s stays with torch: OpenVINO cannot run it (%s)", spec.model, error)
+            self._memory.put(name, _TORCH)
+            return
+
+        def rate(runtime: int) -> float:
+            swap.use() if runtime == _OPENVINO else swap.restore()
+            return self._rate(self._budget)
+
+        chosen = _OPENVINO if asked else self._remembered("runtime", {_TORCH, _OPENVINO}, _TORCH, rate)
+        if chosen == _OPENVINO:
+            swap.settle()
+            self.runtime = "openvino"
+        else:
+            swap.restore()
+
+    def _swap(self) -> openvino.Swap:
+        """Returns the transformer as OpenVINO has it, once it is known to make the same vectors.
+
+        Raises ``openvino.UnsupportedError`` where it does not.
+        """
+        ids = self.tokenizer.inputs(_PROBES)
+        if ids is None or not isinstance(self._inputs, model_inputs.PaddedInputs):
+            raise openvino.UnsupportedError("its inputs are not made of padded token ids alone")
+        longest = min(self.info.max_tokens or _LONG_TOKENS, _LONG_TOKENS)
+        ids = [one[:longest] for one in (*ids, np.resize(ids[-1], _USUAL_TOKENS), np.resize(ids[-1], longest))]
+        texts = [""] * len(ids)
+        batch = Batch(np.arange(len(ids)), len(ids), max(map(len, ids)))
+        expected = self._run(self._features(batch, texts, ids))
+        swap = openvino.Swap(self._torch, self._model, self._inputs.names, self._torch.get_num_threads())
+        found = self._run(self._features(batch, texts, ids))
+        least = float(self._torch.nn.functional.cosine_similarity(expected, found).min())
+        if not least >= SAME:
+            swap.restore()
+            raise openvino.UnsupportedError(f"its vectors have a cosine of {least:.4f} with torch's")
+        return swap
+
+    def _choose_budget(self, options: DeviceOptions) -> None:
+        """Takes batches of the size that is fastest, measured or remembered; what was asked for stays."""
+        if options.batch_tokens is None and self._inputs is not None:
+            self._budget = self._remembered(self._budget_of, {*self._on.candidates}, self._budget, self._rate)
+
+    @property
+    def _budget_of(self) -> str:
+        return "batch tokens" if self.runtime == "torch" else f"batch tokens by {self.runtime}"
 
     def _remembered(self, what: str, candidates: set[int], present: int, measure: tuning.Measure) -> int:
-        name = f"{self._key} {what}"
+        name = self._key + what
         known = self._memory.get(name)
         if known is None:
             known = tuning.choose([*candidates], present, measure)
@@ -231,133 +316,9 @@ class SentenceTransformersEmbedder:
         try:
             self._on.fetch(self._run(self._features(batch, [""] * rows, [one] * rows)))()
         except Exception as error:
-            if not _is_out_of_memory(self._torch, error):
+            if not model_loading.is_out_of_memory(self._torch, error):
                 raise
             return 0.0
         finally:
             self._on.tidy()
         return rows * length / (time.perf_counter() - began)
-
-
-def find_device(asked: str) -> str:
-    """Returns the device that ``asked`` means here; raises as the embedder does when it is not there."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
-    return _device(torch, asked)
-
-
-def _device(torch: Any, asked: str) -> str:
-    """Returns the torch device for ``--device``; one that is asked for and not there is an error, never replaced."""
-    cuda_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_mps = torch.backends.mps.is_available()
-    if asked == "auto":
-        asked = "cuda" if cuda_devices else "mps" if has_mps else "cpu"
-    kind, _, number = asked.partition(":")
-    if asked == "cpu" or (asked == "mps" and has_mps):
-        return asked
-    if kind == "cuda" and (asked == "cuda" or number.isdecimal()):
-        if int(number or 0) < cuda_devices:
-            return f"cuda:{int(number or 0)}"
-        why = "this torch is built without CUDA" if torch.version.cuda is None else f"torch sees {cuda_devices} of them"
-        raise SettingsError(f"device '{asked}' is not on this machine ({why}); choose another --device, or auto")
-    if asked == "mps":
-        raise SettingsError("device 'mps' is not on this machine; choose another --device, or auto")
-    raise SettingsError(f"there is no device '{asked}'; give --device auto, cpu, mps, cuda or cuda:N")
-
-
-def _dtype(device: str, asked: str) -> str:
-    if asked == "auto":
-        return "float32" if device == "cpu" else "float16"
-    if asked not in _DTYPES:
-        raise SettingsError(f"there is no dtype '{asked}'; give --dtype auto, {', '.join(_DTYPES)}")
-    return asked
-
-
-def _load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> Any:
-    """Returns the ``SentenceTransformer`` below ``path``, ready on the device."""
-    try:
-        import sentence_transformers
-        import transformers
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the sentence-transformers embedder ({error})", "worker") from error
-    _hush(transformers)
-    # The old name still works in new versions, but not the other way round.
-    modern = int(transformers.__version__.partition(".")[0]) >= 5
-    model_kwargs: dict[str, object] = {"dtype" if modern else "torch_dtype": getattr(torch, dtype)}
-    if not spec.trust_remote_code:
-        model_kwargs["use_safetensors"] = True
-    try:
-        model = sentence_transformers.SentenceTransformer(
-            path,
-            device=device,
-            trust_remote_code=spec.trust_remote_code,
-            # All files are there; only a trusted model may name code that lies in another repository.
-            local_files_only=not spec.trust_remote_code,
-            model_kwargs=model_kwargs,
-        )
-    except Exception as error:
-        if _is_out_of_memory(torch, error):
-            raise EmbedderError(
-                f"model '{spec.model}' does not fit the memory of {device} now", Kind.PASSING
-            ) from error
-        raise EmbedderError(f"model '{spec.model}' {_why_not_loaded(error)}", Kind.VECTORIZER) from error
-    if next(model.parameters()).dtype != getattr(torch, dtype):
-        # Not every kind of module heeds the keyword: a table of static embeddings does not.
-        model.to(getattr(torch, dtype))
-    return model
-
-
-def _why_not_loaded(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return model_files.OWN_CODE
-    if isinstance(error, ImportError):
-        return f"needs a Python package that is not installed: {_first_line(error)}"
-    return f"cannot be loaded ({_first_line(error)}); check that it is a sentence-transformers model"
-
-
-def _hush(transformers: Any) -> None:
-    """Keeps the libraries' bars and notices off stderr, unless somebody is looking for a fault."""
-    if not logger.isEnabledFor(logging.DEBUG):
-        transformers.utils.logging.disable_progress_bar()
-        for name in ("sentence_transformers", "transformers", "huggingface_hub"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _tokenizer(spec: ModelSpec, model: Any) -> Tokenizer:
-    """Returns a private copy of the model's tokenizer: every call of the model changes its own."""
-    import tokenizers
-
-    from pgvec_queue.tokenizers import HuggingFaceTokenizer
-
-    own = getattr(model, "tokenizer", None)
-    backend = own if isinstance(own, tokenizers.Tokenizer) else getattr(own, "backend_tokenizer", None)
-    if not isinstance(backend, tokenizers.Tokenizer):
-        raise EmbedderError(
-            f"model '{spec.model}' has no fast tokenizer, which is needed to find where chunks may be cut; "
-            "choose a model that has a tokenizer.json",
-            Kind.VECTORIZER,
-        )
-    return HuggingFaceTokenizer(backend)
-
-
-def _limit(longest: float | None) -> int | None:
-    return None if longest is None or not math.isfinite(longest) or longest >= model_files.NO_LIMIT else int(longest)
-
-
-def _is_out_of_memory(torch: Any, error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    )
-
-
-def _is_device_failure(torch: Any, error: Exception) -> bool:
-    """True for errors after which the process cannot use the device again; only newer versions of torch tell them."""
-    failure = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, failure) and not _is_out_of_memory(torch, error)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

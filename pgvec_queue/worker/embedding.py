@@ -1,6 +1,6 @@
 """The third stage: chunks become vectors; nothing of the database is open while it runs.
 
-The model is given the chunks of several slices at once, about two seconds of its work, so that texts of like length
+The model is given the chunks of several slices at once, about three seconds of its work, so that texts of like length
 meet in a batch, and identical ones once. A document that cannot be embedded costs itself only: the call that it spoilt
 is made again in parts until it is alone, and it goes on to the writer as a failure. Where a spoilt call is as dear as a
 good one, the next ones are small. An endpoint that is down is waited for; a model that cannot work blocks its
@@ -34,7 +34,7 @@ log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
-WINDOW_SECONDS = 2.0
+WINDOW_SECONDS = 3.0
 """Of the device's work, in one call."""
 _LEAST_WINDOW = 2_048
 POOL_DIED = "a process that chunks has died, and its slice"
@@ -135,7 +135,7 @@ class EmbedStage:
         return []
 
     def _window_tokens(self, work: Work, embedder: Embedder) -> int:
-        """How many tokens to pass in one call, once their rate is known about two seconds' worth."""
+        """How many tokens to pass in one call, once their rate is known about three seconds' worth."""
         rate = self._rates.get(work.run.fragments.vectorizer.spec)
         if rate is None:
             return embedder.window_tokens
@@ -178,6 +178,9 @@ class EmbedStage:
         Raises ``StoppedError`` once the worker was told to leave too long ago.
         """
         at = 0
+        # Of like size: what is left over after full ones would fill no batch.
+        held = sum(chunk.tokens for _, cut in documents for chunk in cut)
+        even = held / max(1, round(held / tokens))
         told_at: float | None = None
         while at < len(documents):
             if self._state.stopping.is_set():
@@ -185,7 +188,7 @@ class EmbedStage:
                 if self._state.aborted.is_set() or time.monotonic() - told_at > LEAVE_WITHIN:
                     raise StoppedError
             careful = self._careful[spec] > 0
-            group = _first_group(documents, at, tokens, _CAREFUL_DOCUMENTS if careful else len(documents))
+            group = _first_group(documents, at, even, _CAREFUL_DOCUMENTS if careful else len(documents))
             self._careful[spec] -= len(group) if careful else 0
             at += len(group)
             yield group
@@ -274,11 +277,11 @@ def _tokens(cuts: Sequence[Cut]) -> int:
     return sum(chunk.tokens for cut in cuts if not isinstance(cut, Failure) for chunk in cut)
 
 
-def _first_group(documents: Sequence[Ready], start: int, tokens: int, most: int) -> Sequence[Ready]:
-    """The documents from ``start`` on that have about so many tokens, at most ``most``; a longer one by itself."""
+def _first_group(documents: Sequence[Ready], start: int, tokens: float, most: int) -> Sequence[Ready]:
+    """The documents from ``start`` on that have at least so many tokens together, ``most`` of them at most."""
     held = 0
-    for at, (_, cut) in enumerate(documents[start : start + most], start):
+    for at, (_, cut) in enumerate(documents[start : start + most], start + 1):
         held += sum(chunk.tokens for chunk in cut)
-        if at > start and held > tokens:
+        if held >= tokens:
             return documents[start:at]
     return documents[start : start + most]

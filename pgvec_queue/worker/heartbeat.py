@@ -104,6 +104,7 @@ class Heartbeat:
             "state": "stopping" if self._told_to_leave else self.state.activity,
             "device": embedder.device if embedder else None,
             "dtype": embedder.dtype if embedder else None,
+            "runtime": getattr(embedder, "runtime", None),
             "models": self.models.names,
             "memory": process.peak_memory(),
             "waiting_for": "; ".join(sorted(set(self.state.waits.values()))) or None,
@@ -111,6 +112,7 @@ class Heartbeat:
             "documents_per_second": self.state.documents_per_second or None,
             "loads": self.models.loads,
             "batch_tokens": getattr(embedder, "batch_tokens", None),
+            "padding": getattr(embedder, "padding", None),
         }
 
     def _watched(self, connection: Connection) -> AbstractContextManager[None]:

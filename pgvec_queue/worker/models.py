@@ -50,7 +50,8 @@ class Models:
         for name, old in dropped:
             log.info("dropped %s to stay within the memory for models", name)
             old.close()
-        log.info("loaded %s on %s in %s", spec.model, loaded.device, loaded.dtype)
+        by = f" by {runtime}" if (runtime := getattr(loaded, "runtime", None)) else ""
+        log.info("loaded %s on %s in %s%s", spec.model, loaded.device, loaded.dtype, by)
         return loaded
 
     def give_back(self, spec: ModelSpec) -> None:

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ Copy = Callable[..., Path]
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentenceTransformersEmbedder]:
     memory = Memory(tmp_path_factory.mktemp("memory") / "devices.json")
-    loaded = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), memory)
+    loaded = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu", runtime="torch"), memory)
     yield loaded
     loaded.close()
 
@@ -82,7 +83,7 @@ def open_model() -> Iterator[Callable[..., SentenceTransformersEmbedder]]:
 
     def open_embedder(model: object = DEFAULT_MODEL, device: str = "cpu", dtype: str = "auto", **fields: Any) -> Any:
         spec = ModelSpec("sentence-transformers", str(model), **fields)
-        options = DeviceOptions(device=device, dtype=dtype, batch_tokens=1024, threads=2)
+        options = DeviceOptions(device=device, dtype=dtype, batch_tokens=1024, threads=2, runtime="torch")
         opened.append(SentenceTransformersEmbedder(spec, options))
         return opened[-1]
 
@@ -440,15 +441,16 @@ def test_auto_takes_the_best_device_there_is(open_model: Callable[..., SentenceT
 
 def test_what_suits_the_device_is_measured_once(tmp_path: Path) -> None:
     file = tmp_path / "devices.json"
-    first = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), Memory(file))
+    options = DeviceOptions(device="cpu", runtime="torch")
+    first = SentenceTransformersEmbedder(SPEC, options, Memory(file))
     found = json.loads(file.read_text())
     assert {name.rpartition(": ")[2] for name in found} == {"threads", "batch tokens"}
     batch_tokens = next(name for name in found if name.endswith("batch tokens"))
     assert first.batch_tokens == found[batch_tokens]["value"] in (512, 1024, 2048)
     found[batch_tokens]["value"] = 777
     file.write_text(json.dumps(found))
-    assert SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu"), Memory(file)).batch_tokens == 777
-    asked = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu", batch_tokens=99), Memory(file))
+    assert SentenceTransformersEmbedder(SPEC, options, Memory(file)).batch_tokens == 777
+    asked = SentenceTransformersEmbedder(SPEC, replace(options, batch_tokens=99), Memory(file))
     assert asked.batch_tokens == 99
 
 

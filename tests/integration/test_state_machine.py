@@ -306,7 +306,7 @@ class Machine(RuleBasedStateMachine):
         assert queue.reclaim(self.bench.connection)[0] == 1
         beat = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
         beat |= {"models": [], "memory": None, "waiting_for": None, "busy": None, "documents_per_second": None}
-        beat |= {"loads": 0, "batch_tokens": None}
+        beat |= {"loads": 0, "batch_tokens": None, "runtime": None, "padding": None}
         assert self.bench.connection.execute(statement("queue", "beat"), beat).fetchone() is None
         assert queue.Claimer(member, None).claim(self.bench.connection) is None
         return self.bench.register()

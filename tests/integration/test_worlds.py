@@ -73,6 +73,7 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         "state": "idle",
         "device": None,
         "dtype": None,
+        "runtime": None,
         "models": [],
         "memory": 0,
         "waiting_for": None,
@@ -80,6 +81,7 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         "documents_per_second": None,
         "loads": 0,
         "batch_tokens": None,
+        "padding": None,
     }
     for member, beats in ((here, True), (elsewhere, False)):
         row = bench.connection.execute(
