@@ -1,4 +1,4 @@
-"""Vectors and rows in PostgreSQL's binary formats, built in one buffer per slice.
+"""Vectors and rows in PostgreSQL's binary formats.
 
 Formats: binary COPY after PostgreSQL's manual ("COPY, binary format"); ``vector`` and ``halfvec`` as pgvector's
 ``vector_send`` and ``halfvec_send`` write them: int16 dimensions, int16 zero, then big-endian elements.
@@ -7,7 +7,7 @@ Formats: binary COPY after PostgreSQL's manual ("COPY, binary format"); ``vector
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ _ELEMENTS: dict[str, np.dtype[np.float32] | np.dtype[np.float16]] = {
     "halfvec": np.dtype(">f2"),
 }
 _LENGTH = struct.Struct(">i")
+_INT4 = struct.Struct(">ii")
+BLOCK_BYTES = 1 << 17
+"""About what of a stream is made at a time."""
 
 
 def field(data: bytes) -> bytes:
@@ -35,7 +38,7 @@ def text_field(text: str) -> bytes:
 
 
 def int4_field(number: int) -> bytes:
-    return struct.pack(">ii", 4, number)
+    return _INT4.pack(4, number)
 
 
 def vector_fields(vectors: NDArray[np.float32], store: str) -> list[bytes]:
@@ -43,25 +46,35 @@ def vector_fields(vectors: NDArray[np.float32], store: str) -> list[bytes]:
     elements = _ELEMENTS[store]
     count, dimensions = vectors.shape
     head = struct.pack(">ihh", 4 + dimensions * elements.itemsize, dimensions, 0)
+    fields = np.empty(count, [("head", np.void, len(head)), ("elements", elements, (dimensions,))])
+    fields["head"] = np.void(head)
     with np.errstate(over="ignore"):
         # What halfvec cannot hold becomes infinite, which the server refuses.
-        body = np.ascontiguousarray(vectors.astype(elements)).tobytes()
-    size = dimensions * elements.itemsize
-    return [head + body[i * size : (i + 1) * size] for i in range(count)]
+        fields["elements"] = vectors
+    body = fields.tobytes()
+    size = fields.itemsize
+    return [body[start : start + size] for start in range(0, len(body), size)]
 
 
-def rows(fields_per_row: int, lines: Iterable[Sequence[bytes]]) -> bytes:
-    """Returns a whole binary COPY stream; each line holds the fields of one row, one or several per element.
+def rows(fields_per_row: int, lines: Iterable[Sequence[bytes]]) -> Iterator[bytes]:
+    """Yields a whole binary COPY stream; each line holds the fields of one row, one or several per element.
 
-    ``fields_per_row`` is the number of columns: an element may carry several fields (a composite key).
+    ``fields_per_row`` is the number of columns: an element may carry several fields (a composite key). What is yielded
+    at a time is small enough for a processor's cache, so that the server reads it while the next is made.
     """
     count = struct.pack(">h", fields_per_row)
     parts = [_HEADER]
+    size = 0
     for line in lines:
         parts.append(count)
         parts.extend(line)
+        size += sum(map(len, line))
+        if size > BLOCK_BYTES:
+            yield b"".join(parts)
+            parts.clear()
+            size = 0
     parts.append(_TRAILER)
-    return b"".join(parts)
+    yield b"".join(parts)
 
 
 def array(fields: Sequence[bytes], element_oid: int) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from psycopg import sql
 from psycopg.adapt import PyFormat
 
-from pgvec_queue.database import statement
+from pgvec_queue.database import Connection, statement
 from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -49,10 +49,26 @@ class Fragments:
         self.destination_key = [identifier("d", name) for name in roles.key]
         self.key_casts = [literal_sql(t) for t in vectorizer.key_types]
         self.destination_casts = [literal_sql(t) for t in vectorizer.destination_key_types]
+        self._of_ranges: dict[tuple[str, str, bool, bool], bytes] = {}
 
     def compose(self, file: str, name: str, **parts: sql.Composable) -> sql.Composed:
         """Returns the statement with this vectorizer's parts, and those given, in their places."""
         return statement(file, name).format(**{**self._parts, **parts})
+
+    def of_range(self, connection: Connection, file: str, name: str, *, lower: bool, upper: bool) -> bytes:
+        """Returns the statement for the source rows in ``scope``, a range, and their chunks in ``destination_scope``.
+
+        It is kept: each slice needs it, and composing takes longer than the server takes to plan it.
+        """
+        known = self._of_ranges.get((file, name, lower, upper))
+        if known is None:
+            # Keys of another type have no range: any chunk at all may be one of them.
+            ordered = self.vectorizer.destination_ordered
+            chunks = self.bounds("d", lower=lower, upper=upper) if ordered else sql.SQL("true")
+            scope = self.bounds("s", lower=lower, upper=upper)
+            composed = self.compose(file, name, scope=scope, destination_scope=chunks)
+            known = self._of_ranges[file, name, lower, upper] = composed.as_bytes(connection)
+        return known
 
     @functools.cached_property
     def _parts(self) -> dict[str, sql.Composable]:

@@ -53,9 +53,9 @@ def read(connection: Connection, fragments: Fragments, job: Job, *, rows: int, m
 
 def _read_range(connection: Connection, fragments: Fragments, job: Job, rows: int, max_bytes: int) -> Slice:
     lower = job.checkpoint if job.checkpoint is not None else job.lower_key
-    scope = fragments.bounds("s", lower=lower is not None, upper=job.upper_key is not None)
+    has_lower = lower is not None
     window = connection.execute(
-        fragments.compose("reading", "window", scope=scope),
+        fragments.of_range(connection, "reading", "window", lower=has_lower, upper=job.upper_key is not None),
         {"lower": lower, "upper": job.upper_key, "window": WINDOW_ROWS},
     ).fetchone()
     assert window is not None
@@ -63,9 +63,7 @@ def _read_range(connection: Connection, fragments: Fragments, job: Job, rows: in
     upper = job.upper_key if end is None else end
     documents, selected = _documents(
         connection,
-        fragments.compose(
-            "reading", "read_range", scope=fragments.bounds("s", lower=lower is not None, upper=upper is not None)
-        ),
+        fragments.of_range(connection, "reading", "read_range", lower=has_lower, upper=upper is not None),
         # Where the slice will surely end before the range does, nobody would look at the count.
         {"lower": lower, "upper": upper, "rows": rows, "bytes": max_bytes, "count": rows >= job.rows - job.rows_seen},
         fragments,
@@ -120,7 +118,7 @@ def _is_full(documents: Sequence[Document], rows: int, max_bytes: int, fragments
 
 
 def _documents(
-    connection: Connection, query: sql.Composed, parameters: dict[str, Any], fragments: Fragments
+    connection: Connection, query: sql.Composed | bytes, parameters: dict[str, Any], fragments: Fragments
 ) -> tuple[list[Document], int | None]:
     """Returns the documents in order, and what else the query has counted."""
     parameters = {**parameters, "max_bytes": fragments.vectorizer.max_document_bytes}

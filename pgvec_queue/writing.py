@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgvec_queue.database import Connection, statement, transaction
@@ -63,13 +62,13 @@ def write(
             write_table(connection, fragments, part, plan, result)
         requeue = [*plan.requeue, *skipped]
         result.rows_embedded = len(plan.write) - len(skipped)
-        result.rows_wasted = sum(item.vectors is not None for item in embedded) - result.rows_embedded
+        result.rows_wasted = sum([item.vectors is not None for item in embedded]) - result.rows_embedded
         result.requeued = len(requeue)
         result.failed = len(plan.fail)
         result.rows_right = plan.selected - len(requeue)
-        result.chunks_reused = sum(item.reused for item in plan.write)
-        result.tokens = sum(chunk.tokens for item in plan.write for chunk in item.chunks)
-        result.truncated = sum(item.truncated for item in plan.write)
+        result.chunks_reused = sum([item.reused for item in plan.write])
+        result.tokens = sum([chunk.tokens for item in plan.write for chunk in item.chunks])
+        result.truncated = sum([item.truncated for item in plan.write])
         known = _keep_quarantine(connection, fragments, plan)
         result.documents_gained = result.rows_embedded + result.failed - known - result.documents_lost
         _requeue(connection, job, requeue, expected=not _is_live(job), delay=RETRY_LATER if skipped else 0.0)
@@ -182,16 +181,8 @@ def _survey(connection: Connection, fragments: Fragments, part: Slice, embedded:
     vectorizer = fragments.vectorizer
     if part.selected is None or vectorizer.into_column or not (vectorizer.filter is None or vectorizer.sync):
         return None
-    lower, upper = part.lower is not None, part.upper is not None
-    ordered = vectorizer.destination_ordered
     row = connection.execute(
-        fragments.compose(
-            "writing",
-            "survey",
-            scope=fragments.bounds("s", lower=lower, upper=upper),
-            # Keys of another type have no range: any chunk at all may be one of them.
-            destination_scope=fragments.bounds("d", lower=lower, upper=upper) if ordered else sql.SQL("true"),
-        ),
+        fragments.of_range(connection, "writing", "survey", lower=part.lower is not None, upper=part.upper is not None),
         {"lower": part.lower, "upper": part.upper, "horizon": part.horizon, "vectorizer": vectorizer.id},
     ).fetchone()
     assert row is not None

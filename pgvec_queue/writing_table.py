@@ -13,6 +13,9 @@ from pgvec_queue.fragments import Fragments, identifier
 from pgvec_queue.queue import Key
 from pgvec_queue.slices import Embedded, Plan, Slice, Written
 
+_TOGETHER = 64
+"""Documents whose vectors are put into PostgreSQL's format at once."""
+
 
 def write_table(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> None:
     """Makes the destination hold exactly the planned chunks for the slice's keys; counts into ``result``."""
@@ -79,19 +82,15 @@ def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded
         .as_string(connection)
         .replace("%%", "%")
     )
-    buffer = copybuffer.rows(len(columns), _lines(fragments, items))
     with connection.cursor() as cursor, cursor.copy(statement_.encode()) as copy:
-        copy.write(buffer)
+        for block in copybuffer.rows(len(columns), _lines(fragments, items)):
+            copy.write(block)
     return sum(len(item.chunks) for item in items)
 
 
 def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[bytes]]:
     roles = fragments.vectorizer.destination_roles
-    vectors = iter(
-        copybuffer.vector_fields(
-            np.concatenate([item.vectors for item in items if item.vectors is not None]), fragments.vectorizer.store
-        )
-    )
+    vectors = _vector_fields(fragments, items)
     for item in items:
         document = item.document
         prefix = "_".join(document.key)
@@ -108,3 +107,10 @@ def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[byt
             if roles.source_hash is not None:
                 line.append(hash_field)
             yield line
+
+
+def _vector_fields(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[bytes]:
+    for start in range(0, len(items), _TOGETHER):
+        vectors = [item.vectors for item in items[start : start + _TOGETHER] if item.vectors is not None]
+        if vectors:
+            yield from copybuffer.vector_fields(np.concatenate(vectors), fragments.vectorizer.store)

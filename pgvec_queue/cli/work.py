@@ -17,7 +17,7 @@ from typing import NoReturn, Protocol
 
 import click
 
-from pgvec_queue import progress
+from pgvec_queue import process, progress
 from pgvec_queue.cli import processes as several
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live, relayed
@@ -112,6 +112,7 @@ def work(
 def _work(session: Session, options: WorkerOptions, direct: Database | None) -> int:
     """Is the worker; returns the exit code."""
     supervised = PROCESS in os.environ
+    process.settle()
     worker = Worker(session.database, options, direct=direct)
     obey_signals(worker)
     if supervised:

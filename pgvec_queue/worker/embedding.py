@@ -179,7 +179,7 @@ class EmbedStage:
         """
         at = 0
         # Of like size: what is left over after full ones would fill no batch.
-        held = sum(chunk.tokens for _, cut in documents for chunk in cut)
+        held = sum([chunk.tokens for _, cut in documents for chunk in cut])
         even = held / max(1, round(held / tokens))
         told_at: float | None = None
         while at < len(documents):
@@ -252,7 +252,7 @@ class EmbedStage:
 
     def _measured(self, spec: ModelSpec, embedded: Sequence[Embedded], seconds: float) -> None:
         self._state.measured(len(embedded), seconds)
-        tokens = sum(chunk.tokens for item in embedded for chunk in item.chunks)
+        tokens = sum([chunk.tokens for item in embedded for chunk in item.chunks])
         if tokens and seconds > 0:
             known = self._rates.get(spec)
             self._rates[spec] = tokens / seconds if known is None else 0.7 * known + 0.3 * tokens / seconds
@@ -274,14 +274,14 @@ def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, C
 
 
 def _tokens(cuts: Sequence[Cut]) -> int:
-    return sum(chunk.tokens for cut in cuts if not isinstance(cut, Failure) for chunk in cut)
+    return sum([chunk.tokens for cut in cuts if not isinstance(cut, Failure) for chunk in cut])
 
 
 def _first_group(documents: Sequence[Ready], start: int, tokens: float, most: int) -> Sequence[Ready]:
     """The documents from ``start`` on that have at least so many tokens together, ``most`` of them at most."""
     held = 0
     for at, (_, cut) in enumerate(documents[start : start + most], start + 1):
-        held += sum(chunk.tokens for chunk in cut)
+        held += sum([chunk.tokens for chunk in cut])
         if held >= tokens:
             return documents[start:at]
     return documents[start : start + most]

@@ -116,9 +116,7 @@ def test_the_faster_one_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch,
 
 def test_vectors_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sentence_transformers, "SAME", 1.1)
-    with pytest.raises(
-        SettingsError, match=r"cannot run .* \(its vectors have a cosine of 1\.0000 with torch.s\)"
-    ):
+    with pytest.raises(SettingsError, match=r"cannot run .* \(its vectors have a cosine of 1\.0000 with torch.s\)"):
         _open("openvino")
     memory = Memory(tmp_path / "devices.json")
     embedder = _open("auto", memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,10 @@ VECTORS = st.tuples(st.integers(0, 5), st.integers(1, 9)).flatmap(
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 
 
-def _copy(connection: psycopg.Connection[tuple[Any, ...]], table: str, buffer: bytes) -> None:
+def _copy(connection: psycopg.Connection[tuple[Any, ...]], table: str, stream: Iterable[bytes]) -> None:
     with connection.cursor().copy(f"COPY {table} FROM STDIN (FORMAT BINARY)".encode()) as copy:
-        copy.write(buffer)
+        for block in stream:
+            copy.write(block)
 
 
 @pytest.mark.parametrize("store", TYPES)
@@ -89,4 +90,12 @@ def test_a_field_is_its_length_and_its_bytes() -> None:
     assert copybuffer.field(b"") == b"\0\0\0\0"
     assert copybuffer.text_field("ä") == b"\0\0\0\x02\xc3\xa4"
     assert copybuffer.int4_field(-2) == struct.pack(">ii", 4, -2)
-    assert copybuffer.rows(1, []) == b"PGCOPY\n\xff\r\n\0" + bytes(8) + b"\xff\xff"
+    assert b"".join(copybuffer.rows(1, [])) == b"PGCOPY\n\xff\r\n\0" + bytes(8) + b"\xff\xff"
+
+
+def test_a_long_stream_comes_in_small_blocks() -> None:
+    line = [copybuffer.field(bytes(1_000))] * 3
+    blocks = list(copybuffer.rows(3, [line] * 500))
+    assert len(blocks) > 5
+    assert max(map(len, blocks)) < copybuffer.BLOCK_BYTES + 4_000
+    assert b"".join(blocks).count(b"\0\x03" + line[0]) == 500
