@@ -1,0 +1,164 @@
+-- What people do to a vectorizer or a worker, from psql as from the command line; created again by every `pgvec init`.
+-- Each is one short transaction, wakes the workers, and leaves an event.
+
+-- name: vectorizer_id
+CREATE OR REPLACE FUNCTION pgvec.vectorizer_id(vectorizer text) RETURNS bigint
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint := (SELECT v.id FROM pgvec.vectorizers v WHERE v.name = vectorizer);
+    there text := (SELECT string_agg(v.name, ', ' ORDER BY v.name) FROM pgvec.vectorizers v);
+BEGIN
+    IF found IS NULL THEN
+        RAISE EXCEPTION 'no vectorizer is called %; %', quote_nullable(vectorizer),
+            coalesce('there are: ' || there, 'there is none yet; make one with `pgvec enqueue`') USING ERRCODE = 'no_data_found';
+    END IF;
+    RETURN found;
+END
+$$;
+COMMENT ON FUNCTION pgvec.vectorizer_id(text) IS 'The id of the vectorizer of that name; an error that lists the others where there is none';
+
+-- name: pause
+CREATE OR REPLACE FUNCTION pgvec.pause(vectorizer text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+BEGIN
+    UPDATE pgvec.vectorizers SET paused = true WHERE id = found AND NOT paused;
+    IF FOUND THEN
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('paused', found);
+    END IF;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.pause(text) IS 'Workers claim no more of its jobs, and give back the ones they have, within two seconds';
+
+-- name: resume
+CREATE OR REPLACE FUNCTION pgvec.resume(vectorizer text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+BEGIN
+    UPDATE pgvec.vectorizers SET paused = false, cancelled = false, blocked_reason = NULL, blocked_at = NULL
+    WHERE id = found AND (paused OR cancelled OR blocked_reason IS NOT NULL);
+    IF FOUND THEN
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('resumed', found);
+    END IF;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.resume(text) IS 'Lets it go on after a pause, a block or a cancellation';
+
+-- name: cancel
+CREATE OR REPLACE FUNCTION pgvec.cancel(vectorizer text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+BEGIN
+    UPDATE pgvec.vectorizers SET cancelled = true WHERE id = found AND NOT cancelled;
+    IF FOUND THEN
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('cancelled', found);
+    END IF;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.cancel(text) IS 'Gives up its unfinished jobs; what is written stays';
+
+-- name: retry
+CREATE OR REPLACE FUNCTION pgvec.retry(vectorizer text, error_class text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+    freed bigint := pgvec.retry_documents(found, error_class, NULL);
+BEGIN
+    IF freed > 0 THEN
+        INSERT INTO pgvec.events (kind, vectorizer_id, message) VALUES ('retried', found, freed || ' documents');
+    END IF;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+    RETURN freed;
+END
+$$;
+COMMENT ON FUNCTION pgvec.retry(text, text) IS 'Takes its documents (of one error class) out of quarantine and queues them; returns how many';
+
+-- name: alter_vectorizer
+-- NULL: as it is. A limit of 0 is none.
+CREATE OR REPLACE FUNCTION pgvec.alter_vectorizer(
+    vectorizer text, new_name text DEFAULT NULL, priority integer DEFAULT NULL, rows_per_job integer DEFAULT NULL,
+    rows_per_second_limit double precision DEFAULT NULL, replication_lag_limit interval DEFAULT NULL,
+    commit_time_limit interval DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    found bigint := pgvec.vectorizer_id(alter_vectorizer.vectorizer);
+BEGIN
+    UPDATE pgvec.vectorizers v
+    SET name = coalesce(alter_vectorizer.new_name, v.name),
+        priority = coalesce(alter_vectorizer.priority, v.priority),
+        rows_per_job = coalesce(alter_vectorizer.rows_per_job, v.rows_per_job),
+        rows_per_second_limit = nullif(coalesce(alter_vectorizer.rows_per_second_limit, v.rows_per_second_limit), 0),
+        replication_lag_limit = nullif(coalesce(alter_vectorizer.replication_lag_limit, v.replication_lag_limit), interval '0'),
+        commit_time_limit = nullif(coalesce(alter_vectorizer.commit_time_limit, v.commit_time_limit), interval '0')
+    WHERE v.id = found;
+    -- What another limit has spent is not owed to this one.
+    DELETE FROM pgvec.pace p WHERE p.vectorizer_id = found AND alter_vectorizer.rows_per_second_limit IS NOT NULL;
+    INSERT INTO pgvec.events (kind, vectorizer_id, message)
+    VALUES ('altered', found, concat_ws(', ', 'name ' || new_name, 'priority ' || alter_vectorizer.priority,
+            'rows per job ' || alter_vectorizer.rows_per_job,
+            'rows/s ' || alter_vectorizer.rows_per_second_limit, 'replication lag ' || alter_vectorizer.replication_lag_limit,
+            'commit time ' || alter_vectorizer.commit_time_limit));
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval) IS 'Changes what needs no new vectors; NULL leaves a thing as it is, 0 takes a limit away';
+
+-- name: drop_vectorizer
+CREATE OR REPLACE FUNCTION pgvec.drop_vectorizer(vectorizer text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+    func text := 'changed_' || found;
+    trigger record;
+BEGIN
+    FOR trigger IN
+        SELECT g.tgname, g.tgrelid::regclass::text AS on_table
+        FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'pgvec' AND p.proname = func AND NOT g.tgisinternal
+        ORDER BY g.tgrelid, g.tgname
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, trigger.on_table);
+    END LOOP;
+    EXECUTE format('DROP FUNCTION IF EXISTS pgvec.%I()', func);
+    DELETE FROM pgvec.vectorizers WHERE id = found;
+    DELETE FROM pgvec.jobs WHERE vectorizer_id = found;
+    DELETE FROM pgvec.failures WHERE vectorizer_id = found;
+    DELETE FROM pgvec.samples WHERE vectorizer_id = found;
+    DELETE FROM pgvec.minutes WHERE vectorizer_id = found;
+    DELETE FROM pgvec.counters WHERE vectorizer_id = found;
+    DELETE FROM pgvec.pace WHERE vectorizer_id = found;
+    INSERT INTO pgvec.events (kind, message) VALUES ('dropped', vectorizer);
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.drop_vectorizer(text) IS 'Removes the vectorizer with its jobs and triggers; its destination and the vectors in it stay';
+
+-- name: stop_workers
+CREATE OR REPLACE FUNCTION pgvec.stop_workers(on_host text DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    told bigint;
+BEGIN
+    UPDATE pgvec.workers w SET leave = true
+    WHERE NOT w.gone AND NOT w.leave AND (on_host IS NULL OR w.host = on_host);
+    GET DIAGNOSTICS told = ROW_COUNT;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+    RETURN told;
+END
+$$;
+COMMENT ON FUNCTION pgvec.stop_workers(text) IS 'Tells the workers of a host, or all, to leave as by SIGTERM; returns how many';
