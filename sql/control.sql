@@ -122,7 +122,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 DECLARE
     found bigint := pgvec.vectorizer_id(vectorizer);
-    func text := 'changed_' || found;
+    func text := 'sync_' || found;
     trigger record;
 BEGIN
     FOR trigger IN
