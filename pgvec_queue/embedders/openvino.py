@@ -7,6 +7,7 @@ are the same, and whether it pays, is for the caller to measure.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import warnings
@@ -46,9 +47,7 @@ class Swap:
         self._original = getattr(self._module, self._field)
         try:
             converted = _convert(openvino, torch, self._original, names)
-            compiled = openvino.Core().compile_model(
-                converted, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": str(threads)}
-            )
+            compiled = _core().compile_model(converted, "CPU", {**_SETTINGS, "INFERENCE_NUM_THREADS": str(threads)})
         except Exception as error:
             # Whatever its frontend finds: operations it does not know, control flow, its own failures.
             lines = str(error).strip().splitlines()
@@ -101,6 +100,16 @@ def is_installed() -> bool:
     import importlib.util
 
     return importlib.util.find_spec("openvino") is not None
+
+
+@functools.cache
+def _core() -> Any:
+    """Returns the one runtime of this process, which is never closed.
+
+    Its CPU plugin gives the thread that opens it a signal stack of its own and takes that away when it is closed; of
+    two, the later closed puts back one that is gone, and the next signal ends the process.
+    """
+    return _import().Core()
 
 
 def _import() -> Any:

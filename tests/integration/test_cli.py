@@ -23,7 +23,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgvec_queue import embedded, embedded_programs
+from pgvec_queue import embedded, embedded_programs, schema
 from tests.commandline import PASSWORD, CommandLine, assert_one_line
 from tests.support import Bench, pgvec, run_pgvec
 from tests.waiting import wait_until
@@ -99,8 +99,8 @@ def test_from_an_empty_database_to_an_answer(cli: CommandLine, database: str, mo
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
         connection.execute("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 10) i")
-    assert cli("init").out == "The schema pgvec was created (revision 0003).\n"
-    assert cli("init").out == "The schema pgvec is up to date (revision 0003).\n"
+    assert cli("init").out == f"The schema pgvec was created (revision {schema.HEAD}).\n"
+    assert cli("init").out == f"The schema pgvec is up to date (revision {schema.HEAD}).\n"
     planned = cli("enqueue", "docs", "--text", "body", *MODEL)
     assert planned.code == 0
     assert planned.out == "docs: 10 rows in 1 jobs, public.docs -> public.docs_vectors, hashing-8, 8 dimensions\n"

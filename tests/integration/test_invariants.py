@@ -161,7 +161,8 @@ def test_6_nothing_is_stuck(bench: Bench) -> None:
 def test_7_only_failures_count_as_attempts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopping, pausing, blocking and a connection that is lost count none; a death does."""
     monkeypatch.setenv("PGVEC_HASHING_FAULTS", "delay=0.02")
-    _docs(bench, 400)
+    # More than all rounds together finish of what they have in hand.
+    _docs(bench, 1_200)
     bench.enqueue("docs", "body", rows_per_job=20)
     for interference in (
         "SELECT 1",

@@ -166,6 +166,23 @@ print([name for name, module in sys.modules.items() if name.startswith("openvino
     assert ran.stdout.split("\n")[:2] == ["openvino", "[]"]
 
 
+def test_a_process_outlives_models_that_come_and_go() -> None:
+    """The runtime changes the stack on which signals are handled, where there is one."""
+    program = """
+import faulthandler, gc, os, signal, pgvec_queue.embedders as e
+faulthandler.enable()
+def model(): return e.load(e.ModelSpec("sentence-transformers", e.DEFAULT_MODEL),
+                           e.DeviceOptions("cpu", threads=1, batch_tokens=512, runtime="openvino"))
+signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
+first = model(); second = model()
+del first; gc.collect()
+del second; gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "heard\n"), ran
+
+
 def test_a_worker_says_what_computes(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 20) i")

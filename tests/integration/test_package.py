@@ -109,9 +109,12 @@ def test_the_base_installation_asks_for_no_model_library(wheel: Path) -> None:
     base = {requirement for requirement in required if "extra ==" not in requirement}
     assert any(requirement.startswith("psycopg") for requirement in base)
     assert not [
-        name for name in base if name.startswith(("torch", "sentence", "tokenizers", "tiktoken", "pixel", "gt-"))
+        name
+        for name in base
+        if name.startswith(("torch", "sentence", "tokenizers", "tiktoken", "openvino", "pixel", "gt-"))
     ]
-    assert set(metadata.get_all("Provides-Extra") or []) == {"worker", "endpoint", "local", "demo", "dev", "all"}
+    extras = {"worker", "endpoint", "openvino", "local", "demo", "dev", "all"}
+    assert set(metadata.get_all("Provides-Extra") or []) == extras
 
 
 def test_the_installed_program_goes_the_whole_way(installed: Installed, database: str) -> None:
