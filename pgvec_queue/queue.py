@@ -266,7 +266,7 @@ def housekeeping(connection: Connection) -> None:
         turn = connection.execute(statement("queue", "housekeeping_turn")).fetchone()
         if turn is None or not turn[0]:
             return
-        for name in ("fold_counters", "prune_workers", "prune_samples", "prune_jobs"):
+        for name in ("fold_counters", "prune_workers", "sum_up_minutes", "prune_samples", "prune_minutes", "prune_events", "prune_jobs"):
             connection.execute(statement("queue", name))
 
 

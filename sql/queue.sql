@@ -219,6 +219,25 @@ WHERE id IN (SELECT id FROM pgvec.jobs
              WHERE state IN ('done', 'cancelled') AND finished_at < clock_timestamp() - interval '7 days'
              LIMIT 10000);
 
+-- name: sum_up_minutes
+-- A minute is summed up when the one after it is over as well: nobody commits a sample of it any more by then.
+INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, host, rows, chunks, tokens, bytes)
+SELECT s.vectorizer_id, s.worker_id, date_trunc('minute', s.at), max(w.host),
+       sum(s.rows), sum(s.chunks), sum(s.tokens), sum(s.bytes)
+FROM pgvec.samples s LEFT JOIN pgvec.workers w ON w.id = s.worker_id
+WHERE s.at >= coalesce((SELECT max(minute) + interval '1 minute' FROM pgvec.minutes), '-infinity')
+  AND s.at < date_trunc('minute', clock_timestamp() - interval '1 minute')
+GROUP BY 1, 2, 3
+ON CONFLICT DO NOTHING;
+
+-- name: prune_minutes
+DELETE FROM pgvec.minutes WHERE minute < clock_timestamp() - interval '7 days';
+
+-- name: prune_events
+DELETE FROM pgvec.events
+WHERE at < clock_timestamp() - interval '7 days'
+   OR id <= (SELECT id FROM pgvec.events ORDER BY id DESC OFFSET 10000 LIMIT 1);
+
 -- name: housekeeping_turn
 SELECT pg_try_advisory_xact_lock(2312187184);
 

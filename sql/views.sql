@@ -121,9 +121,16 @@ FROM pgvec.workers w;
 COMMENT ON VIEW pgvec.worker_status IS 'One row per worker: where it runs, what it does, when it was last heard of';
 
 -- name: throughput
+-- Minutes that are over have been summed up; the last ones are still samples.
 CREATE OR REPLACE VIEW pgvec.throughput AS
-SELECT date_trunc('minute', s.at) AS minute, v.name, s.worker_id,
-       sum(s.rows)::bigint AS rows, sum(s.chunks)::bigint AS chunks, sum(s.tokens)::bigint AS tokens
-FROM pgvec.samples s JOIN pgvec.vectorizers v ON v.id = s.vectorizer_id
+SELECT m.minute, v.name, m.worker_id, m.rows, m.chunks, m.tokens, m.bytes, m.host
+FROM pgvec.minutes m JOIN pgvec.vectorizers v ON v.id = m.vectorizer_id
+UNION ALL
+SELECT date_trunc('minute', s.at), v.name, s.worker_id,
+       sum(s.rows)::bigint, sum(s.chunks)::bigint, sum(s.tokens)::bigint, sum(s.bytes)::bigint, max(w.host)
+FROM pgvec.samples s
+JOIN pgvec.vectorizers v ON v.id = s.vectorizer_id
+LEFT JOIN pgvec.workers w ON w.id = s.worker_id
+WHERE s.at >= coalesce((SELECT max(minute) + interval '1 minute' FROM pgvec.minutes), '-infinity')
 GROUP BY 1, 2, 3;
 COMMENT ON VIEW pgvec.throughput IS 'Rows, chunks and tokens per minute, vectorizer and worker';
