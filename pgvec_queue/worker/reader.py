@@ -119,7 +119,7 @@ class Reader:
         return job
 
     def _give_back_strays(self) -> None:
-        """Gives back what was claimed unheard. A server process that hung may commit a claim late, so it is repeated."""
+        """Gives back what was claimed unheard; again and again, since a server process that hung may commit late."""
         self._strays_at = time.monotonic() + self._lease
         count = self._link.call(
             lambda connection: queue.release_strays(connection, self.claimer.member, self._state.jobs)
