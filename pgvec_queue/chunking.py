@@ -34,7 +34,7 @@ __all__ = ["Chunk", "Chunker", "DocumentTooLong", "Template"]
 _NOT_COUNTED = -1
 
 
-# Not frozen: that would make making one, of which there are millions, three times as dear.
+# Not frozen: making one, of which there are millions, would cost several times as much.
 @dataclass(slots=True)
 class Chunk:
     """A piece of a document and what the embedder is given for it."""
@@ -191,7 +191,7 @@ class Chunker:
     ) -> list[Chunk | DocumentTooLong | None]:
         """Returns for each of the documents, with its columns, what ``whole`` returns, or the error about its length.
 
-        They are tokenized together, which is several times as fast for short ones. Raises as ``whole`` does otherwise.
+        They are tokenized together, on all cores where the tokenizer does that. Raises as ``whole`` does otherwise.
         """
         if max_tokens is not None:
             self.check_room(max_tokens)

@@ -223,6 +223,18 @@ def release(
     return cursor.rowcount
 
 
+def release_strays(connection: Connection, member: Membership, known: Sequence[int]) -> int:
+    """Gives back this worker's running jobs but for those it knows of, and returns how many.
+
+    A claim may be committed though its connection broke before the answer came; nobody else takes such a job from a
+    worker that lives.
+    """
+    with transaction(connection):
+        return connection.execute(
+            statement("queue", "release_strays"), {"worker": member.worker, "known": list(known)}
+        ).rowcount
+
+
 def reclaim(connection: Connection, worker: int = 0) -> tuple[int, int]:
     """Declares workers dead whose lease ran out and returns their jobs to the queue; returns (workers, jobs).
 

@@ -13,7 +13,8 @@ from pgvec_queue.chunking import Chunk
 from pgvec_queue.queue import Job, Key
 
 
-# Neither these nor what is embedded of them is frozen: making one, of which there are millions, would cost three times.
+# Neither these nor what is embedded of them is frozen: there are millions, and making one would take four times as
+# long.
 @dataclass(slots=True)
 class Document:
     """One source row that needs vectors."""

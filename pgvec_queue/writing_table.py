@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from psycopg import sql
 
 from pgvec_queue import copybuffer
@@ -14,7 +15,7 @@ from pgvec_queue.queue import Key
 from pgvec_queue.slices import Embedded, Plan, Slice, Written
 
 _TOGETHER = 64
-"""Documents whose vectors are put into PostgreSQL's format at once."""
+"""Vectors that are put into PostgreSQL's format at once, about."""
 
 
 def write_table(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> None:
@@ -110,7 +111,19 @@ def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[byt
 
 
 def _vector_fields(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[bytes]:
-    for start in range(0, len(items), _TOGETHER):
-        vectors = [item.vectors for item in items[start : start + _TOGETHER] if item.vectors is not None]
-        if vectors:
-            yield from copybuffer.vector_fields(np.concatenate(vectors), fragments.vectorizer.store)
+    """Yields one field per chunk; a few dozen at a time, since all of a large document's would be there three times."""
+    store = fragments.vectorizer.store
+    small: list[NDArray[np.float32]] = []
+    count = 0
+    for vectors in (item.vectors for item in items if item.vectors is not None):
+        if len(vectors) < _TOGETHER:
+            small.append(vectors)
+            count += len(vectors)
+        if small and (count >= _TOGETHER or len(vectors) >= _TOGETHER):
+            yield from copybuffer.vector_fields(np.concatenate(small), store)
+            small, count = [], 0
+        if len(vectors) >= _TOGETHER:
+            for start in range(0, len(vectors), _TOGETHER):
+                yield from copybuffer.vector_fields(vectors[start : start + _TOGETHER], store)
+    if small:
+        yield from copybuffer.vector_fields(np.concatenate(small), store)

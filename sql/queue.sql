@@ -123,6 +123,12 @@ WHERE state = 'running' AND worker_id = %(worker)s
   AND (%(vectorizer)s::bigint IS NULL OR vectorizer_id = %(vectorizer)s)
   AND (%(job)s::bigint IS NULL OR id = %(job)s);
 
+-- name: release_strays
+-- Running jobs of a worker that does not know of them: it claimed them, and its connection broke before it heard so.
+UPDATE pgvec.jobs
+SET state = 'queued', worker_id = NULL
+WHERE state = 'running' AND worker_id = %(worker)s AND id <> ALL (%(known)s::bigint[]);
+
 -- name: mark_gone
 -- Atomic with the beat, which requires NOT gone: a worker is either heard or dead, never both.
 UPDATE pgvec.workers w

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from pgvec_queue.errors import MissingExtraError
-
-logger = logging.getLogger(__name__)
 
 EXTRA = "openvino"
 _FIELDS = ("model", "auto_model")

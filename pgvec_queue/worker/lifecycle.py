@@ -260,7 +260,9 @@ class Worker:
         def blocker(stage: str) -> Callable[[Run, str], None]:
             return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
 
-        reader = Reader(Link(pool, "reader", state), state, read, claimer, options.names, drain=options.drain)
+        reader = Reader(
+            Link(pool, "reader", state), state, read, claimer, options.names, lease=options.lease, drain=options.drain
+        )
         chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall, options.tokenizers)
         embedder = EmbedStage(
             state, self._models, chunked, fan, blocker("embedder"), options.stall, recycle=self.recycle

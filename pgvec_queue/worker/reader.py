@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ VECTOR_BYTES = 64 * 1024 * 1024
 """About what the vectors of one slice may take."""
 DEATHS = 2
 """Workers that a document may cost once it is alone."""
+_STRAY_SECONDS = 1.0
 _FIRST_ROWS, _LEAST_ROWS, _MOST_ROWS = 32, 8, 2_000
 _CHARACTERS_PER_TOKEN = 4
 # All idle workers together ask about three times a second, so that a live change is seen in well under a second; the
@@ -46,11 +48,22 @@ class Reader:
     """Feeds ``out`` until the worker is told to leave, or, when draining, until nothing is left to wait for."""
 
     def __init__(
-        self, link: Link, state: State, out: Channel, claimer: Claimer, names: Sequence[str] | None, *, drain: bool
+        self,
+        link: Link,
+        state: State,
+        out: Channel,
+        claimer: Claimer,
+        names: Sequence[str] | None,
+        *,
+        lease: float,
+        drain: bool,
     ) -> None:
+        """``lease`` is in seconds."""
         self._link = link
         self._state = state
         self._out = out
+        self._lease = lease
+        self._strays_at = time.monotonic() + lease
         self._names = names
         self._drain = drain
         self.claimer = claimer
@@ -62,6 +75,8 @@ class Reader:
     def run(self) -> None:
         while not self._state.ending:
             self._state.wake.clear()
+            if time.monotonic() >= self._strays_at:
+                self._give_back_strays()
             run = self._claim()
             if run is not None:
                 self._state.activity = "working"
@@ -74,9 +89,9 @@ class Reader:
     def _claim(self) -> Run | None:
         rows = self._rows()
         idle = self._state.in_flight == 0
-        job = self._link.call(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
+        job = self._claiming(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
         if job is None and idle and self.claimer.ranges_run:
-            job = self._link.call(self._steal)
+            job = self._claiming(self._steal)
         if job is None:
             return None
         fragments = self._fragments.get(job.vectorizer_id)
@@ -88,6 +103,29 @@ class Reader:
         run = Run(job, fragments)
         self._state.begin(run)
         return run
+
+    def _claiming(self, claim: Callable[[Connection], queue.Job | None]) -> queue.Job | None:
+        tries = 0
+
+        def attempt(connection: Connection) -> queue.Job | None:
+            nonlocal tries
+            tries += 1
+            return claim(connection)
+
+        job = self._link.call(attempt)
+        if tries > 1:
+            # One that we did not hear of may have been committed, or be so in a moment.
+            self._strays_at = min(self._strays_at, time.monotonic() + _STRAY_SECONDS)
+        return job
+
+    def _give_back_strays(self) -> None:
+        """Gives back what was claimed unheard; again and again, since a server process that hung may commit late."""
+        self._strays_at = time.monotonic() + self._lease
+        count = self._link.call(
+            lambda connection: queue.release_strays(connection, self.claimer.member, self._state.jobs)
+        )
+        if count:
+            log.warning("%d jobs had been claimed on a connection that broke; they are back in the queue", count)
 
     def _steal(self, connection: Connection) -> queue.Job | None:
         job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer))

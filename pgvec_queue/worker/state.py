@@ -129,6 +129,12 @@ class State:
             self._runs = [r for r in self._runs if r is not run]
             self._look_for_work()
 
+    @property
+    def jobs(self) -> list[int]:
+        """The ids of the jobs in hand."""
+        with self._lock:
+            return [run.job.id for run in self._runs]
+
     def drop_vectorizer(self, vectorizer_id: int) -> None:
         with self._lock:
             for run in self._runs:

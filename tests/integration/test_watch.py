@@ -123,3 +123,25 @@ def test_a_worker_whose_connections_all_go_silent_makes_new_ones_and_keeps_its_l
         _, err = worker.communicate(timeout=30)
     assert worker.returncode == 0, err
     assert "the heartbeat's connection does not come back" in err
+
+
+def test_a_job_that_was_claimed_unheard_goes_back(bench: Bench) -> None:
+    """Its claim was committed, and the connection broke before the answer came: only its owner can know."""
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs SELECT i, 'document ' || i FROM generate_series(1, 300) i")
+    bench.enqueue("docs", "body", rows_per_job=100)
+    bench.sql("UPDATE pgvec.vectorizers SET paused = true")
+    worker = pgvec("work", "--lease", "2", dsn=bench.dsn)
+    try:
+        wait_until(lambda: bench.value("SELECT count(*) FROM pgvec.workers"), 30)
+        bench.sql(
+            "UPDATE pgvec.jobs SET state = 'running', epoch = epoch + 1, worker_id = (SELECT id FROM pgvec.workers)"
+            " WHERE state = 'queued' AND id = (SELECT max(id) FROM pgvec.jobs)"
+        )
+        bench.sql("UPDATE pgvec.vectorizers SET paused = false")
+        wait_until(lambda: bench.progress("docs").state == "complete", 30)
+        assert bench.value("SELECT sum(attempts) FROM pgvec.jobs") == 0
+    finally:
+        worker.terminate()
+        _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 0, err
