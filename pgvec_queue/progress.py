@@ -9,6 +9,11 @@ from psycopg.rows import dict_row
 
 from pgvec_queue.database import Connection, statement
 
+_ROUNDED = (
+    *("rows_per_second", "rows_per_second_15m", "chunks_per_second", "tokens_per_second"),
+    *("eta_seconds", "eta_low_seconds", "eta_high_seconds", "lag_seconds"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -36,10 +41,22 @@ class Progress:
     """Rows embedded whose vectors were thrown away."""
     chunks_reused: int
     """Chunks that took the vector of an identical one beside them."""
+    eta_low_seconds: float | None
+    eta_high_seconds: float | None
+    """Between these it ends, if the rate stays as minutes have differed."""
+    tokens_per_second: float
+    rows_per_second_15m: float
+    bytes_written: int
+    jobs_reclaimed: int
+    priority: int
+    rows_per_second_limit: float | None
+    source: str
+    destination: str
+    model: str
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("rows_per_second", "chunks_per_second", "eta_seconds", "lag_seconds"):
+        for name in _ROUNDED:
             values[name] = None if values[name] is None else round(values[name], 1)
         return values
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,16 @@ from psycopg.types.json import Jsonb
 from pgvec_queue import __version__
 from pgvec_queue.database import Connection, statement, transaction
 
+_HOUSEKEEPING = (
+    "fold_counters",
+    "prune_workers",
+    "sum_up_minutes",
+    "prune_samples",
+    "fold_minutes",
+    "prune_minutes",
+    "prune_events",
+    "prune_jobs",
+)
 TURN_SECONDS = 60.0
 """That a worker stays with a model, at least, before it takes up another for something equally urgent."""
 
@@ -109,14 +119,16 @@ class Claimer:
         if self._full_took < self._CHEAP_SECONDS:
             self._full_at = 0.0
 
-    def claim(self, connection: Connection, *, keys: int = 1_000, idle: bool = True) -> Job | None:
+    def claim(
+        self, connection: Connection, *, keys: int = 1_000, idle: bool = True, held: Collection[int] = ()
+    ) -> Job | None:
         """Claims the next job, live changes before ranges, or returns None when there is nothing to claim.
 
         Lists of keys are claimed several at a time, as one job of up to ``keys`` keys. A job that has to run alone is
-        claimed only by a worker that is ``idle``.
+        claimed only by a worker that is ``idle``. Of the vectorizers in ``held`` nothing is claimed.
         """
         with transaction(connection, statement_timeout=30):
-            for vectorizer, kind, first, priority, model in self._runnable(connection):
+            for vectorizer, kind, first, priority, model in self._runnable(connection, held):
                 job = self._claim_kind(connection, vectorizer, kind, first, keys, idle=idle)
                 if job is not None:
                     self.serves(vectorizer, priority, model)
@@ -138,7 +150,7 @@ class Claimer:
         """Whether it is what this worker has used last, for some priority: then it is likely to be in memory."""
         return any(turn.model == model for turn in self._turns.values())
 
-    def _runnable(self, connection: Connection) -> list[tuple[int, str, int, int, str]]:
+    def _runnable(self, connection: Connection, held: Collection[int]) -> list[tuple[int, str, int, int, str]]:
         began = time.monotonic()
         full = began >= self._full_at
         if full:
@@ -158,7 +170,7 @@ class Claimer:
                     }
                 ),
                 "served": Jsonb(self._served),
-                "refused": list(self.refused),
+                "refused": [*self.refused, *held],
                 "floors": Jsonb(self._floors),
                 "floor": 0 if full else self._horizon,
             },
@@ -264,6 +276,26 @@ def register(connection: Connection, *, names: Sequence[str] | None, lease: floa
     return Membership(*row)
 
 
+def reserve(connection: Connection, vectorizer_id: int, rows: int) -> float:
+    """Takes down that so many rows of a vectorizer with a limit were read; returns for how many seconds they wait."""
+    row = connection.execute(
+        statement("queue", "reserve"), {"vectorizer": vectorizer_id, "rows": float(rows)}
+    ).fetchone()
+    return max(row[0], 0.0) if row else 0.0
+
+
+def spent(connection: Connection, vectorizer_id: int) -> float:
+    """Returns for how many seconds more a vectorizer's limit is used up by what was read."""
+    row = connection.execute(statement("queue", "spent"), {"vectorizer": vectorizer_id}).fetchone()
+    return max(row[0], 0.0) if row else 0.0
+
+
+def stop_workers(connection: Connection, host: str | None) -> int:
+    """Tells the workers of a host, or all, to leave as by SIGTERM; returns how many were told."""
+    row = connection.execute(statement("vectorizer", "stop_workers"), {"host": host}).fetchone()
+    return int(row[0]) if row else 0
+
+
 def leave(connection: Connection, member: Membership) -> None:
     """Gives back every job and removes the worker's row; what it counted is kept."""
     release(connection, member)
@@ -278,7 +310,7 @@ def housekeeping(connection: Connection) -> None:
         turn = connection.execute(statement("queue", "housekeeping_turn")).fetchone()
         if turn is None or not turn[0]:
             return
-        for name in ("fold_counters", "prune_workers", "sum_up_minutes", "prune_samples", "prune_minutes", "prune_events", "prune_jobs"):
+        for name in _HOUSEKEEPING:
             connection.execute(statement("queue", name))
 
 

@@ -1,4 +1,4 @@
-"""The schema ``pgvec``: its migrations, its version, and the views that are made anew with each `pgvec init`.
+"""The schema ``pgvec``: its migrations, its version, and the views and functions that each `pgvec init` makes anew.
 
 ``initialize`` may run twice, and by two people at once: it takes a transaction lock first and does all in one
 transaction.
@@ -16,7 +16,7 @@ from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
-HEAD = "0004"
+HEAD = "0005"
 """The revision that this program works with; a test holds it to the newest migration."""
 
 _ALEMBIC = threading.Lock()
@@ -76,7 +76,7 @@ def run_migration(file: str) -> None:
 
 
 def configure_and_run() -> None:
-    """The body of ``alembic/env.py``: migrations, then views, in one transaction under a lock."""
+    """The body of ``alembic/env.py``: migrations, then views and functions, in one transaction under a lock."""
     from alembic import context
 
     attributes = context.config.attributes
@@ -88,8 +88,9 @@ def configure_and_run() -> None:
     with context.begin_transaction():
         _execute(context.get_context(), resources.statements("schema")["prepare"])
         context.run_migrations()
-        for view in resources.statements("views").values():
-            _execute(context.get_context(), view)
+        for file in ("views", "control"):
+            for created in resources.statements(file).values():
+                _execute(context.get_context(), created)
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:

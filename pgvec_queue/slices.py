@@ -123,6 +123,8 @@ class Written:
     chunks_written: int = 0
     chunks_deleted: int = 0
     chunks_reused: int = 0
+    bytes_written: int = 0
+    """Of chunks, keys and vectors, as they were sent."""
     tokens: int = 0
     truncated: int = 0
     requeued: int = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import psycopg
@@ -83,9 +83,17 @@ class Thief:
     _left: dict[int, Victim] = field(default_factory=dict)
     """Of which there was too little to take."""
 
-    def steal(self, connection: Connection, fragments_of: Callable[[int], Fragments | None]) -> Job | None:
-        """Returns a job, claimed for this worker, or None when nothing is worth it; ``fragments_of`` a vectorizer."""
-        found = victims(connection, self.claimer, least_rows=self.least_rows)
+    def steal(
+        self,
+        connection: Connection,
+        fragments_of: Callable[[int], Fragments | None],
+        held: Collection[int] = (),
+    ) -> Job | None:
+        """Returns a job, claimed for this worker, or None when nothing is worth it; ``fragments_of`` a vectorizer.
+
+        Nothing is stolen of the vectorizers in ``held``.
+        """
+        found = victims(connection, self.claimer, least_rows=self.least_rows, held=held)
         self._left = {victim.id: victim for victim in found if self._left.get(victim.id) == victim}
         for victim in found:
             if victim.id in self._left:
@@ -110,7 +118,9 @@ class Thief:
             return None
 
 
-def victims(connection: Connection, claimer: Claimer, *, least_rows: int = LEAST_ROWS) -> list[Victim]:
+def victims(
+    connection: Connection, claimer: Claimer, *, least_rows: int = LEAST_ROWS, held: Collection[int] = ()
+) -> list[Victim]:
     """Returns a few jobs that may be worth it, those first that will take their owners longest."""
     with connection.cursor(row_factory=class_row(Victim)) as cursor:
         return cursor.execute(
@@ -118,7 +128,7 @@ def victims(connection: Connection, claimer: Claimer, *, least_rows: int = LEAST
             {
                 "worker": claimer.member.worker,
                 "names": None if claimer.names is None else list(claimer.names),
-                "refused": list(claimer.refused),
+                "refused": [*claimer.refused, *held],
                 "least_rows": least_rows,
             },
         ).fetchall()

@@ -7,14 +7,15 @@ priority) lives in other columns of the same row and is read where it is needed,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from pgvec_queue.database import Connection, statement
+from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.embedders import ModelSpec
 from pgvec_queue.errors import DefinitionError
 
@@ -178,12 +179,42 @@ def insert(connection: Connection, vectorizer: Vectorizer, *, chunks_base: int) 
 
 
 def steer(connection: Connection, name: str, action: str) -> None:
-    """Pauses, resumes or cancels a vectorizer: flags of its row, never an update of its jobs.
+    """Pauses, resumes, cancels or drops a vectorizer: ``pause``, ``resume``, ``cancel`` or ``drop``.
 
-    Raises ``DefinitionError`` when there is no such vectorizer.
+    All but the last set flags of its row, never anything of its jobs; workers obey within two seconds. Raises
+    ``DefinitionError`` when there is no such vectorizer.
     """
-    vectorizer = get(connection, name)
-    connection.execute(statement("vectorizer", action), {"id": vectorizer.id})
+    get(connection, name)
+    with transaction(connection, statement_timeout=600):
+        connection.execute(statement("vectorizer", action), {"name": name})
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What of a vectorizer can change without a new vector; None: as it is. A limit of 0 takes it away."""
+
+    new_name: str | None = None
+    priority: int | None = None
+    rows_per_job: int | None = None
+    rows_per_second: float | None = None
+    """Of ranges, by all workers together."""
+    replication_lag: float | None = None
+    """Seconds that a standby may be behind for work to go on."""
+    commit_time: float | None = None
+    """Seconds that a small commit may take for work to go on."""
+
+
+def alter(connection: Connection, name: str, changes: Changes) -> None:
+    """Changes what needs no new vectors; workers obey within two seconds.
+
+    Raises ``DefinitionError`` when there is no such vectorizer, or the new name is taken.
+    """
+    get(connection, name)
+    try:
+        with transaction(connection):
+            connection.execute(statement("vectorizer", "alter"), {"name": name, **asdict(changes)})
+    except psycopg.errors.UniqueViolation:
+        raise DefinitionError(f"another vectorizer is called {changes.new_name!r}") from None
 
 
 def block(connection: Connection, vectorizer_id: int, reason: str) -> None:

@@ -69,7 +69,7 @@ def write(
         result.chunks_reused = sum([item.reused for item in plan.write])
         result.tokens = sum([chunk.tokens for item in plan.write for chunk in item.chunks])
         result.truncated = sum([item.truncated for item in plan.write])
-        known = _keep_quarantine(connection, fragments, plan)
+        known = _keep_quarantine(connection, fragments, part, plan, member.worker)
         result.documents_gained = result.rows_embedded + result.failed - known - result.documents_lost
         _requeue(connection, job, requeue, expected=not _is_live(job), delay=RETRY_LATER if skipped else 0.0)
         # These are no rows that the totals wait for.
@@ -247,7 +247,7 @@ def _sweep(connection: Connection, fragments: Fragments, part: Slice) -> Written
     return result
 
 
-def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -> int:
+def _keep_quarantine(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, worker: int) -> int:
     """Adds what failed and lets go what did not; returns how many of the slice's documents had been there before."""
     vectorizer = fragments.vectorizer
     known = 0
@@ -268,12 +268,32 @@ def _keep_quarantine(connection: Connection, fragments: Fragments, plan: Plan) -
             },
         ).fetchone()
         known += row is not None and row[0] > 1
+    if plan.fail:
+        _note_quarantined(connection, fragments, part, plan.fail, worker)
     settled = [list(item.document.key) for item in plan.write] + [list(key) for key in plan.gone]
     if settled:
         known += connection.execute(
             statement("writing", "absolve"), {"vectorizer": vectorizer.id, "keys": Jsonb(settled)}
         ).rowcount
     return known
+
+
+def _note_quarantined(
+    connection: Connection, fragments: Fragments, part: Slice, failed: Sequence[Embedded], worker: int
+) -> None:
+    first = failed[0]
+    assert first.failure is not None
+    others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    message = f"{', '.join(first.document.key)}{others}: {first.failure.error_class}"
+    connection.execute(
+        statement("writing", "note_quarantined"),
+        {
+            "vectorizer": fragments.vectorizer.id,
+            "worker": worker,
+            "job": part.job.id,
+            "message": message.replace("\0", "\ufffd"),
+        },
+    )
 
 
 def _requeue(connection: Connection, job: Job, keys: Sequence[Key], *, expected: bool, delay: float) -> None:
@@ -337,6 +357,7 @@ def _record(
         # No plan counted these.
         "jobs_added": job.merged if part.last and job.kind == "keys" else int(part.last and job.merged == 0),
         "jobs_done": max(job.merged, 1) if part.last else 0,
+        "bytes_written": result.bytes_written,
         "rows": result.rows_embedded if job.kind == "keys" else result.rows_right,
     }
     connection.execute(statement("writing", "count"), numbers)

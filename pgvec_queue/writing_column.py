@@ -37,7 +37,8 @@ def write_column(
             fragments.key_lists(keys),
         )
     }
-    updated = _update(connection, fragments, [item for item in plan.write if item.document.key in had_vector])
+    updated, size = _update(connection, fragments, [item for item in plan.write if item.document.key in had_vector])
+    result.bytes_written += size
     result.chunks_written += len(updated)
     replaced = sum(had_vector[key] for key in updated)
     result.chunks_deleted += replaced
@@ -45,9 +46,10 @@ def write_column(
     return [item.document.key for item in plan.write if item.document.key not in updated], to_clear
 
 
-def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> set[Key]:
+def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> tuple[set[Key], int]:
+    """Returns the keys whose rows have their vectors now, and how many bytes were sent."""
     if not items:
-        return set()
+        return set(), 0
     roles = fragments.vectorizer.destination_roles
     keys = [item.document.key for item in items]
     set_hash = (
@@ -83,7 +85,7 @@ def _update(connection: Connection, fragments: Fragments, items: Sequence[Embedd
             "hash": [item.document.hash for item in items],
         },
     )
-    return {keys[ordinal - 1] for (ordinal,) in updated}
+    return {keys[ordinal - 1] for (ordinal,) in updated}, len(vectors)
 
 
 def _clear(connection: Connection, fragments: Fragments, part: Slice, plan: Plan, result: Written) -> list[Key]:

@@ -30,7 +30,8 @@ def write_table(connection: Connection, fragments: Fragments, part: Slice, plan:
     else:
         _delete_listed(connection, fragments, [*replaced, *plan.gone], None, result)
     if plan.write:
-        result.chunks_written += _copy(connection, fragments, plan.write)
+        result.bytes_written += _copy(connection, fragments, plan.write)
+        result.chunks_written += sum([len(item.chunks) for item in plan.write])
 
 
 def _delete_orphans(connection: Connection, fragments: Fragments, part: Slice) -> int:
@@ -70,6 +71,7 @@ def _delete_listed(
 
 
 def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded]) -> int:
+    """Returns how many bytes were sent."""
     roles = fragments.vectorizer.destination_roles
     columns = [*roles.key]
     columns.extend(
@@ -84,9 +86,11 @@ def _copy(connection: Connection, fragments: Fragments, items: Sequence[Embedded
         .replace("%%", "%")
     )
     with connection.cursor() as cursor, cursor.copy(statement_.encode()) as copy:
+        size = 0
         for block in copybuffer.rows(len(columns), _lines(fragments, items)):
+            size += len(block)
             copy.write(block)
-    return sum(len(item.chunks) for item in items)
+    return size
 
 
 def _lines(fragments: Fragments, items: Sequence[Embedded]) -> Iterator[list[bytes]]:

@@ -67,6 +67,32 @@ END
 $$;
 COMMENT ON FUNCTION pgvec.cancel(text) IS 'Gives up its unfinished jobs; what is written stays';
 
+-- name: retry_documents
+-- Documents leave the quarantine and become lists of keys; until they are done they count as right no longer.
+CREATE OR REPLACE FUNCTION pgvec.retry_documents(vectorizer bigint, only_class text, only_keys jsonb) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH freed AS (
+        DELETE FROM pgvec.failures f
+        WHERE f.vectorizer_id = retry_documents.vectorizer
+          AND (retry_documents.only_class IS NULL OR f.error_class = retry_documents.only_class)
+          AND (retry_documents.only_keys IS NULL OR to_jsonb(f.key) IN (SELECT jsonb_array_elements(retry_documents.only_keys)))
+        RETURNING f.key
+    ), numbered AS (
+        SELECT key, (row_number() OVER () - 1) / 1000 AS part FROM freed
+    ), lists AS (
+        INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows)
+        SELECT retry_documents.vectorizer, 'keys', jsonb_agg(to_jsonb(key)), count(*), count(*) FROM numbered GROUP BY part
+        RETURNING rows
+    ), counted AS (
+        INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right)
+        SELECT retry_documents.vectorizer, 0, -sum(rows) FROM lists HAVING count(*) > 0
+        ON CONFLICT (vectorizer_id, worker_id) DO UPDATE SET rows_right = c.rows_right + excluded.rows_right
+    )
+    SELECT coalesce(sum(rows), 0)::bigint FROM lists
+$$;
+COMMENT ON FUNCTION pgvec.retry_documents(bigint, text, jsonb) IS 'Takes documents of a vectorizer out of quarantine (of one error class, or those whose keys are listed) and queues them; returns how many';
+
 -- name: retry
 CREATE OR REPLACE FUNCTION pgvec.retry(vectorizer text, error_class text DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -123,15 +149,15 @@ AS $$
 DECLARE
     found bigint := pgvec.vectorizer_id(vectorizer);
     func text := 'sync_' || found;
-    trigger record;
+    one record;
 BEGIN
-    FOR trigger IN
+    FOR one IN
         SELECT g.tgname, g.tgrelid::regclass::text AS on_table
         FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
         WHERE n.nspname = 'pgvec' AND p.proname = func AND NOT g.tgisinternal
         ORDER BY g.tgrelid, g.tgname
     LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', trigger.tgname, trigger.on_table);
+        EXECUTE format('DROP TRIGGER %I ON %s', one.tgname, one.on_table);
     END LOOP;
     EXECUTE format('DROP FUNCTION IF EXISTS pgvec.%I()', func);
     DELETE FROM pgvec.vectorizers WHERE id = found;

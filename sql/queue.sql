@@ -20,6 +20,10 @@ CROSS JOIN LATERAL (
 WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
   AND v.id <> ALL (%(refused)s::bigint[])
+  -- Others use up what may be read per second.
+  AND (k.kind <> 'range' OR v.rows_per_second_limit IS NULL
+       OR NOT EXISTS (SELECT FROM pgvec.pace p
+                      WHERE p.vectorizer_id = v.id AND p.next_at > clock_timestamp() + interval '1 second'))
 ORDER BY v.priority DESC, (pgvec.model_of(v) = %(turns)s::jsonb ->> v.priority::text) DESC NULLS LAST,
          coalesce((%(served)s::jsonb ->> v.id::text)::bigint, 0), v.id, k.rank;
 
@@ -131,12 +135,15 @@ WHERE state = 'running' AND worker_id = %(worker)s AND id <> ALL (%(known)s::big
 
 -- name: mark_gone
 -- Atomic with the beat, which requires NOT gone: a worker is either heard or dead, never both.
-UPDATE pgvec.workers w
-SET gone = true
-WHERE w.id IN (SELECT id FROM pgvec.workers
-               WHERE NOT gone AND beat_at < clock_timestamp() - lease
-               ORDER BY id FOR UPDATE SKIP LOCKED)
-RETURNING w.id;
+WITH gone AS (
+    UPDATE pgvec.workers w
+    SET gone = true
+    WHERE w.id IN (SELECT id FROM pgvec.workers
+                   WHERE NOT gone AND beat_at < clock_timestamp() - lease
+                   ORDER BY id FOR UPDATE SKIP LOCKED)
+    RETURNING w.id, w.host, w.pid
+)
+INSERT INTO pgvec.events (kind, worker_id, host, message) SELECT 'gone', id, host, 'pid ' || pid FROM gone;
 
 -- name: reclaim
 -- Running jobs that have no live worker, dropped or gone, return to the queue. This counts as an attempt, unless the
@@ -158,7 +165,11 @@ WITH lost AS (
         alone = j.alone OR j.attempts + judged.attempts >= 2,
         attempts = CASE WHEN j.alone OR j.attempts + judged.attempts < 2 THEN j.attempts + judged.attempts ELSE 0 END
     FROM judged WHERE j.id = judged.id
-    RETURNING j.vectorizer_id
+    RETURNING j.vectorizer_id, j.id
+), noted AS (
+    INSERT INTO pgvec.events (kind, vectorizer_id, worker_id, job_id, message)
+    SELECT 'reclaimed', vectorizer_id, %(worker)s, min(id), count(*) || CASE count(*) WHEN 1 THEN ' job' ELSE ' jobs' END
+    FROM returned GROUP BY vectorizer_id
 ), counted AS (
     INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, jobs_reclaimed)
     SELECT vectorizer_id, %(worker)s, count(*) FROM returned GROUP BY vectorizer_id
@@ -167,26 +178,63 @@ WITH lost AS (
 SELECT count(*) FROM returned;
 
 -- name: register
-INSERT INTO pgvec.workers (host, pid, version, vectorizers, lease)
-VALUES (%(host)s, %(pid)s, %(version)s, %(names)s, make_interval(secs => %(lease)s))
-RETURNING id, pgvec.world();
+WITH registered AS (
+    INSERT INTO pgvec.workers (host, pid, version, vectorizers, lease)
+    VALUES (%(host)s, %(pid)s, %(version)s, %(names)s, make_interval(secs => %(lease)s))
+    RETURNING id, host, pid
+), noted AS (
+    INSERT INTO pgvec.events (kind, worker_id, host, message) SELECT 'started', id, host, 'pid ' || pid FROM registered
+)
+SELECT id, pgvec.world() FROM registered;
 
 -- name: beat
--- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, and whether
--- one of them has not been heard of for its lease.
+-- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, whether one of
+-- them has not been heard of for its lease, and what people want: whether to leave, which of the vectorizers in hand are to
+-- be worked on no more, and the limits of those that have any (rows per second; seconds of lag; seconds of a commit).
 UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, runtime = %(runtime)s,
     models = %(models)s, memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
     documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s,
-    padding = %(padding)s
+    padding = %(padding)s, commit_seconds = %(commit_seconds)s, lag_seconds = %(lag_seconds)s
 FROM (SELECT count(*) AS size,
              coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
       FROM pgvec.workers o WHERE NOT o.gone) fleet
 WHERE w.id = %(worker)s AND NOT w.gone AND pgvec.world() = %(world)s
-RETURNING fleet.size, fleet.overdue;
+RETURNING fleet.size, fleet.overdue, w.leave,
+          ARRAY(SELECT h.id FROM unnest(%(in_hand)s::bigint[]) h(id)
+                WHERE NOT EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = h.id AND NOT v.paused AND NOT v.cancelled
+                                  AND v.blocked_reason IS NULL)),
+          ARRAY(SELECT jsonb_build_array(v.id, v.rows_per_second_limit, extract(epoch FROM v.replication_lag_limit),
+                                         extract(epoch FROM v.commit_time_limit))
+                FROM pgvec.vectorizers v
+                WHERE (v.rows_per_second_limit IS NOT NULL OR v.replication_lag_limit IS NOT NULL
+                       OR v.commit_time_limit IS NOT NULL)
+                  AND (w.vectorizers IS NULL OR v.name = ANY (w.vectorizers)));
+
+-- name: replication
+-- Where the slowest standby is, in bytes of WAL, and where this server is; and how many positions may not be seen.
+SELECT (pg_current_wal_lsn() - '0/0')::float8, min(replay_lsn - '0/0')::float8,
+       count(*) FILTER (WHERE replay_lsn IS NULL)
+FROM pg_stat_replication WHERE state IS NULL OR state IN ('streaming', 'catchup');
+
+-- name: reserve
+-- So many rows of a vectorizer with a limit have been read. Tells for how many seconds they have to wait; nothing where
+-- there is no limit any more.
+INSERT INTO pgvec.pace AS p (vectorizer_id, next_at)
+SELECT v.id, clock_timestamp() + make_interval(secs => %(rows)s / v.rows_per_second_limit)
+FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s AND v.rows_per_second_limit IS NOT NULL
+ON CONFLICT (vectorizer_id) DO UPDATE
+SET next_at = greatest(p.next_at, clock_timestamp()) + (excluded.next_at - clock_timestamp())
+RETURNING extract(epoch FROM next_at - clock_timestamp())::float8
+          - %(rows)s / (SELECT v.rows_per_second_limit FROM pgvec.vectorizers v WHERE v.id = p.vectorizer_id);
+
+-- name: spent
+-- For how many seconds more what has been read of a vectorizer uses up what may be read.
+SELECT extract(epoch FROM next_at - clock_timestamp())::float8 FROM pgvec.pace WHERE vectorizer_id = %(vectorizer)s;
 
 -- name: leave
-DELETE FROM pgvec.workers WHERE id = %(worker)s;
+WITH left_ AS (DELETE FROM pgvec.workers WHERE id = %(worker)s RETURNING id, host, pid)
+INSERT INTO pgvec.events (kind, worker_id, host, message) SELECT 'left', id, host, 'pid ' || pid FROM left_;
 
 -- name: fold_counters
 -- What a worker counted outlives its row; worker 0 stands for all that have left.
@@ -197,10 +245,11 @@ WITH gone AS (
 )
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
                                  chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added,
-                                 jobs_done, jobs_reclaimed, writes_refused)
+                                 jobs_done, jobs_reclaimed, writes_refused, bytes_written)
 SELECT g.vectorizer_id, 0, sum(g.rows_right), sum(g.rows_embedded), sum(g.rows_adjusted), sum(g.rows_wasted),
        sum(g.chunks_written), sum(g.chunks_deleted), sum(g.chunks_reused), sum(g.tokens), sum(g.truncated),
-       sum(g.jobs_added), sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused)
+       sum(g.jobs_added), sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused),
+       sum(g.bytes_written)
 FROM gone g GROUP BY g.vectorizer_id
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
@@ -210,7 +259,8 @@ SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embe
     chunks_reused = c.chunks_reused + excluded.chunks_reused, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
     jobs_done = c.jobs_done + excluded.jobs_done, jobs_reclaimed = c.jobs_reclaimed + excluded.jobs_reclaimed,
-    writes_refused = c.writes_refused + excluded.writes_refused;
+    writes_refused = c.writes_refused + excluded.writes_refused,
+    bytes_written = c.bytes_written + excluded.bytes_written;
 
 -- name: prune_workers
 DELETE FROM pgvec.workers WHERE gone AND beat_at < clock_timestamp() - interval '1 day';
@@ -227,14 +277,28 @@ WHERE id IN (SELECT id FROM pgvec.jobs
 
 -- name: sum_up_minutes
 -- A minute is summed up when the one after it is over as well: nobody commits a sample of it any more by then.
-INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, host, rows, chunks, tokens, bytes)
-SELECT s.vectorizer_id, s.worker_id, date_trunc('minute', s.at), max(w.host),
-       sum(s.rows), sum(s.chunks), sum(s.tokens), sum(s.bytes)
+INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, began_at, ended_at, host, rows, chunks, tokens, bytes)
+SELECT s.vectorizer_id, s.worker_id, date_trunc('minute', s.at), min(s.at), max(s.at) + interval '10 seconds',
+       max(w.host), sum(s.rows), sum(s.chunks), sum(s.tokens), sum(s.bytes)
 FROM pgvec.samples s LEFT JOIN pgvec.workers w ON w.id = s.worker_id
 WHERE s.at >= coalesce((SELECT max(minute) + interval '1 minute' FROM pgvec.minutes), '-infinity')
   AND s.at < date_trunc('minute', clock_timestamp() - interval '1 minute')
 GROUP BY 1, 2, 3
 ON CONFLICT DO NOTHING;
+
+-- name: fold_minutes
+-- After a day, what single workers did counts no more: a week of a thousand workers would be ten million rows.
+WITH old AS (
+    DELETE FROM pgvec.minutes
+    WHERE minute < date_trunc('minute', clock_timestamp()) - interval '1 day' AND worker_id <> 0
+    RETURNING *
+)
+INSERT INTO pgvec.minutes AS m (vectorizer_id, worker_id, minute, began_at, ended_at, rows, chunks, tokens, bytes)
+SELECT vectorizer_id, 0, minute, min(began_at), max(ended_at), sum(rows), sum(chunks), sum(tokens), sum(bytes)
+FROM old GROUP BY vectorizer_id, minute
+ON CONFLICT (vectorizer_id, minute, worker_id) DO UPDATE
+SET rows = m.rows + excluded.rows, chunks = m.chunks + excluded.chunks, tokens = m.tokens + excluded.tokens,
+    bytes = m.bytes + excluded.bytes;
 
 -- name: prune_minutes
 DELETE FROM pgvec.minutes WHERE minute < clock_timestamp() - interval '7 days';
@@ -266,21 +330,4 @@ SELECT pg_notify('pgvec_jobs', %(payload)s);
 LISTEN pgvec_jobs;
 
 -- name: retry
--- Documents leave the quarantine and become lists of keys; until they are done they count as right no longer.
-WITH freed AS (
-    DELETE FROM pgvec.failures
-    WHERE vectorizer_id = %(id)s AND (%(error_class)s::text IS NULL OR error_class = %(error_class)s)
-      AND (%(keys)s::jsonb IS NULL OR to_jsonb(key) IN (SELECT jsonb_array_elements(%(keys)s::jsonb)))
-    RETURNING key
-), numbered AS (
-    SELECT key, (row_number() OVER () - 1) / 1000 AS part FROM freed
-), lists AS (
-    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows)
-    SELECT %(id)s, 'keys', jsonb_agg(to_jsonb(key)), count(*), count(*) FROM numbered GROUP BY part
-    RETURNING rows
-), counted AS (
-    INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right)
-    SELECT %(id)s, 0, -sum(rows) FROM lists HAVING count(*) > 0
-    ON CONFLICT (vectorizer_id, worker_id) DO UPDATE SET rows_right = c.rows_right + excluded.rows_right
-)
-SELECT coalesce(sum(rows), 0)::bigint FROM lists;
+SELECT pgvec.retry_documents(%(id)s, %(error_class)s, %(keys)s);

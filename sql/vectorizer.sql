@@ -35,23 +35,29 @@ SET rows_per_job = coalesce(%(rows_per_job)s, rows_per_job), priority = coalesce
 WHERE id = %(id)s;
 
 -- name: pause
-UPDATE pgvec.vectorizers SET paused = true WHERE id = %(id)s;
+SELECT pgvec.pause(%(name)s);
 
 -- name: resume
-UPDATE pgvec.vectorizers
-SET paused = false, cancelled = false, blocked_reason = NULL, blocked_at = NULL WHERE id = %(id)s;
+SELECT pgvec.resume(%(name)s);
 
 -- name: cancel
-UPDATE pgvec.vectorizers SET cancelled = true WHERE id = %(id)s;
+SELECT pgvec.cancel(%(name)s);
 
--- name: block
-UPDATE pgvec.vectorizers
-SET blocked_reason = %(reason)s, blocked_at = clock_timestamp()
-WHERE id = %(id)s AND blocked_reason IS NULL;
+-- name: alter
+SELECT pgvec.alter_vectorizer(%(name)s, %(new_name)s, %(priority)s, %(rows_per_job)s, %(rows_per_second)s,
+                              make_interval(secs => %(replication_lag)s), make_interval(secs => %(commit_time)s));
 
 -- name: drop
-WITH gone AS (DELETE FROM pgvec.vectorizers WHERE id = %(id)s),
-     jobs AS (DELETE FROM pgvec.jobs WHERE vectorizer_id = %(id)s),
-     failures AS (DELETE FROM pgvec.failures WHERE vectorizer_id = %(id)s),
-     samples AS (DELETE FROM pgvec.samples WHERE vectorizer_id = %(id)s)
-DELETE FROM pgvec.counters WHERE vectorizer_id = %(id)s;
+SELECT pgvec.drop_vectorizer(%(name)s);
+
+-- name: stop_workers
+SELECT pgvec.stop_workers(%(host)s);
+
+-- name: block
+WITH blocked AS (
+    UPDATE pgvec.vectorizers
+    SET blocked_reason = %(reason)s, blocked_at = clock_timestamp()
+    WHERE id = %(id)s AND blocked_reason IS NULL
+    RETURNING id
+)
+INSERT INTO pgvec.events (kind, vectorizer_id, message) SELECT 'blocked', id, %(reason)s FROM blocked;

@@ -1,4 +1,46 @@
--- Views: created again by every `pgvec init`. Columns are only ever added at the end.
+-- Views: created again by every `pgvec init`. Columns are only ever added at the end. Nothing here counts rows of a source
+-- or jobs of a queue: docs/progress.md says where each number comes from.
+
+-- name: recent_minutes
+-- Per vectorizer and minute of the last quarter of an hour: what was done, and for how long. A minute at whose beginning or
+-- end nothing went on counts from its first sample, or to its last.
+CREATE OR REPLACE VIEW pgvec.recent_minutes AS
+WITH parts AS (
+    SELECT vectorizer_id, minute, began_at, ended_at, rows, chunks, tokens, bytes
+    FROM pgvec.minutes
+    WHERE minute >= date_trunc('minute', clock_timestamp()) - interval '15 minutes'
+    UNION ALL
+    SELECT vectorizer_id, date_trunc('minute', at), at, at + interval '10 seconds', rows, chunks, tokens, bytes
+    FROM pgvec.samples
+    WHERE at >= greatest(date_trunc('minute', clock_timestamp()) - interval '15 minutes',
+                         (SELECT max(minute) + interval '1 minute' FROM pgvec.minutes))
+), minutes AS (
+    SELECT vectorizer_id, minute, min(began_at) AS began_at, max(ended_at) AS ended_at,
+           sum(rows) AS rows, sum(chunks) AS chunks, sum(tokens) AS tokens, sum(bytes) AS bytes
+    FROM parts GROUP BY vectorizer_id, minute
+), bounded AS (
+    SELECT *,
+           CASE WHEN lag(minute) OVER around = minute - interval '1 minute' THEN minute ELSE began_at END AS from_at,
+           CASE WHEN lead(minute) OVER around = minute + interval '1 minute' THEN minute + interval '1 minute'
+                WHEN minute >= date_trunc('minute', clock_timestamp()) - interval '1 minute'
+                     THEN least(minute + interval '1 minute', clock_timestamp())
+                ELSE ended_at END AS to_at
+    FROM minutes WINDOW around AS (PARTITION BY vectorizer_id ORDER BY minute)
+)
+SELECT vectorizer_id, minute, rows::bigint AS rows, chunks::bigint AS chunks, tokens::bigint AS tokens,
+       bytes::bigint AS bytes, greatest(extract(epoch FROM to_at - from_at), 1)::float8 AS seconds,
+       -- Half of it is gone after three minutes, so that a worker that came or went soon counts.
+       power(0.5, extract(epoch FROM clock_timestamp() - minute) / 180)::float8 AS weight
+FROM bounded;
+COMMENT ON VIEW pgvec.recent_minutes IS 'What was done of each vectorizer in each of the last fifteen minutes; rates and the time left come from it';
+COMMENT ON COLUMN pgvec.recent_minutes.vectorizer_id IS 'Of pgvec.vectorizers';
+COMMENT ON COLUMN pgvec.recent_minutes.minute IS 'Its beginning';
+COMMENT ON COLUMN pgvec.recent_minutes.rows IS 'Rows that were made right in it';
+COMMENT ON COLUMN pgvec.recent_minutes.chunks IS 'Chunks that were written in it';
+COMMENT ON COLUMN pgvec.recent_minutes.tokens IS 'Tokens of these';
+COMMENT ON COLUMN pgvec.recent_minutes.bytes IS 'Bytes that were sent to the destination';
+COMMENT ON COLUMN pgvec.recent_minutes.seconds IS 'For how long something went on in it';
+COMMENT ON COLUMN pgvec.recent_minutes.weight IS 'What it counts for the time left: half as much after three minutes';
 
 -- name: progress
 CREATE OR REPLACE VIEW pgvec.progress AS
@@ -13,7 +55,9 @@ WITH counted AS (
            sum(rows_wasted)    AS rows_wasted,
            sum(chunks_reused)  AS chunks_reused,
            sum(jobs_added)     AS jobs_added,
-           sum(jobs_done)      AS jobs_done
+           sum(jobs_done)      AS jobs_done,
+           sum(jobs_reclaimed) AS jobs_reclaimed,
+           sum(bytes_written)  AS bytes_written
     FROM pgvec.counters GROUP BY vectorizer_id
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
@@ -27,6 +71,17 @@ WITH counted AS (
     FROM pgvec.samples
     WHERE at > clock_timestamp() - interval '60 seconds'
     GROUP BY vectorizer_id
+), lately AS (
+    SELECT vectorizer_id,
+           sum(rows) / sum(seconds) AS rows_per_second,
+           sum(weight * rows) / sum(weight * seconds) AS weighted,
+           -- How far single minutes are from each other; the last, which has only begun, says nothing of that.
+           count(*) FILTER (WHERE seconds >= 20) AS minutes,
+           stddev_samp(rows / seconds) FILTER (WHERE seconds >= 20) AS deviation,
+           sum(seconds) AS seconds
+    FROM pgvec.recent_minutes GROUP BY vectorizer_id
+), live AS (
+    SELECT w.*, w.beat_at > clock_timestamp() - w.lease AS heard FROM pgvec.workers w WHERE NOT w.gone
 ), numbers AS (
     SELECT v.*,
            greatest(v.rows_planned + coalesce(c.rows_adjusted, 0) - v.rows_selected_base, 0) AS total,
@@ -38,28 +93,39 @@ WITH counted AS (
            coalesce(c.truncated, 0) AS truncated,
            coalesce(c.rows_wasted, 0) AS rows_wasted,
            coalesce(c.chunks_reused, 0) AS chunks_reused,
+           coalesce(c.bytes_written, 0) AS bytes_written,
+           coalesce(c.jobs_reclaimed, 0) AS jobs_reclaimed,
            coalesce(c.jobs_done, 0) AS jobs_done,
            coalesce(r.jobs, 0) AS jobs_running,
-           v.jobs_planned + coalesce(c.jobs_added, 0) AS jobs_all,
            s.rows / s.seconds AS rows_per_second,
            s.chunks / s.seconds AS chunks_per_second,
            s.tokens / s.seconds AS tokens_per_second,
+           l.rows_per_second AS rows_per_second_15m,
+           l.weighted AS rows_per_second_weighted,
+           -- Of the rate: twice the standard error, never better than 5 %, and 25 % as long as little is known.
+           CASE WHEN l.minutes >= 3 AND l.rows_per_second > 0
+                THEN least(greatest(2 * l.deviation / sqrt(l.minutes) / l.rows_per_second, 0.05), 0.9)
+                ELSE 0.25 END AS spread,
            -- Lists of keys come from triggers, which count nothing; more than these are not counted.
            (SELECT count(*) FROM (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
                                   AND j.state = 'queued' LIMIT 10000) lists) AS lists_queued,
-           coalesce(r.planned, 0) AS planned_running,
+           v.jobs_planned + coalesce(c.jobs_added, 0) - coalesce(c.jobs_done, 0) - coalesce(r.planned, 0) AS planned_left,
            least((SELECT j.created_at FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
                   AND j.state = 'queued' ORDER BY j.id LIMIT 1),
                  (SELECT min(j.created_at) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'keys'
                   AND j.state = 'running')) AS oldest_change,
-           v.plan_complete AND NOT EXISTS (
-               SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state IN ('queued')
-           ) AND r.jobs IS NULL AS finished
+           -- While it moves, the counters are believed: the queue's index may hold the entries of a million finished jobs,
+           -- for as long as somebody's snapshot does.
+           CASE WHEN NOT v.plan_complete OR r.jobs > 0 THEN false
+                WHEN s.rows > 0 AND v.jobs_planned + coalesce(c.jobs_added, 0) > coalesce(c.jobs_done, 0) THEN false
+                ELSE NOT EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued')
+           END AS finished
     FROM pgvec.vectorizers v
     LEFT JOIN counted c ON c.vectorizer_id = v.id
     LEFT JOIN failed f ON f.vectorizer_id = v.id
     LEFT JOIN running r ON r.vectorizer_id = v.id
     LEFT JOIN recent s ON s.vectorizer_id = v.id
+    LEFT JOIN lately l ON l.vectorizer_id = v.id
 )
 SELECT id AS vectorizer_id,
        name,
@@ -68,20 +134,44 @@ SELECT id AS vectorizer_id,
             WHEN paused THEN 'paused'
             WHEN finished THEN 'complete'
             ELSE 'active' END AS state,
-       CASE WHEN cancelled THEN NULL
+       CASE WHEN cancelled THEN 'cancelled; to go on: pgvec resume ' || name
             WHEN blocked_reason IS NOT NULL THEN blocked_reason
-            WHEN finished OR paused THEN NULL
+            WHEN paused THEN 'paused; to go on: pgvec resume ' || name
+            WHEN finished AND failed > 0
+                 THEN failed || CASE failed WHEN 1 THEN ' row is' ELSE ' rows are' END || ' in quarantine; see: pgvec failures ' || name
+            WHEN finished THEN NULL
             WHEN NOT plan_complete AND plan_beat_at < clock_timestamp() - interval '60 seconds'
                  THEN 'the plan was stopped; run enqueue again'
-            WHEN NOT EXISTS (SELECT FROM pgvec.workers w
-                             WHERE NOT w.gone AND w.beat_at > clock_timestamp() - w.lease
-                               AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
+            WHEN NOT EXISTS (SELECT FROM live w WHERE w.heard)
                  THEN 'no worker is running'
+            WHEN NOT EXISTS (SELECT FROM live w WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
+                 THEN 'the workers that run work on others only'
+            WHEN replication_lag_limit < (SELECT make_interval(secs => max(w.lag_seconds)) FROM live w WHERE w.heard)
+                 THEN (SELECT format('a standby is %s s behind; the limit is %s s', round(max(w.lag_seconds)::numeric, 1),
+                                     round(extract(epoch FROM replication_lag_limit), 1))
+                       FROM live w WHERE w.heard)
+            WHEN commit_time_limit < (SELECT make_interval(secs => min(w.commit_seconds)) FROM live w
+                                      WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
+                 THEN (SELECT format('a small commit takes %s s; the limit is %s s', round(min(w.commit_seconds)::numeric, 2),
+                                     round(extract(epoch FROM commit_time_limit), 2))
+                       FROM live w WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
             WHEN rows_per_second IS NULL
-                 THEN (SELECT w.host || ': ' || w.waiting_for FROM pgvec.workers w
-                       WHERE NOT w.gone AND w.beat_at > clock_timestamp() - w.lease AND w.waiting_for IS NOT NULL
-                         AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers))
-                       ORDER BY w.beat_at DESC LIMIT 1)
+                 THEN coalesce(
+                     (SELECT format('%s (pid %s) holds a lock in a transaction that is open for %s s, and a worker waits for it',
+                                    coalesce(nullif(other.application_name, ''), other.usename, 'somebody'), other.pid,
+                                    round(extract(epoch FROM clock_timestamp() - other.xact_start)))
+                      FROM pg_stat_activity ours
+                      CROSS JOIN LATERAL unnest(pg_blocking_pids(ours.pid)) blocking(pid)
+                      JOIN pg_stat_activity other ON other.pid = blocking.pid
+                      WHERE ours.application_name LIKE 'pgvec %' AND ours.wait_event_type = 'Lock'
+                        AND ours.datname = current_database() AND other.application_name NOT LIKE 'pgvec %'
+                      ORDER BY other.xact_start LIMIT 1),
+                     (SELECT w.host || ': ' || w.waiting_for FROM live w
+                      WHERE w.heard AND w.waiting_for IS NOT NULL AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers))
+                      ORDER BY w.beat_at DESC LIMIT 1),
+                     (SELECT w.host || ' is loading a model' FROM live w
+                      WHERE w.heard AND w.state = 'loading' AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers))
+                      LIMIT 1))
        END AS reason,
        greatest(total, rows_right)::bigint AS rows_total,
        greatest(rows_right - failed, 0)::bigint AS rows_done,
@@ -94,31 +184,122 @@ SELECT id AS vectorizer_id,
        CASE WHEN cancelled THEN jobs_left ELSE 0 END::bigint AS jobs_cancelled,
        CASE WHEN moving THEN coalesce(rows_per_second, 0) ELSE 0 END::float8 AS rows_per_second,
        CASE WHEN moving THEN coalesce(chunks_per_second, 0) ELSE 0 END::float8 AS chunks_per_second,
-       CASE WHEN finished THEN 0
-            WHEN moving AND rows_per_second > 0 THEN greatest(total - rows_right, 0) / rows_per_second END::float8 AS eta_seconds,
+       CASE WHEN finished THEN 0 ELSE rows_left / rate END::float8 AS eta_seconds,
        plan_complete,
        rows_embedded::bigint AS rows_embedded,
        truncated::bigint AS rows_truncated,
        sync,
        CASE WHEN sync THEN coalesce(extract(epoch FROM clock_timestamp() - oldest_change), 0) END::float8 AS lag_seconds,
        rows_wasted::bigint AS rows_wasted,
-       chunks_reused::bigint AS chunks_reused
+       chunks_reused::bigint AS chunks_reused,
+       CASE WHEN finished THEN 0 ELSE rows_left / (rate * (1 + spread)) END::float8 AS eta_low_seconds,
+       CASE WHEN finished THEN 0 ELSE rows_left / (rate * (1 - spread)) END::float8 AS eta_high_seconds,
+       CASE WHEN moving THEN coalesce(tokens_per_second, 0) ELSE 0 END::float8 AS tokens_per_second,
+       coalesce(rows_per_second_15m, 0)::float8 AS rows_per_second_15m,
+       bytes_written::bigint AS bytes_written,
+       jobs_reclaimed::bigint AS jobs_reclaimed,
+       priority,
+       rows_per_second_limit,
+       source_schema || '.' || source_table AS source,
+       destination_schema || '.' || destination_table AS destination,
+       model
 FROM numbers
 CROSS JOIN LATERAL (
     SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
-           greatest(jobs_all - jobs_done - planned_running, 0) + lists_queued AS jobs_left
-) now;
+           greatest(planned_left, 0) + lists_queued AS jobs_left,
+           greatest(total - rows_right, 0) AS rows_left
+) now
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN moving AND rows_per_second > 0 AND rows_per_second_weighted > 0 THEN rows_per_second_weighted END AS rate
+) speed;
 COMMENT ON VIEW pgvec.progress IS 'One row per vectorizer: how far it is, how fast, when it ends, and why nothing moves';
+COMMENT ON COLUMN pgvec.progress.vectorizer_id IS 'Its id; what jobs, counters and failures refer to';
+COMMENT ON COLUMN pgvec.progress.name IS 'Its name';
+COMMENT ON COLUMN pgvec.progress.state IS 'active, paused, blocked, cancelled or complete';
+COMMENT ON COLUMN pgvec.progress.reason IS 'Why nothing moves, and what to do; NULL: nothing is wrong';
+COMMENT ON COLUMN pgvec.progress.rows_total IS 'Selected rows: as planned, corrected by each job that ends and by live changes';
+COMMENT ON COLUMN pgvec.progress.rows_done IS 'Rows whose chunks are right, those of blank text included';
+COMMENT ON COLUMN pgvec.progress.rows_failed IS 'Rows in quarantine';
+COMMENT ON COLUMN pgvec.progress.chunks IS 'Chunks in the destination';
+COMMENT ON COLUMN pgvec.progress.tokens IS 'Tokens embedded since it was made';
+COMMENT ON COLUMN pgvec.progress.jobs_queued IS 'Jobs that wait; of lists of changed keys, 10,000 are counted at most';
+COMMENT ON COLUMN pgvec.progress.jobs_running IS 'Jobs in a worker''s hands';
+COMMENT ON COLUMN pgvec.progress.jobs_done IS 'Jobs done since it was made';
+COMMENT ON COLUMN pgvec.progress.jobs_cancelled IS 'Jobs given up by a cancellation';
+COMMENT ON COLUMN pgvec.progress.rows_per_second IS 'Rows made right per second, of the last minute';
+COMMENT ON COLUMN pgvec.progress.chunks_per_second IS 'Chunks written per second, of the last minute';
+COMMENT ON COLUMN pgvec.progress.eta_seconds IS 'Time left at the rate of the last minutes, the last of which count most; NULL: nothing moves';
+COMMENT ON COLUMN pgvec.progress.plan_complete IS 'Whether all jobs of the last enqueue are planned';
+COMMENT ON COLUMN pgvec.progress.rows_embedded IS 'Rows embedded since it was made';
+COMMENT ON COLUMN pgvec.progress.rows_truncated IS 'Rows that were cut to what the model reads';
+COMMENT ON COLUMN pgvec.progress.sync IS 'Whether triggers of the source queue its changes';
+COMMENT ON COLUMN pgvec.progress.lag_seconds IS 'Age of the oldest live change that is not in the destination; NULL without sync';
+COMMENT ON COLUMN pgvec.progress.rows_wasted IS 'Rows embedded whose vectors were thrown away: they had changed, or the job was lost';
+COMMENT ON COLUMN pgvec.progress.chunks_reused IS 'Chunks that took the vector of an identical one beside them instead of being embedded';
+COMMENT ON COLUMN pgvec.progress.eta_low_seconds IS 'The time left if the rate is better than it was, by as much as minutes differ';
+COMMENT ON COLUMN pgvec.progress.eta_high_seconds IS 'The time left if it is worse by as much';
+COMMENT ON COLUMN pgvec.progress.tokens_per_second IS 'Tokens embedded per second, of the last minute';
+COMMENT ON COLUMN pgvec.progress.rows_per_second_15m IS 'Rows made right per second, of those of the last 15 minutes in which something moved';
+COMMENT ON COLUMN pgvec.progress.bytes_written IS 'Bytes of keys, chunks and vectors sent to the destination since it was made';
+COMMENT ON COLUMN pgvec.progress.jobs_reclaimed IS 'Jobs taken back from workers that were gone';
+COMMENT ON COLUMN pgvec.progress.priority IS 'Higher goes first';
+COMMENT ON COLUMN pgvec.progress.rows_per_second_limit IS 'Rows of ranges that all workers together may read per second; NULL: no limit';
+COMMENT ON COLUMN pgvec.progress.source IS 'The table that is read';
+COMMENT ON COLUMN pgvec.progress.destination IS 'The table that is written';
+COMMENT ON COLUMN pgvec.progress.model IS 'The model';
 
 -- name: worker_status
 CREATE OR REPLACE VIEW pgvec.worker_status AS
 SELECT w.id AS worker_id, w.host, w.pid, w.version, w.device, w.dtype, w.models, w.vectorizers,
-       CASE WHEN w.gone OR w.beat_at < clock_timestamp() - w.lease THEN 'gone' ELSE w.state END AS state,
+       CASE WHEN w.gone OR w.beat_at < clock_timestamp() - w.lease THEN 'gone'
+            WHEN w.leave THEN 'stopping' ELSE w.state END AS state,
        clock_timestamp() - w.beat_at AS since_beat, w.started_at, w.memory_bytes,
-       (SELECT count(*) FROM pgvec.jobs j WHERE j.state = 'running' AND j.worker_id = w.id) AS jobs,
-       w.waiting_for, w.busy, w.documents_per_second, w.loads, w.batch_tokens, w.runtime, w.padding
-FROM pgvec.workers w;
+       coalesce(held.jobs, 0) AS jobs,
+       w.waiting_for, w.busy, w.documents_per_second, w.loads, w.batch_tokens, w.runtime, w.padding,
+       held.job_id, v.name AS vectorizer, first.kind AS job_kind, array_to_string(first.checkpoint, ', ') AS checkpoint,
+       coalesce(recent.rows_per_second, 0)::float8 AS rows_per_second,
+       coalesce(recent.tokens_per_second, 0)::float8 AS tokens_per_second,
+       w.leave AS leaving, w.commit_seconds, w.lag_seconds
+FROM pgvec.workers w
+LEFT JOIN (SELECT worker_id, count(*) AS jobs, min(id) AS job_id FROM pgvec.jobs WHERE state = 'running' GROUP BY worker_id) held
+       ON held.worker_id = w.id
+LEFT JOIN pgvec.jobs first ON first.id = held.job_id
+LEFT JOIN pgvec.vectorizers v ON v.id = first.vectorizer_id
+LEFT JOIN (SELECT worker_id,
+                  sum(rows) / greatest(extract(epoch FROM clock_timestamp() - min(at)), 1) AS rows_per_second,
+                  sum(tokens) / greatest(extract(epoch FROM clock_timestamp() - min(at)), 1) AS tokens_per_second
+           FROM pgvec.samples WHERE at > clock_timestamp() - interval '60 seconds' GROUP BY worker_id) recent
+       ON recent.worker_id = w.id;
 COMMENT ON VIEW pgvec.worker_status IS 'One row per worker: where it runs, what it does, when it was last heard of';
+COMMENT ON COLUMN pgvec.worker_status.worker_id IS 'Its id; a worker that begins anew has another';
+COMMENT ON COLUMN pgvec.worker_status.host IS 'The machine';
+COMMENT ON COLUMN pgvec.worker_status.pid IS 'Its process there';
+COMMENT ON COLUMN pgvec.worker_status.version IS 'Of pgvec-queue';
+COMMENT ON COLUMN pgvec.worker_status.device IS 'cpu, mps or cuda:N; NULL before a model is loaded';
+COMMENT ON COLUMN pgvec.worker_status.dtype IS 'Of its vectors on the device';
+COMMENT ON COLUMN pgvec.worker_status.models IS 'Models in its memory';
+COMMENT ON COLUMN pgvec.worker_status.vectorizers IS 'Those that it works on; NULL: all';
+COMMENT ON COLUMN pgvec.worker_status.state IS 'starting, idle, loading, working, stopping, or gone: its lease ran out';
+COMMENT ON COLUMN pgvec.worker_status.since_beat IS 'Since it was heard of';
+COMMENT ON COLUMN pgvec.worker_status.started_at IS 'When it registered';
+COMMENT ON COLUMN pgvec.worker_status.memory_bytes IS 'The most memory that its process has had';
+COMMENT ON COLUMN pgvec.worker_status.jobs IS 'Jobs in its hands';
+COMMENT ON COLUMN pgvec.worker_status.waiting_for IS 'Why it makes no progress at present';
+COMMENT ON COLUMN pgvec.worker_status.busy IS 'Share, 0 to 1, of the last minute with a job in hand in which the device worked';
+COMMENT ON COLUMN pgvec.worker_status.documents_per_second IS 'Of the device alone';
+COMMENT ON COLUMN pgvec.worker_status.loads IS 'Models that it has loaded';
+COMMENT ON COLUMN pgvec.worker_status.batch_tokens IS 'Tokens that the model takes at a time';
+COMMENT ON COLUMN pgvec.worker_status.runtime IS 'What computes: torch or openvino';
+COMMENT ON COLUMN pgvec.worker_status.padding IS 'Share, 0 to 1, of computed tokens that were padding';
+COMMENT ON COLUMN pgvec.worker_status.job_id IS 'The job that it claimed first of those in its hands';
+COMMENT ON COLUMN pgvec.worker_status.vectorizer IS 'Whose job that is';
+COMMENT ON COLUMN pgvec.worker_status.job_kind IS 'range, keys or sweep';
+COMMENT ON COLUMN pgvec.worker_status.checkpoint IS 'How far that job is committed: a key, or of a list the number of keys';
+COMMENT ON COLUMN pgvec.worker_status.rows_per_second IS 'Rows made right per second, of the last minute';
+COMMENT ON COLUMN pgvec.worker_status.tokens_per_second IS 'Tokens embedded per second, of the last minute';
+COMMENT ON COLUMN pgvec.worker_status.leaving IS 'It has been told to leave';
+COMMENT ON COLUMN pgvec.worker_status.commit_seconds IS 'What its heartbeat took to commit; NULL: no limit asks for it';
+COMMENT ON COLUMN pgvec.worker_status.lag_seconds IS 'How far the slowest standby was behind; NULL: no limit asks for it, or there is none';
 
 -- name: throughput
 -- Minutes that are over have been summed up; the last ones are still samples.
@@ -133,4 +314,33 @@ JOIN pgvec.vectorizers v ON v.id = s.vectorizer_id
 LEFT JOIN pgvec.workers w ON w.id = s.worker_id
 WHERE s.at >= coalesce((SELECT max(minute) + interval '1 minute' FROM pgvec.minutes), '-infinity')
 GROUP BY 1, 2, 3;
-COMMENT ON VIEW pgvec.throughput IS 'Rows, chunks and tokens per minute, vectorizer and worker';
+COMMENT ON VIEW pgvec.throughput IS 'Rows, chunks, tokens and bytes per minute, vectorizer and worker: of single workers for a day, of all together for a week';
+COMMENT ON COLUMN pgvec.throughput.minute IS 'Its beginning';
+COMMENT ON COLUMN pgvec.throughput.name IS 'The vectorizer';
+COMMENT ON COLUMN pgvec.throughput.worker_id IS 'The worker; 0: all together, for minutes of more than a day ago';
+COMMENT ON COLUMN pgvec.throughput.rows IS 'Rows made right';
+COMMENT ON COLUMN pgvec.throughput.chunks IS 'Chunks written';
+COMMENT ON COLUMN pgvec.throughput.tokens IS 'Tokens embedded';
+COMMENT ON COLUMN pgvec.throughput.bytes IS 'Bytes sent to the destination';
+COMMENT ON COLUMN pgvec.throughput.host IS 'The worker''s machine';
+
+-- name: recent_events
+-- What a look at a run shows as it happens. That a job was claimed is no event of its own, there are too many: the jobs that
+-- run tell.
+CREATE OR REPLACE VIEW pgvec.recent_events AS
+SELECT e.at, e.kind, v.name AS vectorizer, e.worker_id, e.host, e.job_id, e.message
+FROM pgvec.events e LEFT JOIN pgvec.vectorizers v ON v.id = e.vectorizer_id
+UNION ALL
+SELECT j.claimed_at, 'claimed', v.name, j.worker_id, w.host, j.id, j.kind
+FROM pgvec.jobs j
+JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id
+LEFT JOIN pgvec.workers w ON w.id = j.worker_id
+WHERE j.state = 'running';
+COMMENT ON VIEW pgvec.recent_events IS 'Events, and the claims of the jobs that run';
+COMMENT ON COLUMN pgvec.recent_events.at IS 'When it happened, by the database''s clock';
+COMMENT ON COLUMN pgvec.recent_events.kind IS 'claimed, reclaimed, quarantined, blocked, paused, resumed, cancelled, retried, altered, dropped, started, left, gone';
+COMMENT ON COLUMN pgvec.recent_events.vectorizer IS 'The vectorizer, where it concerns one';
+COMMENT ON COLUMN pgvec.recent_events.worker_id IS 'The worker, where it concerns one';
+COMMENT ON COLUMN pgvec.recent_events.host IS 'That worker''s machine';
+COMMENT ON COLUMN pgvec.recent_events.job_id IS 'The job, where it concerns one';
+COMMENT ON COLUMN pgvec.recent_events.message IS 'What there is to say of it';

@@ -153,9 +153,11 @@ DELETE FROM pgvec.jobs WHERE id = %(id)s;
 
 -- name: count
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
-                                 chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added, jobs_done)
+                                 chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added, jobs_done,
+                                 bytes_written)
 VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(rows_wasted)s,
-        %(chunks_written)s, %(chunks_deleted)s, %(chunks_reused)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s)
+        %(chunks_written)s, %(chunks_deleted)s, %(chunks_reused)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s,
+        %(bytes_written)s)
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
     rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
@@ -163,7 +165,7 @@ SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embe
     chunks_deleted = c.chunks_deleted + excluded.chunks_deleted,
     chunks_reused = c.chunks_reused + excluded.chunks_reused, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
-    jobs_done = c.jobs_done + excluded.jobs_done;
+    jobs_done = c.jobs_done + excluded.jobs_done, bytes_written = c.bytes_written + excluded.bytes_written;
 
 -- name: count_waste
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_wasted, writes_refused)
@@ -173,12 +175,19 @@ SET rows_wasted = c.rows_wasted + excluded.rows_wasted,
     writes_refused = c.writes_refused + excluded.writes_refused;
 
 -- name: sample
-INSERT INTO pgvec.samples AS s (vectorizer_id, worker_id, at, rows, chunks, tokens)
+INSERT INTO pgvec.samples AS s (vectorizer_id, worker_id, at, rows, chunks, tokens, bytes)
 VALUES (%(vectorizer)s, %(worker)s,
         date_bin('10 seconds', clock_timestamp(), timestamptz '2000-01-01 00:00:00+00'),
-        %(rows)s, %(chunks_written)s, %(tokens)s)
+        %(rows)s, %(chunks_written)s, %(tokens)s, %(bytes_written)s)
 ON CONFLICT (vectorizer_id, at, worker_id) DO UPDATE
-SET rows = s.rows + excluded.rows, chunks = s.chunks + excluded.chunks, tokens = s.tokens + excluded.tokens;
+SET rows = s.rows + excluded.rows, chunks = s.chunks + excluded.chunks, tokens = s.tokens + excluded.tokens,
+    bytes = s.bytes + excluded.bytes;
+
+-- name: note_quarantined
+-- One event for a slice, however many of its documents it was.
+INSERT INTO pgvec.events (kind, vectorizer_id, worker_id, host, job_id, message)
+SELECT 'quarantined', %(vectorizer)s, w.id, w.host, %(job)s, %(message)s
+FROM (VALUES (%(worker)s::bigint)) this(id) LEFT JOIN pgvec.workers w ON w.id = this.id;
 
 -- name: vector_oid
 SELECT t.oid FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace

@@ -4,8 +4,8 @@ ALTER TABLE pgvec.vectorizers
     ADD COLUMN replication_lag_limit interval CHECK (replication_lag_limit > interval '0'),
     ADD COLUMN commit_time_limit interval CHECK (commit_time_limit > interval '0');
 COMMENT ON COLUMN pgvec.vectorizers.rows_per_second_limit IS 'Rows of ranges that all workers together may read; NULL: no limit. Live changes are not held back';
-COMMENT ON COLUMN pgvec.vectorizers.replication_lag_limit IS 'No range is claimed while a standby is further behind; NULL: no limit';
-COMMENT ON COLUMN pgvec.vectorizers.commit_time_limit IS 'No range is claimed while a worker''s probe takes longer to commit; NULL: no limit';
+COMMENT ON COLUMN pgvec.vectorizers.replication_lag_limit IS 'Nothing of it is claimed or read while a standby is further behind; NULL: no limit';
+COMMENT ON COLUMN pgvec.vectorizers.commit_time_limit IS 'A worker whose heartbeat takes longer to commit claims and reads nothing of it; NULL: no limit';
 
 -- Of vectorizers with a limit: until when what was read is spent.
 CREATE TABLE pgvec.pace (
@@ -16,12 +16,11 @@ COMMENT ON TABLE pgvec.pace IS 'When the next rows of a vectorizer with a limit 
 
 ALTER TABLE pgvec.workers
     ADD COLUMN leave boolean NOT NULL DEFAULT false,
-    ADD COLUMN probed_at timestamptz,
     ADD COLUMN commit_seconds real,
     ADD COLUMN lag_seconds real;
 COMMENT ON COLUMN pgvec.workers.leave IS 'It has been told to leave, as by SIGTERM';
-COMMENT ON COLUMN pgvec.workers.commit_seconds IS 'What its last probe took to commit; NULL: nothing here has a limit';
-COMMENT ON COLUMN pgvec.workers.lag_seconds IS 'How far the slowest standby was behind at its last probe; NULL: there is none, or nothing here has a limit';
+COMMENT ON COLUMN pgvec.workers.commit_seconds IS 'What its heartbeat before the last one took to commit; NULL: nothing that it works on has a limit';
+COMMENT ON COLUMN pgvec.workers.lag_seconds IS 'How far the slowest standby was behind at its last heartbeat; NULL: there is none, or nothing that it works on has a limit';
 
 CREATE TABLE pgvec.events (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -46,6 +45,8 @@ CREATE TABLE pgvec.minutes (
     vectorizer_id bigint NOT NULL,
     worker_id     bigint NOT NULL,
     minute        timestamptz NOT NULL,
+    began_at      timestamptz NOT NULL,
+    ended_at      timestamptz NOT NULL,
     host          text,
     rows          bigint NOT NULL,
     chunks        bigint NOT NULL,
@@ -54,4 +55,4 @@ CREATE TABLE pgvec.minutes (
     PRIMARY KEY (vectorizer_id, minute, worker_id)
 );
 CREATE INDEX minutes_minute ON pgvec.minutes (minute);
-COMMENT ON TABLE pgvec.minutes IS 'What each worker did in each minute of the last week';
+COMMENT ON TABLE pgvec.minutes IS 'What each worker did in each minute of the last day, and all together (worker 0) in each of the last week';

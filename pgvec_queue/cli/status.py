@@ -1,4 +1,4 @@
-"""``pgvec status`` and ``pgvec workers``: how far it is, and who works."""
+"""``pgvec status``: how far each vectorizer is, and why nothing moves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 import time
 
 import click
-from psycopg.rows import dict_row
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -16,7 +15,7 @@ from pgvec_queue import progress, vectorizer
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console, duration, plain, rate
 from pgvec_queue.cli.types import Text
-from pgvec_queue.database import Connection, statement
+from pgvec_queue.database import Connection
 
 _WIDE = 120
 """Columns of a terminal that has room for everything; a narrower one shows the rest with --json."""
@@ -113,39 +112,3 @@ def _lag(one: progress.Progress) -> str:
     if one.lag_seconds is None:
         return ""
     return f"{one.lag_seconds:.1f} s" if one.lag_seconds < 60 else duration(one.lag_seconds)
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per worker and line.")
-@command
-def workers(session: Session, *, as_json: bool) -> None:
-    """List the workers: where they run, on what device, and when they were last heard of."""
-    connection, _ = session.connect_checked("status")
-    with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(statement("progress", "workers")).fetchall()
-    if as_json:
-        for row in rows:
-            click.echo(json.dumps(row, default=str))
-        return
-    if not rows:
-        click.echo("pgvec: no worker is running; start one with `pgvec work`", err=True)
-        return
-    table = Table(box=None, pad_edge=False)
-    numbers = ("jobs", "busy", "documents/s", "loads", "last beat")
-    for title in ("worker", "host", "pid", "state", "device", *numbers, "models"):
-        table.add_column(title, justify="right" if title in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(
-            str(row["worker_id"]),
-            plain(row["host"]),
-            str(row["pid"]),
-            row["state"],
-            row["device"] or "",
-            str(row["jobs"]),
-            "" if row["busy"] is None else f"{row['busy']:.0%}",
-            "" if row["documents_per_second"] is None else f"{row['documents_per_second']:,.0f}",
-            str(row["loads"]),
-            f"{duration(row['since_beat'].total_seconds())} ago",
-            plain(", ".join(row["models"])),
-        )
-    console().print(table)

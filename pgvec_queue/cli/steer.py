@@ -1,23 +1,26 @@
-"""``pgvec pause|resume|cancel|drop|failures|retry``: steering a vectorizer, and what it put into quarantine."""
+"""``pgvec pause|resume|cancel|drop|alter|failures|retry``: steering a vectorizer, and what it put into quarantine.
+
+They are the functions that SQL has as well: ``pgvec.pause(name)`` and so on.
+"""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
 from pgvec_queue import queue, sync, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
-from pgvec_queue.cli.types import Text
-from pgvec_queue.database import statement, transaction
+from pgvec_queue.cli.types import NewName, Number, Text, Whole
 
 
 @click.command()
 @click.argument("name", type=Text())
 @command
 def pause(session: Session, *, name: str) -> None:
-    """Claim no more jobs of NAME; workers finish the slices in hand."""
+    """Work on NAME no more; workers give its jobs back within two seconds, no attempt is counted."""
     connection, _ = session.connect_checked("pause")
     vectorizer.steer(connection, name, "pause")
     click.echo(f"{name} is paused; `pgvec resume {name}` lets it go on.")
@@ -30,7 +33,6 @@ def resume(session: Session, *, name: str) -> None:
     """Let NAME go on after a pause, a block or a cancellation."""
     connection, _ = session.connect_checked("resume")
     vectorizer.steer(connection, name, "resume")
-    queue.notify(connection)
     click.echo(f"{name} goes on.")
 
 
@@ -57,9 +59,44 @@ def drop(session: Session, *, name: str, yes: bool) -> None:
     found = vectorizer.get(connection, name)
     confirm(f"Drop the vectorizer {name}? {found.destination} stays as it is.", yes=yes)
     sync.remove(connection, found.id)
-    with transaction(connection, statement_timeout=600):
-        connection.execute(statement("vectorizer", "drop"), {"id": found.id})
+    vectorizer.steer(connection, name, "drop")
     click.echo(f"{name} is dropped; {found.destination} stays as it is.")
+
+
+@click.command()
+@click.argument("name", type=Text())
+@click.option("--name", "new_name", type=NewName(), metavar="NEW", help="Call it so from now on.")
+@click.option("--priority", type=Whole(-1_000_000, 1_000_000), metavar="N", help="Higher ones are worked on first.")
+@click.option("--rows-per-job", type=Whole(1, 100_000_000), metavar="N", help="Of the jobs of the next enqueue.")
+@click.option(
+    "--rows-per-second",
+    type=Number(0, 1e9),
+    metavar="N",
+    help="Of its backfill, by all workers together; 0: no limit. Live changes are not held back.",
+)
+@click.option(
+    "--max-replication-lag",
+    "replication_lag",
+    type=Number(0, 1e6),
+    metavar="SECONDS",
+    help="Nothing is claimed while a standby is further behind; 0: no limit.",
+)
+@click.option(
+    "--max-commit-time",
+    "commit_time",
+    type=Number(0, 1e6),
+    metavar="SECONDS",
+    help="Nothing is claimed while a small commit takes longer; 0: no limit.",
+)
+@command
+def alter(session: Session, *, name: str, **changes: Any) -> None:
+    """Change what needs no new vectors of NAME; running workers obey within two seconds."""
+    wanted = vectorizer.Changes(**changes)
+    if wanted == vectorizer.Changes():
+        raise click.UsageError("nothing to change was named; see `pgvec alter --help`")
+    connection, _ = session.connect_checked("alter")
+    vectorizer.alter(connection, name, wanted)
+    click.echo(f"{wanted.new_name or name} is altered.")
 
 
 @click.command()

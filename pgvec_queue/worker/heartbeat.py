@@ -3,7 +3,9 @@ jobs.
 
 A worker whose row is not fresh for a lease is declared gone by any other; its jobs go back to the queue, and it may
 beat no more: then it gives up what it has and registers afresh. The same happens where it finds itself in another world
-(a standby was promoted, a dump restored). A worker judges others only after its own heartbeat was unbroken for one
+(a standby was promoted, a dump restored). With each beat it learns what people want of it: to leave, to begin nothing
+more of a vectorizer, or to keep within a limit, whose measures it takes; a notification makes it ask at once. A worker
+judges others only after its own heartbeat was unbroken for one
 lease, so that the first one back after an outage does not declare everybody dead. It beats no more once a call hangs.
 """
 
@@ -13,6 +15,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -23,6 +26,7 @@ from pgvec_queue.database import Connection, Database, kind_of, one_line, statem
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.queue import Membership
 from pgvec_queue.worker.models import Models
+from pgvec_queue.worker.replication import Replication
 from pgvec_queue.worker.state import CALL_SECONDS, State
 from pgvec_queue.worker.watch import sever
 
@@ -33,6 +37,18 @@ _LONGEST_BEAT = 5.0
 _LARGE_FLEET, _FEWEST_BEATS = 32, 3
 _LOOK = 0.25
 _HOUSEKEEPING = 60.0
+_OBEY = 1.0
+"""Seconds between beats where a limit is to be kept, or where nobody could wake a worker with a job in hand."""
+_OBEY_PER_WORKER = 0.01
+_GRACE = 0.7
+"""Seconds for what the model has of a vectorizer that is stopped; the rest is given up."""
+_ASK_AGAIN = 0.5
+"""Seconds after a notification: what was being claimed in that moment is in hand by then."""
+_STEER = "steer"
+
+
+Limits = tuple[int, float | None, float | None, float | None]
+"""Of a vectorizer: rows per second, seconds that a standby may be behind, seconds that a small commit may take."""
 
 
 @dataclass(slots=True)
@@ -45,6 +61,8 @@ class Heartbeat:
     member: Membership
     lease: float
     listen: bool
+    leave: Callable[[], None]
+    """Has the worker leave, as by SIGTERM."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _connection: Connection | None = None
     _beat_at: float = 0.0
@@ -52,9 +70,22 @@ class Heartbeat:
     _housekept_at: float = 0.0
     _reclaim_at: float = 0.0
     _told_to_leave: bool = False
+    _replication: Replication = field(default_factory=Replication)
+    _commit_seconds: float | None = None
+    _lag_seconds: float | None = None
+    _limited: bool = False
+    _ask_again_at: float | None = None
+    _stopping: dict[int, float] = field(default_factory=dict)
+    """Vectorizers that somebody has stopped, and when what is in hand of them is given up."""
 
     @property
     def period(self) -> float:
+        if self._limited or (not self.listen and self.state.vectorizers):
+            return min(self._usual_period, max(_OBEY, _OBEY_PER_WORKER * self.state.fleet))
+        return self._usual_period
+
+    @property
+    def _usual_period(self) -> float:
         if self.state.fleet > _LARGE_FLEET:
             return min(self.lease / _FEWEST_BEATS, 2 * _LONGEST_BEAT)
         return min(self.lease / BEATS_PER_LEASE, _LONGEST_BEAT)
@@ -80,16 +111,21 @@ class Heartbeat:
     def _once(self) -> None:
         connection = self._open()
         self._told_to_leave = self.state.stopping.is_set()
+        began = time.monotonic()
         with self._watched(connection):
             row = connection.execute(statement("queue", "beat"), self._beat()).fetchone()
+        taken = time.monotonic() - began
         if row is None:
             log.warning("worker %d was declared gone, or the database is another; starting afresh", self.member.worker)
             self.state.lease_lost.set()
             self.state.aborted.set()
             self.state.wake.set()
             return
-        self.state.fleet, overdue = row
+        self.state.fleet, overdue, leave, stopped, limits = row
         now = time.monotonic()
+        self._obey(connection, now, leave=leave, stopped=stopped)
+        self._keep_limits(connection, now, taken, limits)
+        self.state.steered.set()
         if self._unbroken_since is None or now - self._beat_at > self.lease:
             self._unbroken_since = now
         self._beat_at = now
@@ -113,7 +149,50 @@ class Heartbeat:
             "loads": self.models.loads,
             "batch_tokens": getattr(embedder, "batch_tokens", None),
             "padding": getattr(embedder, "padding", None),
+            "commit_seconds": self._commit_seconds,
+            "lag_seconds": self._lag_seconds,
+            "in_hand": self.state.vectorizers,
         }
+
+    def _obey(self, connection: Connection, now: float, *, leave: bool, stopped: Sequence[int]) -> None:
+        if leave and not self.state.stopping.is_set():
+            log.info("told to leave by `pgvec workers stop`")
+            self.leave()
+        self._stopping = {one: until for one, until in self._stopping.items() if one in stopped}
+        for one in stopped:
+            if one not in self._stopping:
+                self._stopping[one] = now + _GRACE
+                self.state.stop_vectorizer(one)
+        self._give_up(connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        """Gives back the jobs of what was stopped a moment ago; what the model had of them is written by then."""
+        for one in [one for one, until in self._stopping.items() if until <= time.monotonic()]:
+            del self._stopping[one]
+            self.state.drop_vectorizer(one)
+            with self._watched(connection):
+                jobs = queue.release(connection, self.member, vectorizer=one)
+            log.info("vectorizer %d was stopped; %d jobs are back in the queue", one, jobs)
+
+    def _keep_limits(self, connection: Connection, now: float, taken: float, limits: Sequence[Limits]) -> None:
+        self._limited = bool(limits)
+        self._commit_seconds = taken if limits else None
+        self._lag_seconds = None
+        if any(lag is not None for _, _, lag, _ in limits):
+            with self._watched(connection):
+                self._lag_seconds = self._replication.look(connection, now)
+        held = {}
+        for one, _, lag, commit in limits:
+            if lag is not None and self._lag_seconds is not None and self._lag_seconds > lag:
+                held[one] = f"a standby is {self._lag_seconds:.1f} s behind"
+            elif commit is not None and taken > commit:
+                held[one] = f"a small commit takes {taken:.2f} s"
+        for one in held.keys() - self.state.held.keys():
+            log.warning("vectorizer %d waits: %s", one, held[one])
+        for one in self.state.held.keys() - held.keys():
+            log.info("vectorizer %d goes on", one)
+        self.state.held = held
+        self.state.rate_limits = {one: rate for one, rate, _, _ in limits if rate is not None}
 
     def _watched(self, connection: Connection) -> AbstractContextManager[None]:
         """Severs all connections when this one has gone silent: well before the lease runs out, so that it is kept."""
@@ -147,11 +226,22 @@ class Heartbeat:
             if self.state.stopping.is_set() and not self._told_to_leave:
                 # Whoever ends the process before it is done shall know that it was leaving.
                 return
+            self._give_up(connection)
             if not self.listen:
+                if self.period < self._usual_period:
+                    # Something has come into this worker's hands meanwhile.
+                    until = min(until, time.monotonic() + self.period)
                 self._stop.wait(min(left, _LOOK))
                 continue
-            for _ in connection.notifies(timeout=min(left, _LOOK), stop_after=1):
+            for notice in connection.notifies(timeout=min(left, _LOOK), stop_after=1):
                 self.state.woken()
+                if notice.payload == _STEER:
+                    now = time.monotonic()
+                    self._ask_again_at = now + _ASK_AGAIN
+                    until = min(until, now + random.uniform(0, min(self.state.fleet * 0.005, 1.0)))  # noqa: S311
+            if self._ask_again_at is not None and time.monotonic() >= self._ask_again_at:
+                self._ask_again_at = None
+                return
 
     def _open(self) -> Connection:
         if self._connection is None or self._connection.closed:

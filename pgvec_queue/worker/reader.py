@@ -35,6 +35,9 @@ VECTOR_BYTES = 64 * 1024 * 1024
 DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
+_LOOK = 0.1
+_HELD_FOR = 2.0
+"""Seconds that a job is kept while a limit stands in its way."""
 _FIRST_ROWS, _LEAST_ROWS, _MOST_ROWS = 32, 8, 2_000
 _CHARACTERS_PER_TOKEN = 4
 # All idle workers together ask about three times a second, so that a live change is seen in well under a second; the
@@ -73,6 +76,8 @@ class Reader:
         """Per vectorizer: how large the documents of its last slice were on average."""
 
     def run(self) -> None:
+        while not self._state.steered.wait(_LOOK) and not self._state.ending:
+            pass
         while not self._state.ending:
             self._state.wake.clear()
             if time.monotonic() >= self._strays_at:
@@ -89,7 +94,9 @@ class Reader:
     def _claim(self) -> Run | None:
         rows = self._rows()
         idle = self._state.in_flight == 0
-        job = self._claiming(lambda connection: self.claimer.claim(connection, keys=rows, idle=idle))
+        job = self._claiming(
+            lambda connection: self.claimer.claim(connection, keys=rows, idle=idle, held=[*self._state.held])
+        )
         if job is None and idle and self.claimer.ranges_run:
             job = self._claiming(self._steal)
         if job is None:
@@ -128,7 +135,7 @@ class Reader:
             log.warning("%d jobs had been claimed on a connection that broke; they are back in the queue", count)
 
     def _steal(self, connection: Connection) -> queue.Job | None:
-        job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer))
+        job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held])
         if job is not None:
             log.info("job %d is the rest of one that somebody else is working on", job.id)
         return job
@@ -142,9 +149,14 @@ class Reader:
     def _read_job(self, run: Run) -> None:
         job = run.job
         alone = 0
-        while not run.dropped and not self._state.ending:
+        while not run.dropped and not run.stopped and not self._state.ending:
             if job.alone and not self._nothing_in_hand():
                 continue
+            if not self._may_read(run):
+                self._hand_back(run)
+                return
+            if run.stopped or self._state.ending:
+                break
             # Somebody may have taken the rest meanwhile, as the writer has found.
             job = replace(job, upper_key=run.job.upper_key)
             try:
@@ -164,6 +176,7 @@ class Reader:
             if job.kind == "range":
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
+            self._keep_pace(run, len(part.documents))
             self._state.enter()
             self._out.put(work)
             if part.last:
@@ -173,6 +186,39 @@ class Reader:
             # Whatever is claimed next is not to be counted as this one's victim.
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
+
+    def _may_read(self, run: Run) -> bool:
+        """Waits while a limit is crossed; False where that takes so long that the job goes back."""
+        vectorizer = run.job.vectorizer_id
+        deadline = time.monotonic() + _HELD_FOR
+        while vectorizer in self._state.held:
+            if time.monotonic() >= deadline:
+                return False
+            if run.stopped or self._state.ending or self._state.aborted.wait(_LOOK):
+                return True
+        if run.job.kind != "range" or vectorizer not in self._state.rate_limits:
+            return True
+        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
+
+    def _hand_back(self, run: Run) -> None:
+        """Gives the job back when what is in hand of it is written: others have use of this worker meanwhile."""
+        while not self._nothing_in_hand():
+            if self._state.ending:
+                return
+        if not run.dropped:
+            self._link.call(lambda connection: queue.release(connection, self.claimer.member, job=run.job.id))
+            self._state.end(run)
+
+    def _keep_pace(self, run: Run, rows: int) -> None:
+        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read."""
+        vectorizer = run.job.vectorizer_id
+        if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
+            return
+        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows))
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
+            if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
+                return
 
     def _verdict(self, job: queue.Job) -> Failure | None:
         """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
@@ -197,6 +243,9 @@ class Reader:
         if known:
             # What does not fit into the slice would be read and hashed for nothing.
             rows = min(rows, max(_LEAST_ROWS, round(1.5 * size / known)))
+        limit = self._state.rate_limits.get(job.vectorizer_id)
+        if limit and job.kind == "range":
+            rows = min(rows, max(1, round(limit * SLICE_SECONDS)))
         if job.alone:
             rows = 1
         return lambda connection: reading.read(connection, run.fragments, job, rows=rows, max_bytes=size)

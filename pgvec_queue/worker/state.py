@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import psycopg
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 CALL_SECONDS = 150.0
 """Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
+_TOLD_FROM = 5.0
 LONGEST_BACKOFF = 2.0
 """Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
 
@@ -47,6 +49,8 @@ class Run:
     fragments: Fragments
     dropped: bool = False
     """Nothing more of it may be read, embedded or written here."""
+    stopped: bool = False
+    """Nothing more of it is read or given to the model; what the model has is written if that takes no time."""
     taker: int | None = None
     """Which of several writers has its slices."""
     read_to: list[str] | None = None
@@ -92,6 +96,12 @@ class State:
         self.activity = "starting"
         self.fleet = 1
         """Workers that live, as the last heartbeat found them."""
+        self.steered = threading.Event()
+        """What people want of the vectorizers is known."""
+        self.held: dict[int, str] = {}
+        """Vectorizers that nothing is claimed or read of at present, and why: a limit is crossed."""
+        self.rate_limits: dict[int, float] = {}
+        """Rows per second that all workers together may read of a vectorizer's ranges, where there is a limit."""
         self.waits: dict[str, str] = {}
         """Per stage, or per vectorizer that is left to others: what it waits for."""
         self.watch = Watch()
@@ -134,6 +144,20 @@ class State:
         """The ids of the jobs in hand."""
         with self._lock:
             return [run.job.id for run in self._runs]
+
+    @property
+    def vectorizers(self) -> list[int]:
+        """The ids of those whose jobs are in hand."""
+        with self._lock:
+            return sorted({run.job.vectorizer_id for run in self._runs if not run.dropped})
+
+    def stop_vectorizer(self, vectorizer_id: int) -> None:
+        """Begins nothing more of it."""
+        with self._lock:
+            for run in self._runs:
+                if run.job.vectorizer_id == vectorizer_id:
+                    run.stopped = True
+        self.wake.set()
 
     def drop_vectorizer(self, vectorizer_id: int) -> None:
         with self._lock:
@@ -194,7 +218,7 @@ class State:
         """Says in the log, and through the heartbeat in `status`, why something is tried again later."""
         error = call.outcome.exception() if call.outcome else None
         if error is not None and call.next_action is not None:
-            self.waits[who] = f"{who}: {one_line(error)}"
+            self.waits[who] = f"{who}: {one_line(error)}{_until(call.next_action.sleep)}"
             log.warning("%s: %s; trying again in %.1f s", who, one_line(error), call.next_action.sleep)
 
     @property
@@ -248,6 +272,13 @@ class Link:
 
 def _passes(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error | OSError) and kind_of(error) is Kind.PASSING
+
+
+def _until(seconds: float) -> str:
+    """When it is tried again, where that takes long enough for somebody to ask; in UTC, since others read it."""
+    if seconds < _TOLD_FROM:
+        return ""
+    return f"; trying again at {datetime.now(UTC) + timedelta(seconds=seconds):%H:%M:%S} UTC"
 
 
 def _asked_for(call: tenacity.RetryCallState) -> float:
