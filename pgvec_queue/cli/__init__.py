@@ -24,6 +24,7 @@ _COMMANDS = {
     "enqueue": ("enqueue", "Plan the jobs that turn a table into vectors, or bring them up to date."),
     "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
+    "dashboard": ("dashboard", "Show all of it live on a terminal, and steer it with keys."),
     "search": ("search", "Find the chunks nearest to a query."),
     "verify": ("verify", "Compare a source with its vectors; --fix queues what differs."),
     "failures": ("steer", "List the documents in quarantine."),

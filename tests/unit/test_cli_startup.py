@@ -24,6 +24,7 @@ COMMANDS = [
     "enqueue",
     "work",
     "status",
+    "dashboard",
     "search",
     "verify",
     "failures",
