@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import select
 import signal
@@ -229,8 +230,8 @@ class Dashboard:
 def describe(outage: Outage, now: float) -> str:
     """Returns what is wrong, since when and what happens about it; ``now`` is by ``time.monotonic()``."""
     what = "the database is lost" if outage.lost else "the database refuses"
-    wait = outage.again_at - now
-    again = f"trying again in {wait:.0f} s" if wait >= 0.5 else "trying again"
+    wait = math.ceil(outage.again_at - now)
+    again = f"trying again in {wait} s" if wait > 0 else "trying again"
     return f"{what} since {outage.clock} ({duration(now - outage.since)}), {again}: {outage.reason}"
 
 
@@ -248,7 +249,6 @@ def painted(picture: Frame, width: int, height: int, *, dumb: bool) -> list[tupl
         legacy_windows=False,
     )
     with console.capture() as captured:
-        for line in picture.lines:
-            console.print(line, no_wrap=True, overflow="ignore", crop=False, soft_wrap=True)
+        console.print(picture.renderable, soft_wrap=True)
     texts = captured.get().split("\n")
     return [(text, line.cell_len >= width) for text, line in zip(texts, picture.lines, strict=False)]

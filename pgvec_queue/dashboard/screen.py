@@ -69,7 +69,7 @@ def _body(state: State, width: int, height: int) -> tuple[list[Text], int]:
     if state.help:
         return _help(state, width, height), 0
     if state.snapshot is None:
-        return [Text(), Text(fitted(f"asking {clean(state.address)} {state.glyphs.more}", width))], 0
+        return [Text(), *_said(state, f"asking {state.address} {state.glyphs.more}", width)], 0
     if state.snapshot.hint is not None:
         return [Text(), *_said(state, state.snapshot.hint, width)], 0
     return _parts(state, width, height)

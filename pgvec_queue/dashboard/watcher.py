@@ -30,12 +30,14 @@ EVERY = 1.0
 """Seconds between two looks."""
 _SHARE = 0.1
 """Of the time, at most, that goes into looking."""
+_SELDOM = 10.0
+"""Seconds between two looks, at most."""
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
 SILENCE = 3.0
 """Seconds without an answer after which it is said."""
-_GIVEN_UP = 30.0
-"""Seconds without an answer after which a connection is taken for dead; a look has timeouts that are shorter."""
+_GIVEN_UP = {"look": 30.0, "pause": 30.0, "resume": 30.0, "retry": 330.0}
+"""Seconds without an answer after which a connection is taken for dead; all of these have timeouts that are shorter."""
 _UNDONE = {"pause": "paused", "resume": "resumed", "retry": "retried"}
 
 
@@ -83,7 +85,8 @@ class Watcher:
         self._wake = wake
         self._chosen: str | None = None
         self._asked: queue.SimpleQueue[tuple[Action, str] | None] = queue.SimpleQueue()
-        self._reading_since: float | None = None
+        self._waiting: tuple[str, float] | None = None
+        """For what the database is being waited for, and since when."""
         self._pause = _FIRST_PAUSE
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgvec-dashboard", daemon=True)
@@ -109,14 +112,14 @@ class Watcher:
         self._asked.put((action, name))
 
     def silent_for(self) -> float:
-        """Returns for how many seconds a look has been under way; 0 when none is."""
-        since = self._reading_since
-        return 0.0 if since is None else time.monotonic() - since
+        """Returns for how many seconds an answer has been waited for; 0 when none is."""
+        waiting = self._waiting
+        return 0.0 if waiting is None else time.monotonic() - waiting[1]
 
     def look_after(self) -> None:
-        """Gives up a connection whose other end has gone silent; the look then fails, as on any lost one."""
-        connection = self._connection
-        if connection is not None and self.silent_for() > _GIVEN_UP:
+        """Gives up a connection whose other end has gone silent; what waits for it then fails, as on any lost one."""
+        connection, waiting = self._connection, self._waiting
+        if connection is not None and waiting is not None and self.silent_for() > _GIVEN_UP[waiting[0]]:
             sever(connection)
 
     def _run(self) -> None:
@@ -148,7 +151,7 @@ class Watcher:
     def _look(self) -> float:
         """Reads a picture; returns when the next one is due."""
         began = time.monotonic()
-        self._reading_since = began
+        self._waiting = ("look", began)
         try:
             if self._connection is None:
                 self._connection = self._database.connect("dashboard")
@@ -159,9 +162,9 @@ class Watcher:
             self._pause = _FIRST_PAUSE
             self.picture = Picture(snapshot, time.strftime("%H:%M:%S"))
             took = time.monotonic() - began
-            return began + max(EVERY, took / _SHARE)
+            return began + max(EVERY, min(took / _SHARE, _SELDOM))
         finally:
-            self._reading_since = None
+            self._waiting = None
             self._tell()
 
     def _tell(self) -> None:
@@ -187,10 +190,13 @@ class Watcher:
         connection = self._connection
         if connection is None:
             return Answer(f"{name} could not be {_UNDONE[action]}: there is no connection", wrong=True)
+        self._waiting = (action, time.monotonic())
         try:
             return Answer(_done(connection, action, name))
         except (psycopg.Error, PgvecError) as error:
             return Answer(f"{name} could not be {_UNDONE[action]}: {one_line(error)}", wrong=True)
+        finally:
+            self._waiting = None
 
 
 def _done(connection: Connection, action: Action, name: str) -> str:
