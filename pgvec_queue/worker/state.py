@@ -92,6 +92,8 @@ class State:
         self.activity = "starting"
         self.fleet = 1
         """Workers that live, as the last heartbeat found them."""
+        self.near_end = False
+        """Few jobs are left for all workers: what this one holds ahead, others will have to wait for."""
         self.waits: dict[str, str] = {}
         """Per stage, or per vectorizer that is left to others: what it waits for."""
         self.watch = Watch()
