@@ -50,7 +50,7 @@ FROM (
     WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
       AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
     LIMIT %(most)s
-) some;
+) ranges;
 
 -- name: claim
 -- The oldest job of one kind. What has to run alone is not for a worker that has something else in hand.

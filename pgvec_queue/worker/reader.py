@@ -1,6 +1,6 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about half a
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a
 second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
 time, with nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and
 nothing in hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds
@@ -27,8 +27,8 @@ from pgvec_queue.worker.state import Link, Run, State, Work
 
 log = logging.getLogger("pgvec.worker")
 
-SLICE_SECONDS = 0.5
-"""Of the device's work, in one slice."""
+SLICE_SECONDS, SLICE_AT_END = 1.0, 0.5
+"""Of the device's work, in one slice; the second where few jobs are left for all workers."""
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
 VECTOR_BYTES = 64 * 1024 * 1024
@@ -225,8 +225,8 @@ class Reader:
 
     def _rows(self) -> int:
         rate = self._state.documents_per_second
-        least = 1 if self._state.near_end else _LEAST_ROWS
-        return min(max(round(rate * SLICE_SECONDS), least), _MOST_ROWS) if rate else _FIRST_ROWS
+        seconds, least = (SLICE_AT_END, 1) if self._state.near_end else (SLICE_SECONDS, _LEAST_ROWS)
+        return min(max(round(rate * seconds), least), _MOST_ROWS) if rate else _FIRST_ROWS
 
     def _block(self, run: Run, error: psycopg.Error) -> None:
         block(
