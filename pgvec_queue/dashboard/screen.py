@@ -190,5 +190,7 @@ def _keys(room: int) -> str:
 
 def _help(state: State, width: int, height: int) -> list[Text]:
     arrows = " ".join(state.glyphs.arrows)
-    lines = [Text(fitted(f"{keys.format(arrows=arrows):<13}{what.format(arrows=arrows)}", width)) for keys, what in _HELP]
+    lines = [
+        Text(fitted(f"{keys.format(arrows=arrows):<13}{what.format(arrows=arrows)}", width)) for keys, what in _HELP
+    ]
     return [Text(), *lines][:height] if height > len(lines) else lines[:height]

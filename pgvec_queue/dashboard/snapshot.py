@@ -100,9 +100,7 @@ def read(connection: Connection, chosen: str | None = None) -> Snapshot:
 
     Raises ``psycopg.Error``: each statement may take five seconds.
     """
-    with transaction(
-        connection, statement_timeout=_STATEMENT_TIMEOUT, lock_timeout=_LOCK_TIMEOUT, read_only=True
-    ):
+    with transaction(connection, statement_timeout=_STATEMENT_TIMEOUT, lock_timeout=_LOCK_TIMEOUT, read_only=True):
         try:
             schema.require(connection)
         except SchemaOutdatedError as error:

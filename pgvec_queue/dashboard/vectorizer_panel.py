@@ -59,9 +59,7 @@ def listed(state: State, width: int, height: int) -> list[Text]:
     return lines
 
 
-def _placed(
-    snapshot: Snapshot, rows: Sequence[Progress], picked: Progress, width: int, glyphs: Glyphs
-) -> list[Placed]:
+def _placed(snapshot: Snapshot, rows: Sequence[Progress], picked: Progress, width: int, glyphs: Glyphs) -> list[Placed]:
     wide = width >= _WIDE
     # A short bar leaves room for a reason.
     longest = 8 if not wide and any(one.reason and not _moves(one) for one in rows) else 40
@@ -148,7 +146,9 @@ def _pace(one: Progress, state: State, width: int) -> str:
         said.append(f"{speed(one.rows_per_second)} rows/s{tokens}")
         if one.eta_seconds is not None:
             spread = _spread(one)
-            said.append(f"{duration(one.eta_seconds)} left" + (f", {spread}" if spread != about(one.eta_seconds) else ""))
+            said.append(
+                f"{duration(one.eta_seconds)} left" + (f", {spread}" if spread != about(one.eta_seconds) else "")
+            )
     if one.rows_per_second_15m:
         said.append(f"{speed(one.rows_per_second_15m)} rows/s in the last {MINUTES} min")
     line = "; ".join(said)

@@ -238,7 +238,9 @@ def test_keys_are_answered_while_the_database_does_not(docs: Bench) -> None:
     """The server's process is stopped: the connection is open, and nothing comes back."""
     with Session(dsn=docs.dsn) as session:
         session.wait_for("> articles")
-        pid = docs.value("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgvec dashboard%%' AND pid > %s", 0)
+        pid = docs.value(
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgvec dashboard%%' AND pid > %s", 0
+        )
         os.kill(pid, signal.SIGSTOP)
         try:
             session.wait_for("the database has not answered for")
@@ -261,7 +263,9 @@ def test_keys_are_answered_while_the_database_does_not(docs: Bench) -> None:
 def test_it_quits_while_the_database_does_not_answer(docs: Bench) -> None:
     with Session(dsn=docs.dsn) as session:
         session.wait_for("> articles")
-        pid = docs.value("SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgvec dashboard%%' AND pid > %s", 0)
+        pid = docs.value(
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgvec dashboard%%' AND pid > %s", 0
+        )
         os.kill(pid, signal.SIGSTOP)
         try:
             session.wait_for("the database has not answered for")

@@ -58,7 +58,9 @@ def steady(seen: Snapshot) -> Snapshot:
         vectorizers=tuple(map(_steady_progress, seen.vectorizers)),
         minutes=dict.fromkeys(seen.minutes, minutes),
         workers=tuple(
-            replace(one, since_beat=float(round(one.since_beat, -1)), rows_per_second=float(round(one.rows_per_second, 0)))
+            replace(
+                one, since_beat=float(round(one.since_beat, -1)), rows_per_second=float(round(one.rows_per_second, 0))
+            )
             for one in seen.workers
         ),
         failures=tuple(replace(one, ago=20.0) for one in seen.failures),
@@ -255,7 +257,8 @@ def test_a_look_reads_no_queue_and_no_source(bench: Bench) -> None:
         snapshot.read(connection, "docs")
         read_of_jobs, read_of_source = (
             connection.execute(
-                "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relname = %s", [name]
+                "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relname = %s",
+                [name],
             ).fetchone()
             for name in ("jobs", "docs")
         )

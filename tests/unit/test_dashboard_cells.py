@@ -112,7 +112,7 @@ def test_bars_and_sparklines_tell_without_colour() -> None:
     assert bar(50, 1, 100, 10, Glyphs()) == "█████▒░░░░"
     assert bar(50, 1, 100, 10, ASCII) == "#####x...."
     assert sparkline([0, 1, 50, 100], Glyphs()) == " ▁▅█"
-    assert sparkline([0, 1, 50, 100], ASCII) == " .=@"
+    assert sparkline([0, 1, 50, 100], ASCII) == " .+@"
     assert sparkline([], Glyphs()) == ""
 
 

@@ -19,7 +19,9 @@ from pgvec_queue.dashboard.state import State, chosen_after, offset_after
 from pgvec_queue.dashboard.watcher import Outage
 from pgvec_queue.progress import Progress
 
-NAMES = st.text(max_size=60) | st.sampled_from(["docs", "名前" * 40, "\x1b[2J\n\t", "e\u0301" * 50, "👩‍👩‍👧", "\u202eabc"])
+NAMES = st.text(max_size=60) | st.sampled_from(
+    ["docs", "名前" * 40, "\x1b[2J\n\t", "e\u0301" * 50, "👩‍👩‍👧", "\u202eabc"]
+)
 NUMBERS = st.integers(0, 2**63 - 1) | st.integers(0, 1_000)
 SECONDS = st.floats(0, 1e12)
 MAYBE_SECONDS = st.none() | SECONDS
@@ -134,15 +136,28 @@ def test_any_state_fits_any_window(state: State, width: int, height: int) -> Non
 def vectorizer(name: str, **changes: Any) -> Progress:
     known: dict[str, Any] = {
         **dict.fromkeys(Progress.__slots__, 0),
-        **{"state": "active", "reason": None, "lag_seconds": None, "rows_per_second_limit": None, "sync": False},
-        **{"jobs": dict.fromkeys(("queued", "running", "done", "cancelled"), 0), "rows_total": 100, "plan_complete": True},
-        **{"source": "public.docs", "destination": "public.docs_vectors", "model": "m"},
+        "state": "active",
+        "reason": None,
+        "lag_seconds": None,
+        "rows_per_second_limit": None,
+        "sync": False,
+        "jobs": dict.fromkeys(("queued", "running", "done", "cancelled"), 0),
+        "rows_total": 100,
+        "plan_complete": True,
+        "source": "public.docs",
+        "destination": "public.docs_vectors",
+        "model": "m",
     }
     return Progress(**{**known, "name": name, **changes})
 
 
 def worker(host: str, **changes: Any) -> WorkerLine:
-    known: dict[str, Any] = {**dict.fromkeys(WorkerLine.__slots__), "jobs": 0, "since_beat": 0.0, "rows_per_second": 0.0}
+    known: dict[str, Any] = {
+        **dict.fromkeys(WorkerLine.__slots__),
+        "jobs": 0,
+        "since_beat": 0.0,
+        "rows_per_second": 0.0,
+    }
     return WorkerLine(**{**known, "host": host, "pid": 1, "state": "idle", **changes})
 
 
@@ -158,7 +173,16 @@ def test_the_smallest_window_has_all_that_matters(size: tuple[int, int]) -> None
         events=(EventLine(1.0, "gone", None, "mac", None, "pid 1"),),
     )
     found = text(State("db", seen, clock="18:04:05", trouble="the database is lost since 18:04:06"), *size)
-    for part in ("docs", "BLOCKED", "no table", "notes", "active", "mac:1", "GONE", "the database is lost since 18:04:06"):
+    for part in (
+        "docs",
+        "BLOCKED",
+        "no table",
+        "notes",
+        "active",
+        "mac:1",
+        "GONE",
+        "the database is lost since 18:04:06",
+    ):
         assert part in found, part
 
 
@@ -207,7 +231,9 @@ def test_failures_of_another_one_are_not_shown_for_the_chosen_one() -> None:
 
 def test_claims_give_way_to_what_is_rare() -> None:
     claims = tuple(EventLine(float(i), "claimed", "docs", "mac", i, "range") for i in range(10))
-    seen = Snapshot(vectorizers=(vectorizer("docs"),), events=(*claims, EventLine(60.0, "gone", None, "linux", None, None)))
+    seen = Snapshot(
+        vectorizers=(vectorizer("docs"),), events=(*claims, EventLine(60.0, "gone", None, "linux", None, None))
+    )
     found = text(State("db", seen), 80, 24)
     assert "60 s ago  gone linux" in found
     assert "0 s ago  claimed docs job 0 by mac" in found
