@@ -89,9 +89,7 @@ def _p95(server: embedded.Server, rate: float, seconds: int) -> float:
             *("-T", str(seconds), "-c", str(_CLIENTS), "-R", str(round(rate))),
             *("-l", f"--log-prefix={Path(folder) / 'log'}"),
         )
-        taken = sorted(
-            int(line.split()[2]) for log in Path(folder).iterdir() for line in log.read_text().splitlines()
-        )
+        taken = sorted(int(line.split()[2]) for log in Path(folder).iterdir() for line in log.read_text().splitlines())
     return taken[int(len(taken) * 0.95)] / 1000
 
 

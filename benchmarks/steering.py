@@ -144,7 +144,9 @@ def _eta(dsn: str, connection: Connection, workers: int, rate: float, seconds: f
             worst = max(worst, abs(error))
     done = [one.rows_done for _, one in seen]
     steady = done == sorted(done) and all(one.rows_done <= one.rows_total for _, one in seen)
-    print(f"took {took:.0f} s; worst error after the first minute {worst:.1%} (bar {ETA_BAR:.0%}); done is steady: {steady}")
+    print(
+        f"took {took:.0f} s; worst error after the first minute {worst:.1%} (bar {ETA_BAR:.0%}); done is steady: {steady}"
+    )
     return 0 if worst <= ETA_BAR and steady else 1
 
 

@@ -126,8 +126,7 @@ def test_workers_of_a_host_leave_when_they_are_told_to(bench: Bench, start: Star
     ran = cli("workers", "stop", "another-host", "--dsn", bench.dsn)
     assert ran.code == 0
     assert ran.err == (
-        "pgvec: no worker of another-host is there to be told; "
-        f"there are workers on: {socket.gethostname()}\n"
+        f"pgvec: no worker of another-host is there to be told; there are workers on: {socket.gethostname()}\n"
     )
     ran = cli("workers", "stop", socket.gethostname(), "--dsn", bench.dsn)
     assert ran.out == f"2 workers of {socket.gethostname()} are leaving.\n"
@@ -283,7 +282,9 @@ def test_dropping_in_sql_takes_the_triggers_as_well(bench: Bench) -> None:
     bench.enqueue("docs", "body", sync=True)
     bench.sql("SELECT pgvec.drop_vectorizer('docs')")
     assert bench.sql("SELECT FROM pg_trigger WHERE NOT tgisinternal") == []
-    assert bench.sql("SELECT FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace AND proname LIKE %s", "sync%") == []
+    assert (
+        bench.sql("SELECT FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace AND proname LIKE %s", "sync%") == []
+    )
     bench.sql("UPDATE docs SET body = 'nobody follows this'")
 
 
