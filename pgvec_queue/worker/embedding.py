@@ -1,6 +1,6 @@
 """The third stage: chunks become vectors; nothing of the database is open while it runs.
 
-The model is given the chunks of several slices at once, about three seconds of its work (half a second near the end of
+The model is given the chunks of several slices at once, about three seconds of its work (a third of one near the end of
 all work), so that texts of like length meet in a batch, and identical ones once. A document that cannot be embedded
 costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the writer as a
 failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is waited for;
@@ -34,7 +34,7 @@ log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
-WINDOW_SECONDS, WINDOW_AT_END = 3.0, 0.5
+WINDOW_SECONDS, WINDOW_AT_END = 3.0, 0.3
 """Of the device's work, in one call; the second where few jobs are left for all workers."""
 _LEAST_WINDOW = 2_048
 POOL_DIED = "a process that chunks has died, and its slice"

@@ -1,10 +1,10 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a
-second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
-time, with nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and
-nothing in hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds
-little ahead: what is in its hands is what the others will have to wait for.
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a second
+of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a time, with
+nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and nothing in
+hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds little
+ahead: what is in its hands is what the others will have to wait for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pgvec_queue.worker.state import Link, Run, State, Work
 
 log = logging.getLogger("pgvec.worker")
 
-SLICE_SECONDS, SLICE_AT_END = 1.0, 0.5
+SLICE_SECONDS, SLICE_AT_END = 1.0, 0.3
 """Of the device's work, in one slice; the second where few jobs are left for all workers."""
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
