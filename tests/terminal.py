@@ -49,15 +49,12 @@ class Screen:
         # What is on its way was drawn for the size before; the first picture for this one begins on an empty screen.
         self._strict = False
         self._column, self._row = 0, 0
+        self._saved = (0, 0)
         self._cells = {name: [[" "] * width for _ in range(height)] for name in ("main", "alternate")}
 
     @property
     def lines(self) -> list[str]:
         return ["".join(row).rstrip() for row in self._cells["alternate" if self.alternate else "main"]]
-
-    def set_modes(self, modes: list[Any]) -> None:
-        """Sets the terminal's modes, as a shell does when it gets the terminal back."""
-        termios.tcsetattr(self._theirs, termios.TCSANOW, modes)
 
     @property
     def text(self) -> str:
@@ -96,7 +93,10 @@ class Screen:
             case ("?", "h" | "l", "1049"):
                 self.alternate = final == "h"
                 if self.alternate:
+                    self._saved = self._row, self._column
                     self._cells["alternate"] = [[" "] * self.width for _ in range(self.height)]
+                else:
+                    self._row, self._column = self._saved
             case ("?", "h" | "l", "25"):
                 self.cursor = final == "h"
             case ("?", "h" | "l", "7"):
@@ -111,7 +111,10 @@ class Screen:
         if character == "\r":
             self._column = 0
         elif character == "\n":
-            self._row = min(self._row + 1, self.height - 1)
+            self._row += 1
+            if self._row == self.height:
+                self._row -= 1
+                rows[:] = [*rows[1:], [" "] * self.width]
         elif size := cell_len(character):
             assert character.isprintable(), repr(character)
             if self.alternate and self._strict:
@@ -125,7 +128,9 @@ class Screen:
 class Session:
     """A program in a terminal of its own; closed at the end of the block, whatever it does."""
 
-    def __init__(self, *command: str, dsn: str, size: tuple[int, int] = (80, 24), **environment: str) -> None:
+    def __init__(
+        self, *command: str, dsn: str, size: tuple[int, int] = (80, 24), env: dict[str, str] | None = None
+    ) -> None:
         self.screen = Screen(*size)
         self._lock = threading.Lock()
         self._failed: BaseException | None = None
@@ -139,7 +144,7 @@ class Session:
             stdout=self._theirs,
             stderr=self._theirs,
             start_new_session=True,
-            env={**_clean_environment(), "PGVEC_DSN": dsn, "TERM": "xterm-256color", **environment},
+            env={**_clean_environment(), "PGVEC_DSN": dsn, "TERM": "xterm-256color", **(env or {})},
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -159,6 +164,10 @@ class Session:
     @property
     def modes(self) -> list[Any]:
         return termios.tcgetattr(self._theirs)
+
+    def set_modes(self, modes: list[Any]) -> None:
+        """Sets the terminal's modes, as a shell does when it gets the terminal back."""
+        termios.tcsetattr(self._theirs, termios.TCSANOW, modes)
 
     @property
     def text(self) -> str:
@@ -205,7 +214,7 @@ class Session:
                     data = os.read(self._ours, 65_536)
                     with self._lock:
                         self.screen.feed(decoder.decode(data))
-        except BaseException as error:
+        except (OSError, AssertionError, UnicodeError) as error:
             self._failed = error
 
 

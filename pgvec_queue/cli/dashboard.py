@@ -18,8 +18,9 @@ def dashboard(session: Session) -> int:
         return 2
     from pgvec_queue.dashboard.app import run
 
-    # Before the screen is taken over: that there is no such database is said like anywhere else.
-    connection = session.connect("dashboard")
+    # Before the screen is taken over: that there is no such database is said like anywhere else. Not closed with the
+    # command, which would wait for whatever it is asked at that moment.
+    connection = session.database.connect("dashboard")
     sys.stdout.flush()
     return run(
         session.database,

@@ -1,4 +1,4 @@
-"""The dashboard's loop: draws what there is, waits for a key, a signal or something new, and does what the key means."""
+"""The dashboard's loop: draws what there is, waits for a key, a signal or news, and does what the key means."""
 
 from __future__ import annotations
 
@@ -126,15 +126,15 @@ class Dashboard:
         self._state = replace(self._state, offset=offset_after(self._state, 0, self._frame.room))
 
     def _draw(self) -> None:
-        width, height = self._terminal.size
-        self._frame = frame(self._state, width, height)
-        self._terminal.draw(painted(self._frame, width, height, dumb=self._dumb), self._encoding)
+        size = self._terminal.size
+        self._frame = frame(self._state, *size)
+        self._terminal.draw(painted(self._frame, *size, dumb=self._dumb), size, self._encoding)
 
     def _wait(self) -> None:
         """Waits for a key, a signal, something new or the next second, and does what keys there are mean."""
         until = time.monotonic() + (_DUMB_TICK if self._dumb else _TICK)
         while True:
-            left = _ESCAPE if self._keys.waiting else max(until - time.monotonic(), 0)
+            left = _ESCAPE if self._keys.waiting() else max(until - time.monotonic(), 0)
             ready, _, _ = select.select([self._terminal.source, self._woken], [], [], left)
             if self._woken in ready:
                 with suppress(BlockingIOError):
@@ -143,8 +143,8 @@ class Dashboard:
             for key in keys:
                 self._on_key(key)
             # On a dumb terminal pictures pile up: what is merely new waits for its turn.
-            told = self._terminal.told or not self._watcher.answers.empty() or not self._dumb
-            if keys or not ready or (self._woken in ready and told):
+            told = self._terminal.told or not self._watcher.answers.empty() or self._state.snapshot is None
+            if keys or not ready or (self._woken in ready and (told or not self._dumb)):
                 return
 
     def _read(self) -> list[str]:
@@ -236,7 +236,7 @@ def describe(outage: Outage, now: float) -> str:
 
 
 def painted(picture: Frame, width: int, height: int, *, dumb: bool) -> list[tuple[str, bool]]:
-    """Returns the lines of a picture with the colours that the environment allows, and whether each is as wide as can be."""
+    """Returns the lines of a picture, in the colours that the environment allows, and whether each fills the width."""
     console = Console(
         file=io.StringIO(),
         force_terminal=True,

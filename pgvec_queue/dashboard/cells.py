@@ -31,8 +31,8 @@ ASCII = Glyphs(done="#", failed="x", left=".", levels=".:-=+*#@", more="~", time
 def clean(text: str) -> str:
     """Returns ``text`` in one line, of which each character takes the cells that Rich says.
 
-    Control and format characters are written out (they turn the direction of writing, join, or are not seen), what chooses
-    between forms of a character is left out, and so are marks that are piled upon one character.
+    Control and format characters are written out (they turn the direction of writing, join, or are not seen), what
+    chooses between forms of a character is left out, and so are marks that are piled upon one character.
     """
     text = plain(text)
     if text.isascii():

@@ -1,4 +1,4 @@
-"""Keys, from the bytes that a terminal sends for them. A sequence may come in pieces; one that nobody knows is no key."""
+"""Keys, from the bytes that a terminal sends for them. A sequence may come in pieces; an unknown one is no key."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ _BEGUN = re.compile(rb"\x1b(\[[\x30-\x3f]*[\x20-\x2f]*|O)?\Z")
 
 
 class Keys:
-    """Turns bytes into names of keys: a character stands for itself, others are called ``up``, ``page-down``, ``escape``."""
+    """Turns bytes into names of keys: a character is its own, others are called ``up``, ``page-down``, ``escape``."""
 
     def __init__(self) -> None:
         self._pending = b""
 
-    @property
     def waiting(self) -> bool:
         """A sequence has begun; if nothing follows at once, it was the Escape key."""
         return bool(self._pending)

@@ -21,7 +21,6 @@ LEAST = (40, 10)
 """Columns and lines below which there is only a line that says so."""
 _ROOMY = 20
 """Lines from which on there is an empty one between the parts."""
-_TALL = 40
 _ROOM_FOR_ADDRESS = 45
 _KEYS = ("q quit", "? help", "p pause", "r resume", "t retry", "w workers")
 _HELP = (
@@ -56,7 +55,8 @@ def frame(state: State, width: int, height: int) -> Frame:
         return Frame((Text(fitted(text, width, state.glyphs.more)),) if width > 0 and height > 0 else ())
     top = [_title(state, width)]
     if state.trouble is not None:
-        top.append(_trouble(state, state.trouble, width))
+        lines = wrapped(clean(state.trouble), width, 2 if height >= _ROOMY else 1, state.glyphs.more)
+        top += [Text(padded(line, width), "reverse bold") for line in lines]
     body, room = _body(state, width, height - len(top) - 1)
     if state.trouble is not None:
         for line in body:
@@ -86,14 +86,14 @@ def _parts(state: State, width: int, height: int) -> tuple[list[Text], int]:
         else _said(state, "there is no vectorizer yet; make one with: pgvec enqueue TABLE --text COLUMN", width)
     )
     gaps = 3 if height >= _ROOMY else 0
-    most_events = min(len(state.snapshot.events), 6 if height >= _TALL else 2)
+    most_events = min(len(state.snapshot.events), 6)
     heights = share_out(
         height - gaps,
         [
             (min(rows, 2) or len(empty), rows + 1 if rows else len(empty), 1.0),
             (min(len(about), 2), len(about), 1.0),
             (2, max(workers + 1, 1), 1.5),
-            (min(most_events, 1), most_events, 0.3),
+            (min(most_events, 1), most_events, 0.25),
         ],
     )
     listed, room = worker_panel.listed(state, width, heights[2])
@@ -158,10 +158,6 @@ def _counts(state: State) -> str:
     gone = sum(one.state == "gone" for one in state.snapshot.workers)
     said = f"{workers:,} worker{'' if workers == 1 else 's'}"
     return f"{said}, {gone:,} gone" if gone else said
-
-
-def _trouble(state: State, trouble: str, width: int) -> Text:
-    return Text(padded(clean(trouble), width, more=state.glyphs.more), "reverse bold")
 
 
 def _status(state: State, width: int) -> Text:

@@ -1,5 +1,6 @@
-"""Reads what the dashboard shows, in one short read-only transaction: everything comes from the views, and nothing counts
-the rows of a source or the jobs of a queue.
+"""Reads what the dashboard shows, in one short read-only transaction.
+
+Everything comes from the views, and nothing counts the rows of a source or the jobs of a queue.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What is on the screen besides what the database said: which vectorizer is chosen, where the list of workers is scrolled
-to, a question, a message; and how keys move these.
+"""What is on the screen besides what the database said, and how keys move it.
+
+That is: which vectorizer is chosen, where the list of workers is scrolled to, a question, a message.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class State:
 
 
 def chosen_after(state: State, step: int, *, around: bool = False) -> str | None:
-    """Returns the name of the vectorizer so many steps below the chosen one; ``around``: after the last comes the first."""
+    """Returns the name of the vectorizer so many steps below the chosen one; ``around``: the first follows the last."""
     names = [one.name for one in state.snapshot.vectorizers] if state.snapshot else []
     if not names or state.picked is None:
         return state.chosen

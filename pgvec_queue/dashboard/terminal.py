@@ -1,8 +1,8 @@
 """The terminal: taken over for the dashboard, drawn on, and left as it was, however the dashboard ends.
 
-Canonical input, echo and flow control are off and the alternate screen is on while inside; signals keys (Ctrl-C, Ctrl-Z)
-stay on. SIGINT, SIGTERM, SIGHUP and SIGQUIT end what is inside by ``Ended``; on SIGTSTP the terminal is given back before
-the process stops, and taken again when it goes on.
+Canonical input, echo and flow control are off and the alternate screen is on while inside; the keys of signals (Ctrl-C,
+Ctrl-Z) stay on. SIGINT, SIGTERM, SIGHUP and SIGQUIT end what is inside by ``Ended``; on SIGTSTP the terminal is given
+back before the process stops, and taken again when it goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Terminal:
     """One terminal, taken over while inside the context. Used by the main thread, which signals reach."""
 
     def __init__(self, source: int, target: int, *, dumb: bool, wake: int) -> None:
-        """``source`` and ``target`` are its file descriptors; a dumb one understands no sequences, and is only written to.
+        """``source`` and ``target`` are its descriptors; a dumb one understands no sequences: it is only written to.
 
         ``wake`` is the end of a pipe that a byte is written to with each signal.
         """
@@ -47,7 +47,7 @@ class Terminal:
         self._dumb = dumb
         self._wake = wake
         self._saved: list[Any] = []
-        self._handlers: dict[int, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
         self._woken: int = -1
         self._told: set[int] = set()
         self._inside = False
@@ -84,8 +84,8 @@ class Terminal:
             return width or 80, height or 24
         return 80, 24
 
-    def draw(self, lines: list[tuple[str, bool]], encoding: str) -> None:
-        """Shows a picture, in one write: lines, and whether each fills the whole width.
+    def draw(self, lines: list[tuple[str, bool]], size: tuple[int, int], encoding: str) -> None:
+        """Shows a picture made for ``size``, in one write: lines, and whether each fills the whole width.
 
         Raises ``Ended`` where the terminal is gone.
         """
@@ -93,7 +93,6 @@ class Terminal:
             text = "\n".join(line for line, _ in lines).rstrip("\n") + "\n\n"
             self._write(text.encode(encoding, "replace"))
             return
-        size = self.size
         # What a resized window still shows of the old picture may lie anywhere.
         parts = ["\x1b[?2026h\x1b[?7l", "\x1b[2J" if size != self._size else ""]
         self._size = size

@@ -69,8 +69,7 @@ def _placed(snapshot: Snapshot, rows: Sequence[Progress], picked: Progress, widt
         return bar(one.rows_done, one.rows_failed, one.rows_total, width, glyphs)
 
     columns = [
-        Column("", [Cell(">" if one is picked else "!" if one.state == "blocked" else " ") for one in rows]),
-        Column("vectorizer", [Cell(clean(one.name)) for one in rows], least=10, most=40),
+        Column("  vectorizer", [Cell(f"{_mark(one, picked)} {clean(one.name)}") for one in rows], least=12, most=42),
         Column("state", [Cell(_state(one), _STYLES.get(one.state, "")) for one in rows]),
         Column("", rank=1, least=8, most=longest, draw=filled),
         Column("done", [Cell(share(one.rows_done + one.rows_failed, one.rows_total)) for one in rows], right=True),
@@ -87,6 +86,10 @@ def _placed(snapshot: Snapshot, rows: Sequence[Progress], picked: Progress, widt
         ),
     ]
     return place(columns, width, 2 if wide else 1)
+
+
+def _mark(one: Progress, picked: Progress) -> str:
+    return ">" if one is picked else "!" if one.state == "blocked" else " "
 
 
 def _moves(one: Progress) -> bool:
@@ -143,19 +146,21 @@ def _pace(one: Progress, state: State, width: int) -> str:
     said = []
     if _moves(one):
         tokens = f", {count(round(one.tokens_per_second))} tokens/s" if one.tokens_per_second else ""
-        said.append(f"{speed(one.rows_per_second)} rows/s{tokens}")
+        longer = f" ({MINUTES} min: {speed(one.rows_per_second_15m)})" if one.rows_per_second_15m else ""
+        said.append(f"{speed(one.rows_per_second)} rows/s{longer}{tokens}")
         if one.eta_seconds is not None:
             spread = _spread(one)
             said.append(
                 f"{duration(one.eta_seconds)} left" + (f", {spread}" if spread != about(one.eta_seconds) else "")
             )
-    if one.rows_per_second_15m:
+    elif one.rows_per_second_15m:
         said.append(f"{speed(one.rows_per_second_15m)} rows/s in the last {MINUTES} min")
     line = "; ".join(said)
     assert state.snapshot is not None
     minutes = sparkline(state.snapshot.minutes.get(one.name, ()), state.glyphs)
-    room = width - len(minutes) - 2
-    return f"{line}  {minutes}" if minutes.strip() and cell_len(line) <= room else line
+    if not minutes.strip() or cell_len(line) + 2 + len(minutes) > width:
+        return line
+    return f"{line}  {minutes}" if line else minutes
 
 
 def _definition(one: Progress) -> str:

@@ -1,8 +1,8 @@
 """Asks the database, in a thread of its own: reads a snapshot about once a second, and does what keys ask for.
 
-It holds the dashboard's one connection. One that is lost is made anew, after pauses that grow to a few seconds; one that
-does not answer at all is given up by ``look_after``, which another thread calls now and then. Reading takes a tenth of the
-time at most: where it is slow, it is done less often.
+It holds the dashboard's one connection. One that is lost is made anew, after pauses that grow to a few seconds; one
+that does not answer at all is given up by ``look_after``, which another thread calls now and then. Reading takes a
+tenth of the time: where it is slow, it is done less often.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Watcher:
             self._asked.put(None)
 
     def ask(self, action: Action, name: str) -> None:
-        """Has something done to a vectorizer; an ``Answer`` follows. Where there is no connection it is not done later."""
+        """Has something done to a vectorizer; an ``Answer`` follows. Without a connection it is not done, nor later."""
         self._asked.put((action, name))
 
     def silent_for(self) -> float:

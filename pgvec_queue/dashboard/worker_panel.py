@@ -23,7 +23,7 @@ _ALARMS = ("gone", "blocked", "quarantined", "reclaimed")
 
 
 def listed(state: State, width: int, height: int) -> tuple[list[Text], int]:
-    """Returns at most ``height`` lines (titles, workers, and how many more there are), and for how many there is room."""
+    """Returns at most ``height`` lines: titles, workers, how many more there are; and for how many there is room."""
     assert state.snapshot is not None
     workers, glyphs = state.snapshot.workers, state.glyphs
     if height <= 0:
@@ -53,10 +53,9 @@ def _more(before: int, after: int, glyphs: Glyphs) -> str:
 
 
 def _columns(workers: tuple[WorkerLine, ...], state: State) -> list[Column]:
-    title = ("> " if state.scrolling else "") + "worker"
+    title = ("> " if state.scrolling else "  ") + "worker"
     return [
-        Column("", [Cell("!" if one.troubled else " ") for one in workers]),
-        Column(title, [Cell(f"{clean(one.host)}:{one.pid}") for one in workers], least=12, most=40),
+        Column(title, [Cell(_name(one)) for one in workers], least=14, most=42),
         Column("state", [Cell(_state(one), "bold red" if one.state == "gone" else "") for one in workers]),
         Column("device", [Cell(clean(one.device or "")) for one in workers], rank=3),
         Column("busy", [Cell(_busy(one)) for one in workers], rank=4, right=True),
@@ -65,6 +64,10 @@ def _columns(workers: tuple[WorkerLine, ...], state: State) -> list[Column]:
         Column("jobs", [Cell(count(one.jobs) if one.jobs else "") for one in workers], rank=6, right=True),
         Column("doing", [Cell(_doing(one)) for one in workers], rank=5, least=12),
     ]
+
+
+def _name(one: WorkerLine) -> str:
+    return f"{'!' if one.troubled else ' '} {clean(one.host)}:{one.pid}"
 
 
 def _state(one: WorkerLine) -> str:
@@ -78,7 +81,7 @@ def _style(one: WorkerLine) -> str:
 
 
 def _busy(one: WorkerLine) -> str:
-    return "" if one.busy is None else f"{one.busy:.0%}"
+    return "" if one.busy is None else f"{100 * one.busy:.0f} %"
 
 
 def _doing(one: WorkerLine) -> str:

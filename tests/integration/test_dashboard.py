@@ -82,7 +82,7 @@ def test_failures_are_shown_and_tried_again_only_after_a_yes(docs: Bench) -> Non
         session.press("t")
         session.wait_for("articles has no document in quarantine")
         session.press("j")
-        session.wait_for("2 × EmbedderError", "no 7")
+        session.wait_for("2 × EmbedderError", "no 8")
         session.press("t")
         session.wait_for("2 documents are in quarantine; try those of docs again? y/n")
         session.press("n")
@@ -317,7 +317,7 @@ def test_workers_are_scrolled(docs: Bench) -> None:
 def test_nothing_is_told_by_colour_alone(docs: Bench, environment: dict[str, str]) -> None:
     docs.sql("UPDATE pgvec.vectorizers SET blocked_reason = 'the table is gone' WHERE name = 'docs'")
     docs.sql("INSERT INTO pgvec.workers (host, pid, version, lease, gone) VALUES ('mac', 1, '1', '1 hour', true)")
-    with Session(dsn=docs.dsn, **environment) as session:
+    with Session(dsn=docs.dsn, env=environment) as session:
         session.wait_for("! docs       BLOCKED", "the table is", "! mac:1", "GONE")
         session.press("q")
         assert session.ended() == 0
@@ -326,7 +326,7 @@ def test_nothing_is_told_by_colour_alone(docs: Bench, environment: dict[str, str
 
 
 def test_a_dumb_terminal_gets_plain_pictures_one_below_the_other(docs: Bench) -> None:
-    with Session(dsn=docs.dsn, TERM="dumb") as session:
+    with Session(dsn=docs.dsn, env={"TERM": "dumb"}) as session:
         session.wait_for("> articles")
         session.press("p")
         session.wait_for("articles is paused")
@@ -338,7 +338,7 @@ def test_a_dumb_terminal_gets_plain_pictures_one_below_the_other(docs: Bench) ->
 
 
 def test_an_encoding_without_blocks_gets_letters(docs: Bench) -> None:
-    with Session(dsn=docs.dsn, PYTHONIOENCODING="ascii") as session:
+    with Session(dsn=docs.dsn, env={"PYTHONIOENCODING": "ascii"}) as session:
         session.wait_for("> articles", "........", "no work")
         session.press("q")
         assert session.ended() == 0

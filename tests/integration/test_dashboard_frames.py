@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -77,7 +78,7 @@ def steady(seen: Snapshot) -> Snapshot:
 
 
 def _steady_progress(one: Progress) -> Progress:
-    def moving(value: float | None, steadily: float) -> float | None:
+    def moving(value: Any, steadily: float) -> Any:
         return steadily if value else value
 
     return replace(
@@ -156,7 +157,8 @@ def test_two_hundred_workers(bench: Bench) -> None:
     bench.enqueue("docs", "body", rows_per_job=50)
     bench.sql(
         "INSERT INTO pgvec.workers (host, pid, version, device, state, lease, gone, busy, waiting_for, beat_at)"
-        " SELECT 'host-' || to_char(i, 'FM000'), 1000 + i, '1', CASE i %% 4 WHEN 0 THEN 'mps' ELSE 'cuda:' || i %% 4 END,"
+        " SELECT 'host-' || to_char(i, 'FM000'), 1000 + i, '1',"
+        "        CASE i %% 4 WHEN 0 THEN 'mps' ELSE 'cuda:' || i %% 4 END,"
         "        CASE WHEN i %% 50 = 9 THEN 'idle' ELSE 'working' END, '30 seconds', i IN (77, 144), 0.5 + i / 500.0,"
         "        CASE WHEN i = 120 THEN 'the model: endpoint answers 503' END,"
         "        clock_timestamp() - CASE WHEN i IN (77, 144) THEN interval '60 s' ELSE interval '0 s' END"
@@ -164,8 +166,9 @@ def test_two_hundred_workers(bench: Bench) -> None:
         200,
     )
     bench.sql(
-        "UPDATE pgvec.jobs j SET state = 'running', worker_id = j.id, epoch = 1, checkpoint = ARRAY[(50 * j.id - 25)::text],"
-        " claimed_at = clock_timestamp() - make_interval(secs => j.id) WHERE j.id <= 190 AND j.id %% 50 <> %s",
+        "UPDATE pgvec.jobs j SET state = 'running', worker_id = j.id, epoch = 1,"
+        " checkpoint = ARRAY[(50 * j.id - 25)::text], claimed_at = clock_timestamp() - make_interval(secs => j.id)"
+        " WHERE j.id <= 190 AND j.id %% 50 <> %s",
         9,
     )
     bench.sql(
@@ -220,13 +223,15 @@ def test_the_minutes_are_those_of_the_view_and_the_one_that_has_just_begun_is_le
         before = second()
         bench.sql("TRUNCATE pgvec.minutes, pgvec.samples")
         bench.sql(
-            "INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, began_at, ended_at, rows, chunks, tokens, bytes)"
+            "INSERT INTO pgvec.minutes"
+            " (vectorizer_id, worker_id, minute, began_at, ended_at, rows, chunks, tokens, bytes)"
             " SELECT 1, 1, minute, minute, minute + interval '1 minute', 60 * i, 0, 0, 0 FROM generate_series(1, %s) i,"
             " LATERAL (SELECT date_trunc('minute', clock_timestamp()) - make_interval(mins => i) AS minute) m",
             15,
         )
         bench.sql(
-            "INSERT INTO pgvec.samples (vectorizer_id, worker_id, at, rows) VALUES (1, 1, date_trunc('minute', clock_timestamp()), %s)",
+            "INSERT INTO pgvec.samples (vectorizer_id, worker_id, at, rows)"
+            " VALUES (1, 1, date_trunc('minute', clock_timestamp()), %s)",
             60,
         )
         with bench.database.connect("test") as connection:

@@ -31,15 +31,15 @@ from pgvec_queue.dashboard.keys import Keys
 def test_bytes_become_keys(data: bytes, keys: list[str]) -> None:
     found = Keys()
     assert found.feed(data) == keys
-    assert not found.waiting
+    assert not found.waiting()
 
 
 def test_escape_is_a_key_once_nothing_follows() -> None:
     keys = Keys()
     assert keys.feed(b"\x1b") == []
-    assert keys.waiting
+    assert keys.waiting()
     assert keys.flush() == ["escape"]
-    assert not keys.waiting
+    assert not keys.waiting()
     assert keys.flush() == []
     assert keys.feed(b"\x1b\x1b") == ["escape"]
     assert keys.flush() == ["escape"]
@@ -63,5 +63,5 @@ def test_a_sequence_may_come_in_pieces(sent: list[bytes], data: st.DataObject) -
 def test_whatever_comes_is_read_to_its_end(data: bytes) -> None:
     keys = Keys()
     found = keys.feed(data) + keys.flush()
-    assert not keys.waiting or keys.flush()
+    assert not keys.waiting() or keys.flush()
     assert all(key.isascii() and key for key in found)

@@ -106,7 +106,7 @@ def states(draw: st.DrawFn) -> State:
         snapshot=draw(st.sampled_from([seen, seen, None])),
         clock=draw(st.sampled_from(["", "18:04:05"])),
         trouble=draw(st.none() | NAMES),
-        chosen=draw(st.none() | NAMES | st.sampled_from([one.name for one in vectorizers] or [None])),
+        chosen=draw(st.none() | NAMES | st.sampled_from([one.name for one in vectorizers] or [""])),
         scrolling=draw(st.booleans()),
         offset=draw(st.integers(0, 300)),
         message=draw(st.none() | NAMES),
