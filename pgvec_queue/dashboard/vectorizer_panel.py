@@ -150,9 +150,8 @@ def _pace(one: Progress, state: State, width: int) -> str:
         said.append(f"{speed(one.rows_per_second)} rows/s{longer}{tokens}")
         if one.eta_seconds is not None:
             spread = _spread(one)
-            said.append(
-                f"{duration(one.eta_seconds)} left" + (f", {spread}" if spread != about(one.eta_seconds) else "")
-            )
+            around = f" ({spread})" if spread not in ("", about(one.eta_seconds)) else ""
+            said.append(f"{duration(one.eta_seconds)} left{around}")
     elif one.rows_per_second_15m:
         said.append(f"{speed(one.rows_per_second_15m)} rows/s in the last {MINUTES} min")
     line = "; ".join(said)

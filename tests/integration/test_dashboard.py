@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from pgvec_queue import schema
+from pgvec_queue.dashboard import watcher
 from pgvec_queue.database import Database
 from tests.chaos.server import Server
 from tests.support import Bench, pgvec, run_pgvec
@@ -260,6 +261,21 @@ def test_keys_are_answered_while_the_database_does_not(docs: Bench) -> None:
         assert paused(docs, "docs")
         session.press("q")
         assert session.ended() == 0
+
+
+def test_a_connection_that_stays_silent_is_given_up_for_a_new_one(docs: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(watcher._GIVEN_UP, "look", 0.5)
+    watching = watcher.Watcher(docs.database, docs.database.connect("dashboard"), lambda: None)
+    watching.start()
+    pid = docs.value(OURS)
+    try:
+        wait_until(lambda: watching.picture.snapshot is not None)
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: watching.look_after() or watching.picture.outage is not None)  # type: ignore[func-returns-value]
+        wait_until(lambda: watching.picture.outage is None)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        watching.stop()
 
 
 def test_it_quits_while_the_database_does_not_answer(docs: Bench) -> None:
