@@ -51,7 +51,7 @@ class ChunkStage:
 
     def run(self) -> None:
         for work in self._source:
-            if work.run.dropped or work.run.stopped or self._state.stopping.is_set() or not self._prepare(work):
+            if not work.run.begins or self._state.stopping.is_set() or not self._prepare(work):
                 self._state.leave()
             else:
                 self._out.put(work)

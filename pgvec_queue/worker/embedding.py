@@ -82,7 +82,8 @@ class EmbedStage:
             window = [first]
             done = 0
             try:
-                if not first.run.dropped and not first.run.stopped and not self._state.stopping.is_set():
+                self._state.wait_while_held(first.run)
+                if first.run.begins and not self._state.stopping.is_set():
                     cuts = self._gather(window)
                     done = self._embed(window, cuts)
             finally:

@@ -37,8 +37,8 @@ DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
 _LOOK = 0.1
-_HELD_FOR = 2.0
-"""Seconds that a job is kept while a limit stands in its way."""
+_PACED_FOR = 2.0
+"""Seconds that a job is kept while others use up what may be read."""
 _END_LOOK = 1.0
 _END_JOBS = 2
 """Per worker: with fewer to claim, the end is near."""
@@ -158,14 +158,14 @@ class Reader:
     def _read_job(self, run: Run) -> None:
         job = run.job
         alone = 0
-        while not run.dropped and not run.stopped and not self._state.ending:
-            if (job.alone and not self._nothing_in_hand()) or self._holds_enough():
+        while run.begins and not self._state.ending:
+            if job.alone and not self._nothing_in_hand():
                 continue
-            if not self._may_read(run):
+            if self._holds_enough() or self._state.wait_while_held(run):
+                continue
+            if not self._has_pace(run):
                 self._hand_back(run)
                 return
-            if run.stopped or self._state.ending:
-                break
             # Somebody may have taken the rest meanwhile, as the writer has found.
             job = replace(job, upper_key=run.job.upper_key)
             try:
@@ -198,18 +198,12 @@ class Reader:
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
 
-    def _may_read(self, run: Run) -> bool:
-        """Waits while a limit is crossed; False where that takes so long that the job goes back."""
+    def _has_pace(self, run: Run) -> bool:
+        """False where others use up the vectorizer's rate for so long that the job goes back."""
         vectorizer = run.job.vectorizer_id
-        deadline = time.monotonic() + _HELD_FOR
-        while vectorizer in self._state.held:
-            if time.monotonic() >= deadline:
-                return False
-            if run.stopped or self._state.ending or self._state.aborted.wait(_LOOK):
-                return True
         if run.job.kind != "range" or vectorizer not in self._state.rate_limits:
             return True
-        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
+        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
 
     def _hand_back(self, run: Run) -> None:
         """Gives the job back when what is in hand of it is written: others have use of this worker meanwhile."""
@@ -228,10 +222,10 @@ class Reader:
         vectorizer = run.job.vectorizer_id
         if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
             return True
-        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_HELD_FOR))
+        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_PACED_FOR))
         if seconds is None:
             # Or there is no limit any more.
-            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
+            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
             if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):

@@ -32,6 +32,7 @@ T = TypeVar("T")
 CALL_SECONDS = 150.0
 """Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
 _TOLD_FROM = 5.0
+_HELD_LOOK = 0.1
 LONGEST_BACKOFF = 2.0
 """Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
 
@@ -55,6 +56,11 @@ class Run:
     """Which of several writers has its slices."""
     read_to: list[str] | None = None
     """How far a range has been read; empty: all of it is."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether anything more of it may be read or given to the model here."""
+        return not (self.dropped or self.stopped)
 
 
 @dataclass(slots=True)
@@ -152,6 +158,14 @@ class State:
         """The ids of those whose jobs are in hand."""
         with self._lock:
             return sorted({run.job.vectorizer_id for run in self._runs if not run.dropped})
+
+    def wait_while_held(self, run: Run) -> bool:
+        """Waits until no limit stands in the way of the run, or it is not to go on here; False where none did."""
+        waited = False
+        while run.job.vectorizer_id in self.held and run.begins and not self.ending:
+            waited = True
+            self.aborted.wait(_HELD_LOOK)
+        return waited
 
     def stop_vectorizer(self, vectorizer_id: int) -> None:
         """Begins nothing more of it."""
