@@ -154,8 +154,8 @@ def _title(state: State, width: int) -> Text:
 def _counts(state: State) -> str:
     if state.snapshot is None or state.snapshot.hint is not None:
         return ""
-    workers = len(state.snapshot.workers)
     gone = sum(one.state == "gone" for one in state.snapshot.workers)
+    workers = len(state.snapshot.workers) - gone
     said = f"{workers:,} worker{'' if workers == 1 else 's'}"
     return f"{said}, {gone:,} gone" if gone else said
 

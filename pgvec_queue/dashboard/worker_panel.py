@@ -59,7 +59,7 @@ def _columns(workers: tuple[WorkerLine, ...], state: State) -> list[Column]:
         Column("state", [Cell(_state(one), "bold red" if one.state == "gone" else "") for one in workers]),
         Column("device", [Cell(clean(one.device or "")) for one in workers], rank=3),
         Column("busy", [Cell(_busy(one)) for one in workers], rank=4, right=True),
-        Column("rows/s", [Cell(speed(one.rows_per_second)) for one in workers], rank=1, right=True),
+        Column("rows/s", [Cell(_speed(one)) for one in workers], rank=1, right=True),
         Column("beat", [Cell(f"{about(one.since_beat)} ago") for one in workers], rank=2, right=True),
         Column("jobs", [Cell(count(one.jobs) if one.jobs else "") for one in workers], rank=6, right=True),
         Column("doing", [Cell(_doing(one)) for one in workers], rank=5, least=12),
@@ -81,7 +81,12 @@ def _style(one: WorkerLine) -> str:
 
 
 def _busy(one: WorkerLine) -> str:
-    return "" if one.busy is None else f"{100 * one.busy:.0f} %"
+    return "" if one.busy is None or one.state == "gone" else f"{100 * one.busy:.0f} %"
+
+
+def _speed(one: WorkerLine) -> str:
+    # What the dead have done in the last minute would look as if they did it now.
+    return "" if one.state == "gone" else speed(one.rows_per_second)
 
 
 def _doing(one: WorkerLine) -> str:
@@ -110,7 +115,7 @@ def _event(one: EventLine, width: int, glyphs: Glyphs) -> Text:
         clean(one.vectorizer) if one.vectorizer else "",
         f"job {one.job_id}" if one.job_id is not None else "",
         f"by {clean(one.host)}" if one.host and one.vectorizer else clean(one.host or ""),
-        clean(one.message or "") if one.kind != "claimed" else "",
     ]
-    text = f"{about(one.ago):>6} ago  {clean(one.kind)} " + " ".join(filter(None, parts))
+    message = f": {clean(one.message)}" if one.message and one.kind != "claimed" else ""
+    text = f"{about(one.ago):>6} ago  {clean(one.kind)} {' '.join(filter(None, parts))}{message}"
     return Text(fitted(text, width, glyphs.more), "red" if one.kind in _ALARMS else "")
