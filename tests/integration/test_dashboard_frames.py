@@ -58,7 +58,7 @@ def steady(seen: Snapshot, fastest: float = 90.0) -> Snapshot:
     return replace(
         seen,
         vectorizers=tuple(map(_steady_progress, seen.vectorizers)),
-        minutes=dict.fromkeys(seen.minutes, minutes),
+        minutes={one.name: minutes for one in seen.vectorizers if one.rows_per_second_15m},
         workers=tuple(
             replace(
                 one,
