@@ -251,18 +251,26 @@ def test_the_minutes_are_those_of_the_view_and_the_one_that_has_just_begun_is_le
 
 
 def test_a_look_reads_no_queue_and_no_source(bench: Bench) -> None:
-    """Of a hundred thousand queued jobs it touches a handful, through their indexes."""
-    table(bench, "docs", 10)
-    bench.enqueue("docs", "body")
+    """Of a hundred thousand queued jobs it touches a handful, also to find that another vectorizer has none of them."""
+    for name in ("docs", "notes"):
+        table(bench, name, 10)
+        bench.enqueue(name, "body")
+    bench.drain(names=["notes"])
     bench.sql(
         "INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)"
         " SELECT 1, 'range', ARRAY[i::text], ARRAY[(i + 1)::text], 1 FROM generate_series(1, %s) i",
         100_000,
     )
-    bench.sql("UPDATE pgvec.jobs SET state = 'running', worker_id = 1, claimed_at = now() WHERE id <= %s", 20)
+    bench.sql(
+        "UPDATE pgvec.jobs SET state = 'running', worker_id = 1, claimed_at = now() WHERE state = 'queued' AND id <= %s",
+        20,
+    )
     bench.sql("ANALYZE pgvec.jobs")
     with bench.database.connect("test") as connection, connection.transaction():
-        snapshot.read(connection, "docs")
+        # What other processes read for this one is counted as theirs.
+        connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
+        seen = snapshot.read(connection, "docs")
+        assert [one.state for one in seen.vectorizers] == ["active", "complete"]
         read_of_jobs, read_of_source = (
             connection.execute(
                 "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relname = %s",
