@@ -262,7 +262,8 @@ def test_a_look_reads_no_queue_and_no_source(bench: Bench) -> None:
         100_000,
     )
     bench.sql(
-        "UPDATE pgvec.jobs SET state = 'running', worker_id = 1, claimed_at = now() WHERE state = 'queued' AND id <= %s",
+        "UPDATE pgvec.jobs SET state = 'running', worker_id = 1, claimed_at = now()"
+        " WHERE state = 'queued' AND id <= %s",
         20,
     )
     bench.sql("ANALYZE pgvec.jobs")
