@@ -21,6 +21,7 @@ from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.slices import Failure, Slice
+from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
 
@@ -76,8 +77,9 @@ class Reader:
         """Per vectorizer: how large the documents of its last slice were on average."""
 
     def run(self) -> None:
-        while not self._state.steered.wait(_LOOK) and not self._state.ending:
-            pass
+        with self._state.measures.waiting(HELD):
+            while not self._state.steered.wait(_LOOK) and not self._state.ending:
+                pass
         while not self._state.ending:
             self._state.wake.clear()
             if time.monotonic() >= self._strays_at:
@@ -97,7 +99,8 @@ class Reader:
         job = self._claiming(
             lambda connection: self.claimer.claim(connection, keys=rows, idle=idle, held=[*self._state.held])
         )
-        if job is None and idle and self.claimer.ranges_run:
+        stolen = job is None and idle and self.claimer.ranges_run
+        if stolen:
             job = self._claiming(self._steal)
         if job is None:
             return None
@@ -109,6 +112,7 @@ class Reader:
             return None
         run = Run(job, fragments)
         self._state.begin(run)
+        self._state.measures.claimed(fragments.vectorizer.name, stolen=stolen)
         return run
 
     def _claiming(self, claim: Callable[[Connection], queue.Job | None]) -> queue.Job | None:
@@ -191,11 +195,12 @@ class Reader:
         """Waits while a limit is crossed; False where that takes so long that the job goes back."""
         vectorizer = run.job.vectorizer_id
         deadline = time.monotonic() + _HELD_FOR
-        while vectorizer in self._state.held:
-            if time.monotonic() >= deadline:
-                return False
-            if run.stopped or self._state.ending or self._state.aborted.wait(_LOOK):
-                return True
+        with self._state.measures.waiting(HELD):
+            while vectorizer in self._state.held:
+                if time.monotonic() >= deadline:
+                    return False
+                if run.stopped or self._state.ending or self._state.aborted.wait(_LOOK):
+                    return True
         if run.job.kind != "range" or vectorizer not in self._state.rate_limits:
             return True
         return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
@@ -216,9 +221,10 @@ class Reader:
             return
         seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows))
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
-            if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                return
+        with self._state.measures.waiting(HELD):
+            while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
+                if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
+                    return
 
     def _verdict(self, job: queue.Job) -> Failure | None:
         """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
@@ -233,7 +239,8 @@ class Reader:
         """Waits a moment for the slices in hand to be written; True when there is none."""
         if self._state.in_flight:
             self._state.wake.clear()
-            self._state.wake.wait(0.1)
+            with self._state.measures.waiting(BLOCKED):
+                self._state.wake.wait(0.1)
         return self._state.in_flight == 0
 
     def _reading(self, run: Run, job: queue.Job) -> Callable[[Connection], Slice]:
@@ -269,7 +276,9 @@ class Reader:
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
         seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
-        if self._state.wake.wait(seconds):
+        with self._state.measures.waiting(STARVED):
+            woken = self._state.wake.wait(seconds)
+        if woken:
             self.claimer.look_again()
 
     def _is_drained(self) -> bool:
