@@ -276,12 +276,15 @@ def register(connection: Connection, *, names: Sequence[str] | None, lease: floa
     return Membership(*row)
 
 
-def reserve(connection: Connection, vectorizer_id: int, rows: int) -> float:
-    """Takes down that so many rows of a vectorizer with a limit were read; returns for how many seconds they wait."""
+def reserve(connection: Connection, vectorizer_id: int, rows: int, *, most: float) -> float | None:
+    """Takes down that so many rows of a vectorizer with a limit were read; returns for how many seconds they wait.
+
+    None, and nothing is taken down, where that would be more than ``most`` seconds, or there is no limit any more.
+    """
     row = connection.execute(
-        statement("queue", "reserve"), {"vectorizer": vectorizer_id, "rows": float(rows)}
+        statement("queue", "reserve"), {"vectorizer": vectorizer_id, "rows": float(rows), "most": most}
     ).fetchone()
-    return max(row[0], 0.0) if row else 0.0
+    return max(row[0], 0.0) if row else None
 
 
 def spent(connection: Connection, vectorizer_id: int) -> float:

@@ -219,12 +219,13 @@ FROM pg_stat_replication WHERE state IS NULL OR state IN ('streaming', 'catchup'
 
 -- name: reserve
 -- So many rows of a vectorizer with a limit have been read. Tells for how many seconds they have to wait; nothing where
--- there is no limit any more.
+-- that would be too long, or where there is no limit any more.
 INSERT INTO pgvec.pace AS p (vectorizer_id, next_at)
 SELECT v.id, clock_timestamp() + make_interval(secs => %(rows)s / v.rows_per_second_limit)
 FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s AND v.rows_per_second_limit IS NOT NULL
 ON CONFLICT (vectorizer_id) DO UPDATE
 SET next_at = greatest(p.next_at, clock_timestamp()) + (excluded.next_at - clock_timestamp())
+WHERE p.next_at <= clock_timestamp() + make_interval(secs => %(most)s)
 RETURNING extract(epoch FROM next_at - clock_timestamp())::float8
           - %(rows)s / (SELECT v.rows_per_second_limit FROM pgvec.vectorizers v WHERE v.id = p.vectorizer_id);
 

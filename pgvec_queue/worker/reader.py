@@ -180,7 +180,9 @@ class Reader:
             if job.kind == "range":
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
-            self._keep_pace(run, len(part.documents))
+            if not self._keep_pace(run, len(part.documents)):
+                self._hand_back(run)
+                return
             self._state.enter()
             self._out.put(work)
             if part.last:
@@ -214,17 +216,24 @@ class Reader:
             self._link.call(lambda connection: queue.release(connection, self.claimer.member, job=run.job.id))
             self._state.end(run)
 
-    def _keep_pace(self, run: Run, rows: int) -> None:
-        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read."""
+    def _keep_pace(self, run: Run, rows: int) -> bool:
+        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read.
+
+        False where others have used it up for so long that the job goes back.
+        """
         vectorizer = run.job.vectorizer_id
         if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
-            return
-        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows))
+            return True
+        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_HELD_FOR))
+        if seconds is None:
+            # Or there is no limit any more.
+            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
         deadline = time.monotonic() + seconds
         with self._state.measures.waiting(HELD):
             while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
                 if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                    return
+                    break
+        return True
 
     def _verdict(self, job: queue.Job) -> Failure | None:
         """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
