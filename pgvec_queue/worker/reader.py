@@ -181,6 +181,7 @@ class Reader:
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
             if not self._keep_pace(run, len(part.documents)):
+                self._state.measures.given_up(run.fragments.vectorizer.name)
                 self._hand_back(run)
                 return
             self._state.enter()
