@@ -154,7 +154,7 @@ def test_the_quarantine_is_told_by_error_class_and_no_trigger_makes_thousands_of
     for error_class, documents in [("NotFinite", 500), *((f"SQLSTATE U{number:04}", 1) for number in range(300))]:
         bench.sql(
             "INSERT INTO pgvec.failures (vectorizer_id, key, source_hash, error_class, message, model)"
-            " SELECT %s, ARRAY[%s || i], '', %s, 'no', 'm' FROM generate_series(1, %s) i",
+            " SELECT %s, ARRAY[%s::text || i], '', %s, 'no', 'm' FROM generate_series(1, %s) i",
             *(vectorizer.id, error_class, error_class, documents),
         )
     scraped = look()
