@@ -139,6 +139,20 @@ class Claimer:
                 self.ranges_run = bool(row and row[0])
         return None
 
+    def is_near_end(self, connection: Connection, *, most: int) -> bool:
+        """Whether fewer than ``most`` ranges are left to claim; a cheap look from where they were found last."""
+        with transaction(connection, statement_timeout=30):
+            row = connection.execute(
+                statement("queue", "near_end"),
+                {
+                    "names": None if self.names is None else list(self.names),
+                    "floors": Jsonb(self._floors),
+                    "floor": self._horizon,
+                    "most": most,
+                },
+            ).fetchone()
+        return bool(row and row[0])
+
     def serves(self, vectorizer: int, priority: int, model: str) -> None:
         """Takes down that this worker has got a job of the vectorizer."""
         self._served[vectorizer] = max(self._served.values(), default=0) + 1
