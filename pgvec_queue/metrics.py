@@ -1,8 +1,8 @@
 """The queue as a whole as Prometheus's metrics, read from the database at each scrape.
 
-A scrape always has an answer, within eight seconds: where the database cannot be read by then, ``pgvec_up`` is 0 and the
-metrics of the queue are missing. One look at the database goes on at a time; scrapes that come meanwhile, or within a
-second after it, share its answer. There is one connection, made anew when it is lost.
+A scrape always has an answer, within eight seconds: where the database cannot be read by then, ``pgvec_up`` is 0 and
+the metrics of the queue are missing. One look at the database goes on at a time; scrapes that come meanwhile, or within
+a second after its beginning, share its answer. There is one connection, made anew when it is lost.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Scraped:
         self.kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
         """Of each metric, by its name."""
 
-    def __call__(self, name: str, **labels: str) -> float:
+    def __call__(self, name: str, /, **labels: str) -> float:
         """The value of the sample that has exactly these labels."""
         return self.samples[name, frozenset(labels.items())]
 

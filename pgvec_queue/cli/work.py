@@ -157,9 +157,7 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None, met
     return EXIT_CODES[outcome]
 
 
-def _supervise(
-    session: Session, options: WorkerOptions, places: Sequence[Place], metrics: Address | None
-) -> int:
+def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place], metrics: Address | None) -> int:
     """Has a worker run in each of the places; returns the worst of their exit codes.
 
     What would be wrong with all of them is found out first, and said once.

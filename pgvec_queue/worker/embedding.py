@@ -281,7 +281,7 @@ def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, C
 
 
 def _batches(embedder: Embedder, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
-    """Returns the tokens, with and without padding, of each batch of the last call; where there are none, of the call."""
+    """Returns the tokens, with padding and without, of each batch of the last call; without batches, of the call."""
     own: list[tuple[int, int]] | None = getattr(embedder, "last_batches", None)
     if own is not None:
         return own

@@ -218,9 +218,7 @@ class Worker:
         )
         self._has_begun = True
         log.info("worker %d is ready", member.worker)
-        heartbeat = Heartbeat(
-            self._direct, state, self._models, member, options.lease, options.listen, leave=self.stop
-        )
+        heartbeat = Heartbeat(self._direct, state, self._models, member, options.lease, options.listen, leave=self.stop)
         watching = Stage("watch", state, state.watch.run)
         beating = Stage("heartbeat", state, heartbeat.run)
         pool = self._database.pool("worker", size=options.pool_size)

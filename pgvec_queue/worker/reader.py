@@ -146,7 +146,9 @@ class Reader:
             log.warning("%d jobs had been claimed on a connection that broke; they are back in the queue", count)
 
     def _steal(self, connection: Connection) -> queue.Job | None:
-        job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held])
+        job = self._thief.steal(
+            connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held]
+        )
         if job is not None:
             log.info("job %d is the rest of one that somebody else is working on", job.id)
         return job

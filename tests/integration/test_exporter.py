@@ -54,14 +54,14 @@ def start() -> Iterator[Start]:
 
 
 @pytest.fixture
-def look(bench: Bench) -> Iterator[Callable[[], Scraped]]:
+def look(bench: Bench) -> Callable[[], Scraped]:
     """Scrapes the test's database, anew each time."""
 
     def scraped() -> Scraped:
         with closing(QueueCollector(bench.database)) as collector:
             return collected(collector)
 
-    yield scraped
+    return scraped
 
 
 Look = Callable[[], Scraped]
@@ -112,7 +112,9 @@ def test_the_numbers_are_those_of_the_views(bench: Bench, look: Look) -> None:
     assert scraped("pgvec_written_bytes_total", **one) == done.bytes_written > 400 * 8 * 4
     assert scraped("pgvec_eta_seconds", **one) == 0
     assert scraped("pgvec_plan_complete", **one) == 1
-    assert scraped("pgvec_vectorizer_info", source="public.docs", destination="public.docs_vectors", model="hashing-8", **one)
+    assert scraped(
+        "pgvec_vectorizer_info", source="public.docs", destination="public.docs_vectors", model="hashing-8", **one
+    )
     assert states(scraped, "pgvec_vectorizer_state", **one) == {
         **dict.fromkeys(("active", "paused", "blocked", "cancelled"), 0),
         "complete": 1,
@@ -167,11 +169,12 @@ def test_the_quarantine_is_told_by_error_class_and_no_trigger_makes_thousands_of
 
 
 def test_workers_are_counted_by_state_and_the_dead_ones_do_not_beat_for_the_others(bench: Bench, look: Look) -> None:
-    for _ in range(3):
-        bench.register()
-    bench.sql("UPDATE pgvec.workers SET state = 'working', busy = 0.5, lag_seconds = 4, commit_seconds = 0.25 WHERE id = %s", 1)
-    bench.sql("UPDATE pgvec.workers SET state = 'idle', busy = 1, lag_seconds = 2, beat_at = beat_at - interval '20 s' WHERE id = %s", 2)
-    bench.sql("UPDATE pgvec.workers SET busy = 0, lag_seconds = 99, beat_at = beat_at - interval '1 hour' WHERE id = %s", 3)
+    for values in (
+        "state = 'working', busy = 0.5, lag_seconds = 4, commit_seconds = 0.25",
+        "state = 'idle', busy = 1, lag_seconds = 2, beat_at = beat_at - interval '20 s'",
+        "state = 'idle', busy = 0, lag_seconds = 99, beat_at = beat_at - interval '1 hour'",
+    ):
+        bench.sql(f"UPDATE pgvec.workers SET {values} WHERE id = %s", bench.register().worker)
     scraped = look()
     assert states(scraped, "pgvec_workers") == {
         **dict.fromkeys(("starting", "loading", "stopping"), 0),
@@ -242,20 +245,30 @@ def test_an_exporter_survives_an_outage_and_says_so_once(start: Start) -> None:
     assert "Traceback" not in err
 
 
+def connections(bench: Bench, what: str = "pid") -> list[Any]:
+    """Of exporters to the test's database."""
+    return [
+        found
+        for (found,) in bench.sql(
+            f"SELECT {what} FROM pg_stat_activity WHERE application_name LIKE %s AND datname = current_database()",
+            "pgvec exporter%",
+        )
+    ]
+
+
 def test_a_connection_that_was_lost_between_two_scrapes_costs_none(bench: Bench) -> None:
     with closing(QueueCollector(bench.database)) as collector:
         assert collected(collector)("pgvec_up") == 1
-        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s AND datname = current_database()"
-        assert bench.sql(ended, "pgvec exporter%") == [(True,)]
-        wait_until(lambda: not bench.sql("SELECT FROM pg_stat_activity WHERE application_name LIKE %s AND datname = current_database()", "pgvec exporter%"))
-        scraped: list[float] = []
+        assert connections(bench, "pg_terminate_backend(pid)") == [True]
+        wait_until(lambda: not connections(bench), what="the end of the connection")
+        told: list[float] = []
 
-        def second() -> bool:
-            scraped.append(collected(collector)("pgvec_up"))
-            return bool(bench.sql("SELECT FROM pg_stat_activity WHERE application_name LIKE %s AND datname = current_database()", "pgvec exporter%"))
+        def connects_again() -> bool:
+            told.append(collected(collector)("pgvec_up"))
+            return bool(connections(bench))
 
-        wait_until(second, what="a new connection")
-        assert set(scraped) == {1}
+        wait_until(connects_again, what="a new connection")
+        assert set(told) == {1}
 
 
 def test_a_scrape_has_its_answer_though_the_database_gives_none() -> None:
@@ -285,10 +298,7 @@ def test_scrapes_at_the_same_time_share_one_look(bench: Bench) -> None:
         for thread in threads:
             thread.join(30)
         assert [one("pgvec_up") for one in seen] == [1] * 12
-        names: list[Any] = bench.sql(
-            "SELECT FROM pg_stat_activity WHERE application_name LIKE %s AND datname = current_database()", "pgvec exporter%"
-        )
-        assert len(names) == 1
+        assert len(connections(bench)) == 1
 
 
 def test_a_role_that_may_not_read_the_queue_is_told_in_a_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -354,8 +364,11 @@ def test_promtool_has_nothing_to_say_against_the_exporter(bench: Bench, start: S
     fill(bench, 300)
     bench.enqueue("docs", "body", sync=True)
     bench.sql("ALTER TABLE docs_vectors ADD CHECK (id <> 7)")
-    bench.sql("SELECT pgvec.alter_vectorizer('docs', rows_per_second_limit => %s, replication_lag_limit => '1 min',"
-              " commit_time_limit => '1 min')", 5_000)
+    bench.sql(
+        "SELECT pgvec.alter_vectorizer('docs', rows_per_second_limit => %s, replication_lag_limit => '1 min',"
+        " commit_time_limit => '1 min')",
+        5_000,
+    )
     bench.register()
     bench.sql("UPDATE pgvec.workers SET busy = 0.5, lag_seconds = 1, commit_seconds = %s", 0.1)
     bench.drain()

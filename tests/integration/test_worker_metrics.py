@@ -61,10 +61,19 @@ def fill(bench: Bench, rows: int, table: str = "docs") -> None:
 
 def counted(bench: Bench, name: str) -> dict[str, int]:
     """What the workers' writes have counted in the database."""
-    columns = ("rows_right", "rows_embedded", "rows_wasted", "chunks_written", "chunks_reused", "tokens", "bytes_written")
+    columns = (
+        "rows_right",
+        "rows_embedded",
+        "rows_wasted",
+        "chunks_written",
+        "chunks_reused",
+        "tokens",
+        "bytes_written",
+    )
     sums = ", ".join(f"sum({column})::bigint" for column in columns)
     (row,) = bench.sql(
-        f"SELECT {sums} FROM pgvec.counters c JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id WHERE v.name = %s", name
+        f"SELECT {sums} FROM pgvec.counters c JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id WHERE v.name = %s",
+        name,
     )
     return dict(zip(columns, row, strict=True))
 
@@ -119,7 +128,11 @@ def test_a_worker_s_counters_are_those_of_the_database(bench: Bench) -> None:
     assert told(scraped, "docs")["rows_right"] == 900
     assert told(scraped, "docs")["chunks_reused"] > 0
     assert told(scraped, "other")["chunks_written"] > 300
-    jobs = dict(bench.sql("SELECT v.name, count(*) FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = vectorizer_id GROUP BY 1"))
+    jobs = dict(
+        bench.sql(
+            "SELECT v.name, count(*) FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = vectorizer_id GROUP BY 1"
+        )
+    )
     assert {name: scraped("pgvec_worker_claims_total", vectorizer=name) for name in jobs} == jobs
     assert scraped("pgvec_worker_slices_dropped_total", vectorizer="docs") == 0
     assert scraped("pgvec_worker_writes_total", vectorizer="other") >= 6
@@ -319,9 +332,7 @@ def test_port_0_is_any_free_one_and_the_log_says_which(bench: Bench, start: Star
 
 
 @pytest.mark.parametrize("where", ["environment", "file"])
-def test_port_and_address_are_settings(
-    bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_port_and_address_are_settings(bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     port = free_port()
     if where == "file":
         Path("pgvec.toml").write_text(f'metrics_port = {port}\nmetrics_host = "localhost"\n')

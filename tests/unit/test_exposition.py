@@ -88,7 +88,13 @@ def test_health_is_a_status_and_a_line(server: Server, health: list[object]) -> 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/metric", 404), ("HEAD", "/metrics", 200), ("POST", "/metrics", 501), ("HEAD", "/x", 404)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/metric", 404),
+        ("HEAD", "/metrics", 200),
+        ("POST", "/metrics", 501),
+        ("HEAD", "/x", 404),
+    ],
 )
 def test_other_requests(server: Server, method: str, path: str, status: int) -> None:
     answer = get(f"{server.url}{path}", method=method)

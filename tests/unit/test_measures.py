@@ -68,7 +68,14 @@ def test_writes_add_up_by_vectorizer(measures: Measures) -> None:
     measures.written("b", written(bytes_written=1_000, chunks_reused=2))
     tallies = measures.read().tallies
     a, b = tallies["a"], tallies["b"]
-    assert (a.writes, a.rows_right, a.rows_embedded, a.rows_wasted, a.chunks_written, a.tokens) == (3, 15, 12, 3, 27, 210)
+    assert (a.writes, a.rows_right, a.rows_embedded, a.rows_wasted, a.chunks_written, a.tokens) == (
+        3,
+        15,
+        12,
+        3,
+        27,
+        210,
+    )
     assert (b.writes, b.bytes_written, b.chunks_reused, b.tokens) == (1, 1_000, 2, 0)
 
 
