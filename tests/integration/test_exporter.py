@@ -121,7 +121,14 @@ def test_the_numbers_are_those_of_the_views(bench: Bench, look: Look) -> None:
     }
     assert states(scraped, "pgvec_jobs", **one)["queued"] == 0
     assert states(scraped, "pgvec_jobs", **one)["done"] == done.jobs["done"]
-    assert states(scraped, "pgvec_jobs", vectorizer="other") == {"queued": 3, "running": 0, "done": 0, "cancelled": 0}
+    waiting = bench.progress("other").jobs["queued"]
+    assert waiting >= 3
+    assert states(scraped, "pgvec_jobs", vectorizer="other") == {
+        "queued": waiting,
+        "running": 0,
+        "done": 0,
+        "cancelled": 0,
+    }
     assert not any(labels == one for labels in scraped.labels("pgvec_oldest_queued_job_age_seconds"))
     # It waits, and nobody works: no time left can be told, and no lag without sync.
     assert not any(labels == {"vectorizer": "other"} for labels in scraped.labels("pgvec_eta_seconds"))

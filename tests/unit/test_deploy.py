@@ -171,6 +171,18 @@ def test_prometheus_takes_the_configuration_and_the_rules() -> None:
 
 
 @needs_promtool
+def test_prometheus_understands_what_the_dashboard_asks(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"dashboard:{at}", "expr": re.sub(r"\$__rate_interval", "5m", expression)}
+        for at, (_, expression) in enumerate(of_dashboard())
+    ]
+    path = tmp_path / "rules.yml"
+    # What is JSON is YAML.
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool("check", "rules", str(path))
+
+
+@needs_promtool
 def test_the_alerts_come_when_they_should_and_only_then() -> None:
     promtool("test", "rules", str(PROMETHEUS / "alerts_test.yml"))
 
