@@ -1,7 +1,9 @@
 -- What the exporter reads at each scrape: a statement per view, each cheap at a million jobs.
 
 -- name: vectorizers
--- The oldest queued job of each kind is the one with the lowest id, by the queue's index; no job is counted here.
+-- The oldest queued job of each kind is the one with the lowest id. Compared row-wise, as in a claim: with equal signs the
+-- planner reads the whole queue for a kind that has no job. It is not looked for where there is none: finished jobs
+-- may be in the index for as long as somebody's snapshot is.
 SELECT p.name, p.state, p.source, p.destination, p.model, p.plan_complete,
        p.rows_total, p.rows_done, p.rows_failed, p.chunks,
        p.jobs_queued, p.jobs_running, p.jobs_done, p.jobs_cancelled, p.jobs_reclaimed,
@@ -19,11 +21,13 @@ LEFT JOIN LATERAL (
     FROM (VALUES ('keys'), ('sweep'), ('range')) k(kind)
     CROSS JOIN LATERAL (
         SELECT j.created_at FROM pgvec.jobs j
-        WHERE j.vectorizer_id = v.id AND j.kind = k.kind AND j.state = 'queued'
+        WHERE (j.vectorizer_id, j.kind, j.id) >= (v.id, k.kind, 0) AND (j.vectorizer_id, j.kind) <= (v.id, k.kind)
+          AND j.state = 'queued'
         ORDER BY j.vectorizer_id, j.kind, j.id
         LIMIT 1
     ) first
-) oldest ON NOT v.cancelled
+    WHERE p.jobs_queued > 0
+) oldest ON true
 ORDER BY p.name;
 
 -- name: failures

@@ -360,6 +360,23 @@ def test_each_process_has_a_port_and_one_that_is_started_again_has_its_own_again
     work.communicate(timeout=30)
 
 
+def test_a_process_that_begins_afresh_serves_at_the_same_port(
+    bench: Bench, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "tests" / "recycling"), str(ROOT)]))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    worker = start("work", "--metrics-port", str(port), dsn=bench.dsn)
+    wait_until(lambda: get(f"{url}/health").status == 200, 30, what="a heartbeat")
+    (first,) = bench.sql("SELECT id FROM pgvec.workers")
+    # A connection that is open meanwhile keeps the port from nobody.
+    with socket.create_connection(("127.0.0.1", port)):
+        worker.send_signal(signal.SIGUSR1)
+        wait_until(lambda: bench.sql("SELECT id FROM pgvec.workers") not in ([], [first]), 30, what="a fresh worker")
+    wait_until(lambda: get(f"{url}/health").status == 200, 30, what="a heartbeat at the same port")
+    assert scrape(url)("pgvec_worker_lease_losses_total") == 0
+
+
 def _refused(bench: Bench, *arguments: str) -> Ran:
     ran = run_pgvec("work", *arguments, dsn=bench.dsn)
     assert ran.code == 1, ran
