@@ -150,7 +150,7 @@ class Worker:
         state, embedder = self._state, self._models.latest
         return Look(
             activity="starting" if state is None else "stopping" if state.stopping.is_set() else state.activity,
-            jobs=len(state.jobs) if state else 0,
+            jobs=state.jobs_in_hand if state else 0,
             slices=state.in_flight if state else 0,
             waits=len(state.waits) if state else 0,
             busy=state.busy.share if state else None,

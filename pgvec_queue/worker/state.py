@@ -151,6 +151,12 @@ class State:
             return [run.job.id for run in self._runs]
 
     @property
+    def jobs_in_hand(self) -> int:
+        """How many jobs are in hand, but for those of which nothing more is done here."""
+        with self._lock:
+            return sum(not run.dropped for run in self._runs)
+
+    @property
     def vectorizers(self) -> list[int]:
         """The ids of those whose jobs are in hand."""
         with self._lock:

@@ -244,6 +244,34 @@ def test_a_stage_s_time_is_all_accounted_for(bench: Bench, monkeypatch: pytest.M
     assert second("pgvec_worker_device_busy_ratio") > 0.5
 
 
+def test_slices_that_are_given_up_are_counted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGVEC_HASHING_FAULTS", "rate=200")
+    fill(bench, 3_000)
+    bench.enqueue("docs", "body")
+    with running(bench) as worker:
+        wait_until(lambda: bench.progress("docs").rows_done > 0, 30, what="some rows")
+        assert collected(WorkerCollector(worker))("pgvec_worker_slices_dropped_total", vectorizer="docs") == 0
+        bench.sql("SELECT pgvec.pause('docs')")
+        wait_until(lambda: not worker.look().slices and not worker.look().jobs, 20, what="empty hands")
+        scraped = collected(WorkerCollector(worker))
+    assert scraped("pgvec_worker_slices_dropped_total", vectorizer="docs") >= 1
+
+
+def test_a_reader_that_a_limit_holds_back_says_so(bench: Bench) -> None:
+    fill(bench, 3_000)
+    bench.enqueue("docs", "body")
+    bench.sql("SELECT pgvec.alter_vectorizer('docs', rows_per_second_limit => %s)", 100)
+    with running(bench) as worker:
+        wait_until(lambda: bench.progress("docs").rows_done > 200, 30, what="some rows")
+        scraped = collected(WorkerCollector(worker))
+    held, starved, working = (
+        scraped("pgvec_worker_stage_seconds_total", stage="reader", activity=activity)
+        for activity in ("held", "starved", "working")
+    )
+    assert held > 1
+    assert held > 2 * (starved + working)
+
+
 def test_what_is_in_hand_and_what_it_runs_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGVEC_HASHING_FAULTS", "rate=200")
     fill(bench, 1_000)
