@@ -35,6 +35,7 @@ _COMMANDS = {
     "drop": ("steer", "Remove a vectorizer; its destination stays."),
     "alter": ("steer", "Change a vectorizer's name, priority or limits."),
     "workers": ("workers", "List the workers, or tell those of a host to leave."),
+    "exporter": ("exporter", "Serve metrics of the whole queue to Prometheus."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),
     "db": ("db", "Run the embedded PostgreSQL server, for those who have none."),
     "bench": ("bench", "Measure this machine and its database."),

@@ -26,6 +26,7 @@ from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.slices import Document, Embedded, Failure
+from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import Run, State, StoppedError, Work
@@ -94,8 +95,8 @@ class EmbedStage:
                 self._recycle()
             for work in window[:done]:
                 self._out.put(work)
-            for _ in window[done:]:
-                self._state.leave()
+            for work in window[done:]:
+                self._state.give_up(work)
 
     def _gather(self, window: list[Work]) -> list[list[Cut]]:
         """Adds slices of the same model that are ready to ``window``; returns the chunks of each of its documents."""
@@ -119,7 +120,10 @@ class EmbedStage:
         if work.cutting is None:
             return []
         try:
-            with self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")):
+            with (
+                self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")),
+                self._state.measures.waiting(STARVED),
+            ):
                 while True:
                     try:
                         return work.cutting.result(0.2)
@@ -245,6 +249,7 @@ class EmbedStage:
             embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
         vectors = self._state.patiently("the model", self._call_seconds, functools.partial(self._on_device, call))
+        self._state.measures.batches(_batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
         return vectors[place] if repeated else vectors, repeated
@@ -274,6 +279,15 @@ def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, C
             Embedded(document, failure=cut) if isinstance(cut, Failure) else next(results) for document, cut in some
         ]
     return len(window)
+
+
+def _batches(embedder: Embedder, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """Returns the tokens, with padding and without, of each batch of the last call; without batches, of the call."""
+    own: list[tuple[int, int]] | None = getattr(embedder, "last_batches", None)
+    if own is not None:
+        return own
+    tokens = sum([chunk.tokens for chunk in chunks])
+    return [(tokens, tokens)]
 
 
 def _tokens(cuts: Sequence[Cut]) -> int:

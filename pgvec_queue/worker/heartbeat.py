@@ -125,6 +125,7 @@ class Heartbeat:
             self.state.wake.set()
             return
         self.state.fleet, overdue, leave, stopped, limits = row
+        self.state.measures.beat(began)
         now = time.monotonic()
         self._keep_limits(connection, now, taken, limits)
         self._obey(connection, now, leave=leave, stopped=stopped)
@@ -262,6 +263,7 @@ class Heartbeat:
 
     def _on_error(self, error: Exception) -> None:
         log.warning("heartbeat: %s", one_line(error))
+        self.state.measures.beat_error = one_line(error)
         if kind_of(error) is not Kind.PASSING:
             self.state.fail(error)
             self._stop.set()

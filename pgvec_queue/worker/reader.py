@@ -22,6 +22,7 @@ from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.slices import Failure, Slice
+from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
 
@@ -83,8 +84,9 @@ class Reader:
         """Per vectorizer: how large the documents of its last slice were on average."""
 
     def run(self) -> None:
-        while not self._state.steered.wait(_LOOK) and not self._state.ending:
-            pass
+        with self._state.measures.waiting(HELD):
+            while not self._state.steered.wait(_LOOK) and not self._state.ending:
+                pass
         while not self._state.ending:
             self._state.wake.clear()
             if time.monotonic() >= self._strays_at:
@@ -104,7 +106,8 @@ class Reader:
         job = self._claiming(
             lambda connection: self.claimer.claim(connection, keys=rows, idle=idle, held=[*self._state.held])
         )
-        if job is None and idle and self.claimer.ranges_run:
+        stolen = job is None and idle and self.claimer.ranges_run
+        if stolen:
             job = self._claiming(self._steal)
         if job is None:
             return None
@@ -116,6 +119,7 @@ class Reader:
             return None
         run = Run(job, fragments)
         self._state.begin(run)
+        self._state.measures.claimed(fragments.vectorizer.name, stolen=stolen)
         return run
 
     def _claiming(self, claim: Callable[[Connection], queue.Job | None]) -> queue.Job | None:
@@ -186,6 +190,7 @@ class Reader:
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
             if not self._keep_pace(run, len(part.documents)):
+                self._state.measures.given_up(run.fragments.vectorizer.name)
                 self._hand_back(run)
                 return
             self._state.enter()
@@ -227,9 +232,10 @@ class Reader:
             # Or there is no limit any more.
             return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
-            if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                break
+        with self._state.measures.waiting(HELD):
+            while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
+                if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
+                    break
         return True
 
     def _verdict(self, job: queue.Job) -> Failure | None:
@@ -245,7 +251,8 @@ class Reader:
         """Waits a moment for the slices in hand to be written; True when there is none."""
         if self._state.in_flight:
             self._state.wake.clear()
-            self._state.wake.wait(0.1)
+            with self._state.measures.waiting(BLOCKED):
+                self._state.wake.wait(0.1)
         return self._state.in_flight == 0
 
     def _holds_enough(self) -> bool:
@@ -297,7 +304,9 @@ class Reader:
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
         seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
-        if self._state.wake.wait(seconds):
+        with self._state.measures.waiting(STARVED):
+            woken = self._state.wake.wait(seconds)
+        if woken:
             self.claimer.look_again()
 
     def _is_drained(self) -> bool:
