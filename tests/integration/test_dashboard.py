@@ -395,7 +395,7 @@ def test_a_hostile_name_stays_in_its_place(bench: Bench) -> None:
 
 
 def test_a_running_worker_is_shown_with_what_it_does(docs: Bench) -> None:
-    worker = pgvec("work", "--lease", "5", dsn=docs.dsn, env={"PGVEC_HASHING_FAULTS": "rate=20"})
+    worker = pgvec("work", "--lease", "5", dsn=docs.dsn, env={"PGVEC_HASHING_FAULTS": "rate=10"})
     try:
         with Session(dsn=docs.dsn, size=(120, 30)) as session:
             session.wait_for(f":{worker.pid}", "working", "job", "rows/s in the last 15 min")

@@ -33,6 +33,7 @@ COMMANDS = [
     "resume",
     "cancel",
     "drop",
+    "alter",
     "workers",
     "exporter",
     "doctor",
