@@ -33,7 +33,6 @@ COMMANDS = [
     "resume",
     "cancel",
     "drop",
-    "alter",
     "workers",
     "exporter",
     "doctor",
