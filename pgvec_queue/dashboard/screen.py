@@ -26,11 +26,11 @@ _KEYS = ("q quit", "? help", "p pause", "r resume", "t retry", "w workers")
 _HELP = (
     ("{arrows} j k Tab", "choose a vectorizer"),
     ("p  r", "pause it; let it go on"),
-    ("t", "try its failed documents again"),
-    ("w", "let {arrows} scroll the workers; w: back"),
+    ("t", "try its failures again"),
+    ("w", "{arrows} scroll workers; w: back"),
     ("PgUp PgDn", "scroll the workers"),
-    ("?", "this page; any key closes it"),
-    ("q Ctrl-C", "quit; Ctrl-Z: stop, fg: go on"),
+    ("?", "this page; any key: back"),
+    ("q Ctrl-C", "quit; Ctrl-Z stops it"),
     ("Ctrl-L", "draw anew"),
 )
 
