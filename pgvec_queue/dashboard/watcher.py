@@ -16,7 +16,6 @@ from typing import Literal
 
 import psycopg
 
-from pgvec_queue import queue as jobs
 from pgvec_queue import vectorizer
 from pgvec_queue.cli.texts import documents
 from pgvec_queue.dashboard.snapshot import Snapshot, read
@@ -202,8 +201,6 @@ class Watcher:
 def _done(connection: Connection, action: Action, name: str) -> str:
     """Does what the command of the same name does; returns what there is to say of it."""
     if action == "retry":
-        freed = jobs.retry(connection, vectorizer.get(connection, name).id)
-        jobs.notify(connection)
-        return f"{name}: {documents(freed)} queued again"
+        return f"{name}: {documents(vectorizer.retry(connection, name))} queued again"
     vectorizer.steer(connection, name, action)
     return f"{name} is paused" if action == "pause" else f"{name} goes on"
