@@ -198,6 +198,7 @@ BAD = [
     ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
     ("search docs query", "--device", "gpu", "none of auto"),
     ("retry docs", "--error", "", "it is empty"),
+    ("doctor", "--device", "gpu", "none of auto"),
     ("doctor", "--wait", "-1", "x>=0"),
     ("doctor", "--wait", "nan", "'nan' is not a valid number"),
     ("demo", "--documents", "0", "x>=1"),
