@@ -111,8 +111,20 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"pgvec: {_line(error)}", err=True)
+        _say(_line(error))
         return 1
+
+
+def _say(message: str) -> None:
+    """Says why a command has failed: in a line of its own, or as an event where all lines are JSON."""
+    from pgvec_queue.cli.logs import are_json
+
+    if are_json():
+        from pgvec_queue.log import get_logger
+
+        get_logger("pgvec.cli").error("command has failed", error=message)
+    else:
+        click.echo(f"pgvec: {message}", err=True)
 
 
 def _line(error: Exception) -> str:
