@@ -47,6 +47,16 @@ def duration(seconds: float | None) -> str:
     return f"{rest} s"
 
 
+def size(count: float) -> str:
+    """Returns bytes, such as ``1.23 GB``, in powers of 1,024 as PostgreSQL counts them."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while abs(count) >= 999.5 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    places = 0 if units[0] == "bytes" or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:,.{places}f} {units[0]}"
+
+
 def documents(count: int) -> str:
     """Returns a number of documents with its verb, such as ``1 document is``."""
     return "1 document is" if count == 1 else f"{count:,} documents are"

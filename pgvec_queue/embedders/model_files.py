@@ -116,11 +116,11 @@ def describe(spec: ModelSpec) -> ModelInfo:
     )
 
 
-def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
+def locate(spec: ModelSpec, *, weights: bool = False, tokenizer: bool = False) -> ModelFiles:
     """Returns where the model's files are; fetches what is missing from the hub.
 
-    Without ``weights`` only the files that ``describe`` reads are sure to be there; with it, they are ready to be
-    loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
+    Without ``weights`` only the files that ``describe`` reads, and with ``tokenizer`` a ``tokenizer.json``, are sure to
+    be there; with it, they are ready to be loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
     refused unless trusted.
     Raises ``NotHereError``, or ``EmbedderError`` (kind ``VECTORIZER``) when the weights must not be loaded.
     """
@@ -137,10 +137,20 @@ def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
     elif spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1:
         raise NotHereError(spec, "is a directory that is not on this machine")
     else:
-        files = _fetch(spec, weights=weights)
+        files = _fetch(spec, weights=weights, tokenizer=tokenizer)
     if weights and not spec.trust_remote_code:
         _refuse_untrusted(spec, files.path)
     return files
+
+
+def tokenizer_file(spec: ModelSpec) -> Path | None:
+    """Returns the model's ``tokenizer.json``; None where it has none.
+
+    Raises ``NotHereError`` as ``locate`` does.
+    """
+    modules = _modules(locate(spec, tokenizer=True).path)
+    file = modules[0][1] / "tokenizer.json" if modules else None
+    return file if file is not None and file.is_file() else None
 
 
 def own_dimensions(path: Path) -> int | None:
@@ -265,7 +275,7 @@ def _refuse_untrusted(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def _fetch(spec: ModelSpec, *, weights: bool) -> ModelFiles:
+def _fetch(spec: ModelSpec, *, weights: bool, tokenizer: bool) -> ModelFiles:
     """Returns the model's snapshot in the hub's cache, made complete."""
     try:
         from huggingface_hub import snapshot_download
@@ -274,7 +284,9 @@ def _fetch(spec: ModelSpec, *, weights: bool) -> ModelFiles:
         raise NotHereError(
             spec, "is no directory here, and asking the hub needs: pip install 'pgvec-queue[worker]'"
         ) from error
-    patterns = _DESCRIBING if not weights else _TRUSTING if spec.trust_remote_code else _LOADING
+    patterns = [*_DESCRIBING, *(["*tokenizer.json"] if tokenizer else [])]
+    if weights:
+        patterns = _TRUSTING if spec.trust_remote_code else _LOADING
     # A bare name means this organization, as it does in sentence-transformers.
     name = spec.model if "/" in spec.model else f"sentence-transformers/{spec.model}"
     disable_progress_bars()
