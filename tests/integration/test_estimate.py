@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -311,7 +313,6 @@ def test_a_limit_takes_its_share_of_everything(bench: Bench) -> None:
 
 def test_a_dry_run_works_where_nothing_can_be_written_at_all(cli: CommandLine, here: Bench) -> None:
     _documents(here, 100)
-    here.sql("INSERT INTO pgvec.vectorizers SELECT * FROM pgvec.vectorizers")
     here.sql(f'ALTER DATABASE "{here.connection.info.dbname}" SET default_transaction_read_only = on')
     arguments = ("enqueue", "docs", "--text", "body", "--model", "hashing-8", "--where", "kind < 5")
     assert cli(*arguments).code == 1
@@ -371,3 +372,29 @@ def test_rows_are_told_where_no_tokenizer_can_be_had(cli: CommandLine, here: Ben
     assert "rows to embed" in ran.out
     assert "chunks:                   " not in ran.out
     assert "note: chunks and tokens are not known here" in ran.out
+
+
+@pytest.mark.model
+def test_a_models_own_tokenizer_counts_without_torch(here: Bench) -> None:
+    here.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    here.sql("INSERT INTO docs SELECT i, 'Tokenizers unhappily split ' || i FROM generate_series(1, 20) i")
+    arguments = ["enqueue", "docs", "--text", "body", "--dry-run", "--json"]
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOADED, *arguments], capture_output=True, text=True, check=True
+    )
+    told = json.loads(ran.stdout)
+    assert told["chunks"]["estimate"] == 20
+    # Two special tokens each, and words in pieces.
+    assert told["tokens"]["estimate"] > 20 * (2 + 4)
+    loaded = set(ran.stderr.split("loaded ")[1].split())
+    assert "tokenizers" in loaded
+    assert not loaded & {"torch", "sentence_transformers", "transformers"}
+
+
+_LOADED = """
+import sys
+from pgvec_queue.cli import run
+code = run(sys.argv[1:])
+print("loaded", *sys.modules, file=sys.stderr)
+sys.exit(code)
+"""
