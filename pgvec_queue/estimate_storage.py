@@ -89,7 +89,7 @@ def rows(attributes: Sequence[Attribute], widths: Mapping[str, Bytes], target: i
     room = float((target or TOAST_THRESHOLD) - _ROW_HEADER)
     for row in np.flatnonzero((_ROW_HEADER + data > TOAST_THRESHOLD) & (data > room)):
         own, moved = _toasted(attributes, [float(value[row]) for value in values], room, float(kept[row]))
-        data[row] = _data(attributes, [np.array([value]) for value in own])[0]
+        data[row] = _data_of(attributes, own)
         pieces = [piece for size in moved for piece in _pieces(size)]
         toast[row], toast_rows[row] = sum(pieces), len(pieces)
         every.extend(pieces)
@@ -127,6 +127,20 @@ def _data(attributes: Sequence[Attribute], values: Sequence[Bytes]) -> Bytes:
     return end
 
 
+def _data_of(attributes: Sequence[Attribute], values: Sequence[float]) -> float:
+    """Returns the same for a single row, without the price of arrays."""
+    end = 0.0
+    for attribute, value in zip(attributes, values, strict=True):
+        step = _ALIGN[attribute.alignment]
+        if attribute.length >= 0:
+            end = -(-end // step) * step + value
+        elif value <= _SHORT and attribute.storage != "p":
+            end += 1 + value
+        else:
+            end = -(-end // step) * step + 4 + value
+    return end
+
+
 def _toasted(
     attributes: Sequence[Attribute], values: list[float], room: float, kept: float
 ) -> tuple[list[float], list[float]]:
@@ -146,7 +160,7 @@ def _toasted(
         return max(found, key=lambda i: values[i]) if found else None
 
     def fits() -> bool:
-        return float(_data(attributes, [np.array([value]) for value in values])[0]) <= room
+        return _data_of(attributes, values) <= room
 
     while not fits() and (i := largest([i for i in movable if i not in tried])) is not None:
         tried.add(i)
@@ -194,7 +208,7 @@ def heap_bytes(row_bytes: float, fill: float) -> float:
 
 def toast_bytes(row_bytes: float, pieces: float, fill: float) -> float:
     """Returns the size of a TOAST table and its index; the index has a page in any case."""
-    return heap_bytes(row_bytes, fill) + (index_bytes(pieces * _TOAST_INDEX_ROW, pieces) if pieces else PAGE)
+    return heap_bytes(row_bytes, fill) + (index_bytes(pieces * _TOAST_INDEX_ROW, pieces) or PAGE)
 
 
 def index_row(attributes: Sequence[Attribute], widths: Mapping[str, Bytes], count: int) -> Bytes:
@@ -205,9 +219,11 @@ def index_row(attributes: Sequence[Attribute], widths: Mapping[str, Bytes], coun
 
 def index_bytes(entry_bytes: float, entries: float) -> float:
     """Returns the size of a B-tree that was filled in the order of its keys."""
+    if not entries:
+        return 0.0
     leaves = np.ceil(entry_bytes / (_LEAF_FILL * _INDEX_ROOM))
     pages, level = 1.0 + leaves, leaves
-    width = entry_bytes / entries if entries else 0.0
+    width = entry_bytes / entries
     while level > 1:
         level = np.ceil(level * width / (_INNER_FILL * _INDEX_ROOM))
         pages += level
