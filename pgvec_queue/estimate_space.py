@@ -28,7 +28,7 @@ _MEMORY_SPREAD, _WAL_SPREAD, _COLUMN_SPREAD = 0.05, 0.08, 0.4
 
 # Bytes of WAL for planning a job and finishing it, and for the checkpoint, counters and commit of a slice.
 _JOB_WAL, _SLICE_WAL = 500.0, 1_300.0
-_SLICE_SECONDS, _FEWEST_IN_SLICE, _MOST_IN_SLICE, _USUALLY_IN_SLICE = 0.5, 8, 2_000, 50
+_SLICE_SECONDS, _FEWEST_IN_SLICE, _MOST_IN_SLICE, _USUALLY_IN_SLICE = 1.0, 8, 2_000, 50
 _FILL_ROWS = 4_096
 """Rows that a heap is filled with to see how full its pages get."""
 
@@ -145,7 +145,7 @@ def _typical(sizes: Floats, weights: Floats | None) -> Floats:
 
 
 def _slice_rows(vectorizer: Vectorizer, pace: Pace | None) -> float:
-    """How many documents a worker writes at a time: about half a second of its device's work."""
+    """How many documents a worker writes at a time: about a second of its device's work."""
     rate = pace.rows / max(pace.workers, 1) if pace is not None and pace.rows else None
     if rate is None:
         return _MOST_IN_SLICE if vectorizer.embedder == "hashing" else _USUALLY_IN_SLICE

@@ -139,6 +139,20 @@ class Claimer:
                 self.ranges_run = bool(row and row[0])
         return None
 
+    def is_near_end(self, connection: Connection, *, most: int) -> bool:
+        """Whether fewer than ``most`` ranges are left to claim; a cheap look from where they were found last."""
+        with transaction(connection, statement_timeout=30):
+            row = connection.execute(
+                statement("queue", "near_end"),
+                {
+                    "names": None if self.names is None else list(self.names),
+                    "floors": Jsonb(self._floors),
+                    "floor": self._horizon,
+                    "most": most,
+                },
+            ).fetchone()
+        return bool(row and row[0])
+
     def serves(self, vectorizer: int, priority: int, model: str) -> None:
         """Takes down that this worker has got a job of the vectorizer."""
         self._served[vectorizer] = max(self._served.values(), default=0) + 1
@@ -276,12 +290,15 @@ def register(connection: Connection, *, names: Sequence[str] | None, lease: floa
     return Membership(*row)
 
 
-def reserve(connection: Connection, vectorizer_id: int, rows: int) -> float:
-    """Takes down that so many rows of a vectorizer with a limit were read; returns for how many seconds they wait."""
+def reserve(connection: Connection, vectorizer_id: int, rows: int, *, most: float) -> float | None:
+    """Takes down that so many rows of a vectorizer with a limit were read; returns for how many seconds they wait.
+
+    None, and nothing is taken down, where that would be more than ``most`` seconds, or there is no limit any more.
+    """
     row = connection.execute(
-        statement("queue", "reserve"), {"vectorizer": vectorizer_id, "rows": float(rows)}
+        statement("queue", "reserve"), {"vectorizer": vectorizer_id, "rows": float(rows), "most": most}
     ).fetchone()
-    return max(row[0], 0.0) if row else 0.0
+    return max(row[0], 0.0) if row else None
 
 
 def spent(connection: Connection, vectorizer_id: int) -> float:

@@ -35,6 +35,27 @@ SELECT last_value FROM pgvec.jobs_id_seq;
 -- Whether it is worth looking for something to steal.
 SELECT EXISTS (SELECT FROM pgvec.jobs WHERE state = 'running' AND kind = 'range');
 
+-- name: near_end
+-- Whether fewer than so many ranges are left to claim, and nobody is planning more: then what a worker holds ahead is what
+-- the others will wait for.
+SELECT count(*) < %(most)s
+       AND NOT EXISTS (SELECT FROM pgvec.vectorizers v
+                       WHERE NOT v.plan_complete AND v.plan_beat_at > clock_timestamp() - interval '60 seconds')
+FROM (
+    SELECT FROM pgvec.vectorizers v
+    CROSS JOIN LATERAL (
+        SELECT j.id FROM pgvec.jobs j
+        WHERE (j.vectorizer_id, j.kind, j.id)
+              >= (v.id, 'range', coalesce((%(floors)s::jsonb ->> (v.id || 'range'))::bigint, %(floor)s))
+          AND (j.vectorizer_id, j.kind) <= (v.id, 'range') AND j.state = 'queued'
+        ORDER BY j.vectorizer_id, j.kind, j.id
+        LIMIT %(most)s
+    ) queued
+    WHERE NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL
+      AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
+    LIMIT %(most)s
+) ranges;
+
 -- name: claim
 -- The oldest job of one kind. What has to run alone is not for a worker that has something else in hand.
 WITH picked AS (
@@ -219,12 +240,13 @@ FROM pg_stat_replication WHERE state IS NULL OR state IN ('streaming', 'catchup'
 
 -- name: reserve
 -- So many rows of a vectorizer with a limit have been read. Tells for how many seconds they have to wait; nothing where
--- there is no limit any more.
+-- that would be too long, or where there is no limit any more.
 INSERT INTO pgvec.pace AS p (vectorizer_id, next_at)
 SELECT v.id, clock_timestamp() + make_interval(secs => %(rows)s / v.rows_per_second_limit)
 FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s AND v.rows_per_second_limit IS NOT NULL
 ON CONFLICT (vectorizer_id) DO UPDATE
 SET next_at = greatest(p.next_at, clock_timestamp()) + (excluded.next_at - clock_timestamp())
+WHERE p.next_at <= clock_timestamp() + make_interval(secs => %(most)s)
 RETURNING extract(epoch FROM next_at - clock_timestamp())::float8
           - %(rows)s / (SELECT v.rows_per_second_limit FROM pgvec.vectorizers v WHERE v.id = p.vectorizer_id);
 

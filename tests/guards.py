@@ -204,6 +204,42 @@ GUARDS = [
         "if True:",
         "tests/integration/test_poison.py::test_a_model_that_fails_most_documents_is_sick_and_quarantines_none",
     ),
+    Guard(
+        "6: what was claimed unheard goes back",
+        "pgvec_queue/worker/reader.py",
+        "            if time.monotonic() >= self._strays_at:\n",
+        "            if False:\n",
+        "tests/integration/test_watch.py::test_a_job_that_was_claimed_unheard_goes_back",
+    ),
+    Guard(
+        "7: a pause gives back what is in hand",
+        "pgvec_queue/worker/heartbeat.py",
+        "                self.state.stop_vectorizer(one)\n",
+        "                self._stopping.clear()\n",
+        "tests/integration/test_steering.py::test_a_pause_is_obeyed_by_workers_in_the_middle_of_their_jobs",
+    ),
+    Guard(
+        "a limit on what is read is kept by all workers together",
+        "pgvec_queue/worker/reader.py",
+        "            if not self._keep_pace(run, len(part.documents)):\n",
+        "            if False:\n",
+        "tests/integration/test_steering.py::"
+        "test_a_rate_is_kept_by_all_workers_together_and_live_changes_go_before",
+    ),
+    Guard(
+        "a standby that is behind holds up the work",
+        "pgvec_queue/worker/heartbeat.py",
+        "self._lag_seconds is not None and self._lag_seconds > lag:",
+        "False:",
+        "tests/integration/test_steering.py::test_nothing_is_claimed_while_a_standby_is_far_behind",
+    ),
+    Guard(
+        "slow commits hold up the work",
+        "pgvec_queue/worker/heartbeat.py",
+        "            elif commit is not None and taken > commit:\n",
+        "            elif False:\n",
+        "tests/integration/test_steering.py::test_nothing_is_claimed_while_commits_are_slow",
+    ),
 ]
 
 

@@ -146,7 +146,7 @@ def claim_(session: Session, *, as_json: bool, jobs: int, samples: int, rounds: 
     help="How many, one after the other.",
 )
 @click.option(
-    "--seconds", type=Number(1, 3_600), metavar="SECONDS", default=20.0, show_default=True, help="Of each turn."
+    "--seconds", type=Number(1, 3_600), metavar="SECONDS", default=50.0, show_default=True, help="Of each turn."
 )
 @click.option(
     "--rate", type=Number(0.1, 1e6), metavar="N", help="Rows per second of a device.  [default: 500, or what fits]"

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pgvec_queue import progress, vectorizer
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.texts import console, duration, plain, rate
+from pgvec_queue.cli.texts import console, duration, plain, rate, time_left
 from pgvec_queue.cli.types import Text
 from pgvec_queue.database import Connection
 
@@ -101,7 +101,7 @@ def _table(rows: list[progress.Progress], *, wide: bool) -> Table:
             f"{one.rows_failed:,}",
             *((f"{one.chunks:,}", f"{one.jobs['queued'] + one.jobs['running']:,}") if wide else ()),
             rate(one.rows_per_second, one.chunks_per_second if wide else None) if moving else "",
-            duration(one.eta_seconds) if moving else "",
+            time_left(one.eta_seconds, one.eta_low_seconds, one.eta_high_seconds, wide=wide) if moving else "",
             *((_lag(one),) if synced else ()),
         )
     return table

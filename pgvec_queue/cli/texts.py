@@ -57,6 +57,14 @@ def size(count: float) -> str:
     return f"{count:,.{places}f} {units[0]}"
 
 
+def time_left(seconds: float | None, low: float | None, high: float | None, *, wide: bool) -> str:
+    """Returns a time left, where there is room with what it may be: ``2 h 5 min (1 h 50 min to 2 h 30 min)``."""
+    around = [duration(low), duration(high)]
+    if not wide or low is None or high is None or around[0] == around[1]:
+        return duration(seconds)
+    return f"{duration(seconds)} ({around[0]} to {around[1]})"
+
+
 def documents(count: int) -> str:
     """Returns a number of documents with its verb, such as ``1 document is``."""
     return "1 document is" if count == 1 else f"{count:,} documents are"

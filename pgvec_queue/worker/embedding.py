@@ -1,10 +1,10 @@
 """The third stage: chunks become vectors; nothing of the database is open while it runs.
 
-The model is given the chunks of several slices at once, about three seconds of its work, so that texts of like length
-meet in a batch, and identical ones once. A document that cannot be embedded costs itself only: the call that it spoilt
-is made again in parts until it is alone, and it goes on to the writer as a failure. Where a spoilt call is as dear as a
-good one, the next ones are small. An endpoint that is down is waited for; a model that cannot work blocks its
-vectorizer; a call that does not come back ends the worker.
+The model is given the chunks of several slices at once, about three seconds of its work (half a second near the end of
+all work), so that texts of like length meet in a batch, and identical ones once. A document that cannot be embedded
+costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the writer as a
+failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is waited for;
+a model that cannot work blocks its vectorizer; a call that does not come back ends the worker.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
-WINDOW_SECONDS = 3.0
-"""Of the device's work, in one call."""
+WINDOW_SECONDS, WINDOW_AT_END = 3.0, 0.5
+"""Of the device's work, in one call; the second where few jobs are left for all workers."""
 _LEAST_WINDOW = 2_048
 POOL_DIED = "a process that chunks has died, and its slice"
 _PARTS = 8
@@ -139,6 +139,8 @@ class EmbedStage:
         rate = self._rates.get(work.run.fragments.vectorizer.spec)
         if rate is None:
             return embedder.window_tokens
+        if self._state.near_end:
+            return min(embedder.window_tokens, max(1, int(rate * WINDOW_AT_END)))
         return min(embedder.window_tokens, max(_LEAST_WINDOW, int(rate * WINDOW_SECONDS)))
 
     def _embed(self, window: Sequence[Work], cuts: Sequence[Sequence[Cut]]) -> int:

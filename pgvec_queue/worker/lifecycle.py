@@ -46,8 +46,8 @@ LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
 _WRITERS = ("writer", "writer-2")
 """The second has a connection only while the first cannot keep up."""
-_CUT_AHEAD, _WRITTEN_BEHIND = 6, 8
-"""Slices that wait for the model, about two seconds of its work, and for the database."""
+_CUT_AHEAD, _WRITTEN_BEHIND = 4, 6
+"""Slices that wait for the model, a second of its work each, and for the database."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about half a
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a
 second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
 time, with nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and
-nothing in hand, it steals the tail of somebody else's job (see ``stealing``).
+nothing in hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds
+little ahead: what is in its hands is what the others will have to wait for.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from pgvec_queue.worker.state import Link, Run, State, Work
 
 log = logging.getLogger("pgvec.worker")
 
-SLICE_SECONDS = 0.5
-"""Of the device's work, in one slice."""
+SLICE_SECONDS, SLICE_AT_END = 1.0, 0.5
+"""Of the device's work, in one slice; the second where few jobs are left for all workers."""
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
 VECTOR_BYTES = 64 * 1024 * 1024
@@ -38,6 +39,11 @@ _STRAY_SECONDS = 1.0
 _LOOK = 0.1
 _HELD_FOR = 2.0
 """Seconds that a job is kept while a limit stands in its way."""
+_END_LOOK = 1.0
+_END_JOBS = 2
+"""Per worker: with fewer to claim, the end is near."""
+_HELD_AT_END = 3
+"""Slices: one that the model is at, the next, and one that is being written."""
 _FIRST_ROWS, _LEAST_ROWS, _MOST_ROWS = 32, 8, 2_000
 _CHARACTERS_PER_TOKEN = 4
 # All idle workers together ask about three times a second, so that a live change is seen in well under a second; the
@@ -67,6 +73,7 @@ class Reader:
         self._out = out
         self._lease = lease
         self._strays_at = time.monotonic() + lease
+        self._end_look_at = 0.0
         self._names = names
         self._drain = drain
         self.claimer = claimer
@@ -150,7 +157,7 @@ class Reader:
         job = run.job
         alone = 0
         while not run.dropped and not run.stopped and not self._state.ending:
-            if job.alone and not self._nothing_in_hand():
+            if (job.alone and not self._nothing_in_hand()) or self._holds_enough():
                 continue
             if not self._may_read(run):
                 self._hand_back(run)
@@ -176,7 +183,9 @@ class Reader:
             if job.kind == "range":
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
-            self._keep_pace(run, len(part.documents))
+            if not self._keep_pace(run, len(part.documents)):
+                self._hand_back(run)
+                return
             self._state.enter()
             self._out.put(work)
             if part.last:
@@ -209,16 +218,23 @@ class Reader:
             self._link.call(lambda connection: queue.release(connection, self.claimer.member, job=run.job.id))
             self._state.end(run)
 
-    def _keep_pace(self, run: Run, rows: int) -> None:
-        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read."""
+    def _keep_pace(self, run: Run, rows: int) -> bool:
+        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read.
+
+        False where others have used it up for so long that the job goes back.
+        """
         vectorizer = run.job.vectorizer_id
         if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
-            return
-        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows))
+            return True
+        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_HELD_FOR))
+        if seconds is None:
+            # Or there is no limit any more.
+            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
             if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                return
+                break
+        return True
 
     def _verdict(self, job: queue.Job) -> Failure | None:
         """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
@@ -236,6 +252,21 @@ class Reader:
             self._state.wake.wait(0.1)
         return self._state.in_flight == 0
 
+    def _holds_enough(self) -> bool:
+        """Near the end, waits a moment for slices in hand to be written; True when there are enough of them."""
+        now = time.monotonic()
+        if now >= self._end_look_at:
+            self._end_look_at = now + _END_LOOK
+            most = _END_JOBS * self._state.fleet
+            self._state.near_end = self._state.fleet > 1 and self._link.call(
+                lambda connection: self.claimer.is_near_end(connection, most=most)
+            )
+        if self._state.near_end and self._state.in_flight >= _HELD_AT_END:
+            self._state.wake.clear()
+            if self._state.in_flight >= _HELD_AT_END:
+                self._state.wake.wait(0.1)
+        return self._state.near_end and self._state.in_flight >= _HELD_AT_END
+
     def _reading(self, run: Run, job: queue.Job) -> Callable[[Connection], Slice]:
         size = _most_bytes(run.fragments)
         rows = min(self._rows(), _most_rows(run.fragments))
@@ -252,7 +283,8 @@ class Reader:
 
     def _rows(self) -> int:
         rate = self._state.documents_per_second
-        return min(max(round(rate * SLICE_SECONDS), _LEAST_ROWS), _MOST_ROWS) if rate else _FIRST_ROWS
+        seconds, least = (SLICE_AT_END, 1) if self._state.near_end else (SLICE_SECONDS, _LEAST_ROWS)
+        return min(max(round(rate * seconds), least), _MOST_ROWS) if rate else _FIRST_ROWS
 
     def _block(self, run: Run, error: psycopg.Error) -> None:
         block(

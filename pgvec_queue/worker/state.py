@@ -102,6 +102,8 @@ class State:
         """Vectorizers that nothing is claimed or read of at present, and why: a limit is crossed."""
         self.rate_limits: dict[int, float] = {}
         """Rows per second that all workers together may read of a vectorizer's ranges, where there is a limit."""
+        self.near_end = False
+        """Few jobs are left for all workers: what this one holds ahead, others will have to wait for."""
         self.waits: dict[str, str] = {}
         """Per stage, or per vectorizer that is left to others: what it waits for."""
         self.watch = Watch()

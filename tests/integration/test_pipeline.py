@@ -75,6 +75,20 @@ def test_a_call_holds_several_slices_where_they_are_ready(bench: Bench, monkeypa
     assert bench.value("SELECT rows_done FROM pgvec.progress") == 300
 
 
+def test_near_the_end_little_is_held_where_others_could_help(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_FIRST_ROWS", 20)
+    monkeypatch.setattr(reader, "_MOST_ROWS", 20)
+    monkeypatch.setattr(reader, "_END_LOOK", 0.0)
+    monkeypatch.setenv("PGVEC_HASHING_FAULTS", "delay=0.005")
+    calls = _watch(monkeypatch, HashingEmbedder)
+    _fill(bench, [f"text number {i}" for i in range(400)])
+    bench.enqueue("docs", "body", rows_per_job=400)
+    bench.register()
+    assert bench.drain() is Outcome.COMPLETE
+    # Before the first heartbeat it does not know that it is not alone.
+    assert max(len(texts) for texts, _, _ in calls[-10:]) <= 3 * 20
+
+
 @pytest.mark.model
 def test_the_death_of_a_process_that_chunks_counts_as_the_workers_own(bench: Bench) -> None:
     _fill(bench, ["the queue is a table. " * 40] * 60)

@@ -154,14 +154,14 @@ def test_the_thief_takes_the_half_that_was_not_read(bench: Bench, pool: Pool) ->
 
 
 def test_of_a_job_that_has_been_read_what_is_not_written_is_taken(bench: Bench, pool: Pool) -> None:
-    """Its owner would need a second for it."""
+    """Its owner would need 0.6 seconds for it."""
     owner = _owner(bench, pool)
     works = [owner.read(20) for _ in range(5)]
     owner.write(works[0])
     assert bench.value("SELECT read_to FROM pgvec.jobs WHERE state = 'running'") == []
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 81")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 134")
     assert _steal(bench) is None
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 80")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 133")
     thief = _rob(owner, pool)
     assert thief.run.job.lower_key == ["60"]
     owner.write(*works[1:])
@@ -230,11 +230,11 @@ def test_of_a_rest_too_long_to_count_all_beyond_the_middle_of_its_beginning_is_t
         "UPDATE pgvec.vectorizers SET paused = true",
         "UPDATE pgvec.vectorizers SET cancelled = true",
         "UPDATE pgvec.vectorizers SET blocked_reason = 'no'",
-        "UPDATE pgvec.workers SET documents_per_second = 201",
+        "UPDATE pgvec.workers SET documents_per_second = 334",
         "UPDATE pgvec.jobs SET kind = 'sweep'",
         "UPDATE pgvec.jobs SET state = 'queued', worker_id = NULL",
-        "DELETE FROM docs WHERE id > 15",
-        "UPDATE pgvec.jobs SET rows = 15",
+        "DELETE FROM docs WHERE id > 3",
+        "UPDATE pgvec.jobs SET rows = 3",
         "UPDATE pgvec.jobs SET attempts = 1",
         "UPDATE pgvec.workers SET beat_at = beat_at - interval '1 hour'",
     ],
@@ -315,7 +315,7 @@ def test_the_thief_looks_at_a_job_again_only_after_it_has_moved(bench: Bench, po
         asked.append(vectorizer)
         return owner.fragments
 
-    bench.sql("DELETE FROM docs WHERE id > 15")
+    bench.sql("DELETE FROM docs WHERE id > 3")
     thief = Thief(Claimer(bench.register(), None))
     _beat(bench)
     for _ in range(3):

@@ -135,3 +135,23 @@ def test_live_changes_of_one_come_before_its_ranges(bench: Bench, other: dict[st
         kinds.append((job.vectorizer_id, job.kind))
     first = kinds[0][0]
     assert [kind for id_, kind in kinds if id_ == first] == ["keys", "range"]
+
+
+def test_the_end_is_near_when_few_ranges_are_left_to_claim_for_all(bench: Bench) -> None:
+    _enqueue(bench, "a", "hashing-8", jobs=6)
+    _enqueue(bench, "b", "hashing-16", jobs=6)
+    claimer = Claimer(bench.register(), None)
+
+    def near(most: int) -> bool:
+        return claimer.is_near_end(bench.connection, most=most)
+
+    bench.sql("UPDATE pgvec.vectorizers SET plan_complete = true")
+    assert (near(12), near(13)) == (False, True)
+    assert claimer.claim(bench.connection) is not None
+    assert (near(11), near(12)) == (False, True)
+    bench.sql("UPDATE pgvec.vectorizers SET paused = true WHERE name = 'b'")
+    assert near(6), "what is paused is nobody's to claim"
+    only_b = Claimer(bench.register(), ["b"])
+    assert only_b.is_near_end(bench.connection, most=1)
+    bench.sql("UPDATE pgvec.vectorizers SET plan_complete = false, plan_beat_at = clock_timestamp() WHERE name = 'a'")
+    assert not near(100), "more is being planned"
