@@ -102,9 +102,7 @@ class Estimate:
         }
 
 
-def estimate(
-    connection: Connection, vectorizer: Vectorizer, versions: Versions, wish: Wish | None = None
-) -> Estimate:
+def estimate(connection: Connection, vectorizer: Vectorizer, versions: Versions, wish: Wish | None = None) -> Estimate:
     """Estimates what planning and working off ``vectorizer`` would mean, which need not be stored.
 
     Needs a connection in autocommit mode. Raises what psycopg raises, such as for a filter that fails on a row, and
@@ -130,9 +128,9 @@ class _Estimator:
         if source is None:
             raise DefinitionError(f"{vectorizer.source} is gone")
         destination = self._destination()
-        survey = Surveyor(
-            self._connection, self._fragments, wish.sample, small=wish.small, seed=wish.seed
-        ).survey(source)
+        survey = Surveyor(self._connection, self._fragments, wish.sample, small=wish.small, seed=wish.seed).survey(
+            source
+        )
         drawn, chances = draw(survey.population.sizes, wish.sample, self._random)
         recipe, tokenizer = self._recipe()
         reader = Documents(self._connection, self._fragments, destination_exists=destination is not None)
@@ -151,7 +149,9 @@ class _Estimator:
     def _destination(self) -> Relation | None:
         """The table that holds or gets the vectors, where it is there with all of its columns."""
         vectorizer = self._vectorizer
-        found = find_relation(self._connection, quoted_name(vectorizer.destination_schema, vectorizer.destination_table))
+        found = find_relation(
+            self._connection, quoted_name(vectorizer.destination_schema, vectorizer.destination_table)
+        )
         roles = vectorizer.destination_roles
         names = [roles.embedding, *([roles.source_hash] if roles.source_hash else [])]
         return found if found is not None and all(name in found.columns for name in names) else None
@@ -257,10 +257,8 @@ class _Estimator:
     def _settings(self, found: Estimate) -> None:
         """Says where the server is set otherwise than the arithmetic takes it to be."""
         with reading(self._connection):
-            settings = dict(self._connection.execute(statement("estimate", "settings")).fetchall())
-            row = self._connection.execute(
-                statement("estimate", "unfinished"), {"id": self._vectorizer.id}
-            ).fetchone()
+            settings: dict[str, str] = dict(self._connection.execute(statement("estimate", "settings")).fetchall())
+            row = self._connection.execute(statement("estimate", "unfinished"), {"id": self._vectorizer.id}).fetchone()
         found.maintenance_work_mem = int(settings["maintenance_work_mem"]) * 1024
         for name, assumed in (("full_page_writes", "on"), ("wal_compression", "off"), ("block_size", "8192")):
             if settings[name] != assumed:

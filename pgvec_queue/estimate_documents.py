@@ -91,7 +91,7 @@ def draw(sizes: Floats, wanted: int, random: np.random.Generator) -> tuple[Index
 
 def _chances(weights: Floats, wanted: float) -> Floats:
     """Probabilities in proportion to ``weights``, none over 1, that add up to ``wanted``."""
-    chances = np.minimum(weights * (wanted / weights.sum()), 1.0)
+    chances: Floats = np.minimum(weights * (wanted / weights.sum()), 1.0)
     for _ in range(20):
         certain = chances >= 1.0
         left = wanted - certain.sum()
@@ -171,8 +171,7 @@ def _query(fragments: Fragments, *, destination_exists: bool) -> sql.Composed:
             for key, cast_to in zip(fragments.source_key, fragments.destination_casts, strict=True)
         ),
         stored=sql.SQL(" + ").join(
-            sql.SQL("coalesce(pg_column_size({}), 0)").format(identifier("s", name))
-            for name in vectorizer.text_columns
+            sql.SQL("coalesce(pg_column_size({}), 0)").format(identifier("s", name)) for name in vectorizer.text_columns
         ),
         listed=fragments.listed(),
         listed_is_source=fragments.listed_is("s"),

@@ -74,7 +74,7 @@ def of_table(
     owner = np.repeat(np.arange(len(documents)), counts)
 
     def total(of_chunks: Floats) -> Interval:
-        return totals.total(np.bincount(owner, of_chunks, minlength=len(documents)))
+        return totals.total(np.bincount(owner, of_chunks, minlength=len(documents)).astype(np.float64))
 
     of_chunks = np.repeat(weights, counts)
     heap_fill = estimate_storage.heap_fill(_typical(stored.heap, of_chunks), layout.fillfactor)

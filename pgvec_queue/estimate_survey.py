@@ -38,6 +38,8 @@ _STALE = 0.5
 """By how much a row that was changed since the last ANALYZE makes its count wrong, at most, on average."""
 _ANALYZED = 0.01
 """Relative error of a fresh ANALYZE's rows per page."""
+_BELIEVED = 4.0
+"""Standard errors between two counts that may still both be right."""
 _TIMEOUT = 600.0
 
 
@@ -283,7 +285,7 @@ def _combined(rows: float, error: float, clusters: Sequence[_Cluster], share: fl
     seen = float(counts.sum()) / share
     # Each page is in the sample or not by itself.
     spread = math.sqrt((1.0 - share) * float((counts**2).sum())) / share
-    if abs(seen - rows) > 3.0 * math.hypot(error, spread):
+    if abs(seen - rows) > _BELIEVED * math.hypot(error, spread):
         return seen, spread
     weight = spread**2 / (error**2 + spread**2)
     return weight * rows + (1.0 - weight) * seen, error * spread / math.hypot(error, spread)

@@ -124,7 +124,7 @@ class Totals:
         if seen == self._rows.sum() and not population.filtered:
             return self.source_rows()
         total, first, _ = self._project(np.ones(seen), np.zeros(0), self._rows)
-        return self._proportion(total, first, self.source_rows(), seen, float(len(self._rows)))
+        return self._proportion(total, first, self.source_rows(), seen, float(len(self._rows)), len(self._rows) - 1)
 
     def count(self, matches: NDArray[np.bool_]) -> Interval:
         """How many selected rows are like the drawn ones for which ``matches`` ``(n,)`` is true."""
@@ -139,7 +139,8 @@ class Totals:
         alike = float(self._weights.sum()) ** 2 / float((self._weights**2).sum())
         if self._share < 1.0:
             alike = min(alike, float(len(np.unique(self._population.cluster[self._drawn]))))
-        return self._proportion(total, first + second, self.selected(), seen, alike)
+        freedom = self._freedom(first, second)
+        return self._proportion(total, first + second, self.selected(), seen, alike, freedom)
 
     def total(self, values: Floats) -> Interval:
         """The sum over all selected rows of what ``values`` ``(n,)`` holds for the drawn ones, none of it negative."""
@@ -152,8 +153,8 @@ class Totals:
         # One document among those not read may be unlike all that were, by as much as a usual one has.
         unlike = (total / self.documents) ** 2
         unsure = (total * self._population.rows_error / max(self._population.rows, 1.0)) ** 2
-        freedom = len(self._rows) - 1 if first > second else self.documents - 2
-        return _around(total, math.sqrt(first + second + unlike + unsure), freedom).clipped(seen, math.inf)
+        error = math.sqrt(first + second + unlike + unsure)
+        return _around(total, error, self._freedom(first, second)).clipped(seen, math.inf)
 
     @property
     def _counted(self) -> bool:
@@ -163,6 +164,10 @@ class Totals:
     @property
     def _all_read(self) -> bool:
         return self._counted and len(self._drawn) == len(self._population.sizes)
+
+    def _freedom(self, first: float, second: float) -> int:
+        """Degrees of freedom of the step that most of the error comes from."""
+        return len(self._rows) - 1 if first > second else self.documents - 2
 
     def _fit(self, values: Floats) -> tuple[Floats, Floats]:
         """Returns the line's value for every selected row, and by how much the drawn ones deviate from it."""
@@ -192,7 +197,9 @@ class Totals:
         return total * self._scale, first, second
 
     @staticmethod
-    def _proportion(total: float, variance: float, of: Interval, seen: int, alike: float) -> Interval:
+    def _proportion(
+        total: float, variance: float, of: Interval, seen: int, alike: float, freedom: int
+    ) -> Interval:
         """A count out of ``of``; ``alike`` is how many draws the sample is worth where it shows no variance."""
         if of.estimate <= 0:
             return Interval(0.0, 0.0, of.high)
@@ -202,7 +209,7 @@ class Totals:
         else:
             # Of what was all looked at nothing is left that could be otherwise.
             alike /= max(1.0 - min(alike / of.estimate, 1.0), 1e-9)
-        found = _wilson(share, alike).times(of.estimate)
+        found = _wilson(share, alike, _student(freedom)).times(of.estimate)
         return found.within(of.high / of.estimate - 1.0).clipped(float(seen), max(of.high, float(seen)))
 
 
@@ -214,9 +221,9 @@ def _around(estimate: float, error: float, freedom: float) -> Interval:
     return Interval(estimate, estimate * math.exp(-reach), estimate * math.exp(reach))
 
 
-def _wilson(share: float, draws: float) -> Interval:
+def _wilson(share: float, draws: float, quantile: float) -> Interval:
     """Wilson's interval of a proportion."""
-    square = _NORMAL**2 / draws
+    square = quantile**2 / draws
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
     return Interval(share, max(middle - half, 0.0) if share > 0 else 0.0, min(middle + half, 1.0))

@@ -134,13 +134,12 @@ def enqueue(
     if dry_run:
         connection.read_only = True
         proposed = definition.propose(connection, options, versions)
-        if not as_json:
-            _tell_proposal(proposed, sync=options.sync)
         wish = estimate.Wish(sample or estimate.DEFAULT_SAMPLE, limit, price)
         found = estimate.estimate(connection, proposed, versions, wish)
         if as_json:
             click.echo(json.dumps(found.as_json()))
         else:
+            _tell_proposal(proposed, sync=options.sync)
             estimates.show(found)
         return
     defined = definition.define(connection, options, versions)

@@ -120,8 +120,8 @@ def locate(spec: ModelSpec, *, weights: bool = False, tokenizer: bool = False) -
     """Returns where the model's files are; fetches what is missing from the hub.
 
     Without ``weights`` only the files that ``describe`` reads, and with ``tokenizer`` a ``tokenizer.json``, are sure to
-    be there; with it, they are ready to be loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
-    refused unless trusted.
+    be there. With ``weights`` they are ready to be loaded: the bundled ones have been checked against their digest, and
+    a model's own code and pickled weights refused unless trusted.
     Raises ``NotHereError``, or ``EmbedderError`` (kind ``VECTORIZER``) when the weights must not be loaded.
     """
     directory = Path(spec.model).expanduser()
