@@ -180,7 +180,6 @@ def _work(dsn: str, connection: psycopg.Connection[Any], table: Table) -> dict[s
         return float(row[0])
 
     model = ["--model", table.options["model"]] if "model" in table.options else []
-    connection.execute("CHECKPOINT")
     began = value("SELECT pg_current_wal_lsn() - '0/0'::pg_lsn")
     assert common.run(dsn, "enqueue", table.name, "--text", "body", *model, *table.flags).code == 0
     assert common.run(dsn, "work", "--drain").code == 0

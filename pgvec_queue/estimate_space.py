@@ -100,20 +100,22 @@ def of_table(
 def of_column(vectorizer: Vectorizer, parts: Sequence[Part], rows: Interval, todo: Interval) -> Space:
     """Disk and WAL of a vector column: an UPDATE of each row, which leaves the old version until vacuum has passed.
 
-    The new version is as long as rows are on average, with the vector. Where pages are full, each index gets an entry.
+    The new version is as long as rows are on average, with the vector. The room of old ones is used again as soon as
+    nobody sees them any more and their page is looked at, so the table grows by anything between the vectors alone and
+    all of the new versions; and a new version on the page of the old one needs no entries in the indexes.
     """
     vector = {"vector": 4.0, "halfvec": 2.0}[vectorizer.store] * vectorizer.dimensions + 8
     pages = sum(part.pages for part in parts)
     row = pages * PAGE / max(rows.estimate, 1)
     outside = row + vector > estimate_storage.TOAST_THRESHOLD
-    version = row + (estimate_storage.toasted_value(vector) if outside else vector) + 17
+    added = (estimate_storage.toasted_value(vector) if outside else vector) + 17
     index = sum(part.index_bytes for part in parts) / max(rows.estimate, 1)
     # Each old page is written whole when it is first touched after a checkpoint, and so are the indexes' pages.
     images = min(1.0, todo.estimate / max(rows.estimate, 1) * max(rows.estimate / max(pages, 1), 1.0)) * pages * PAGE
-    wal = todo.times(version + index + 120).plus(Interval.exactly(images))
+    wal = todo.times(row + added + index + 120).plus(Interval.exactly(images))
     return Space(
-        todo.times(version).within(_COLUMN_SPREAD),
-        todo.times(index).within(_COLUMN_SPREAD),
+        Interval(todo.estimate * (added + row / 2), todo.low * added, todo.high * (added + row)),
+        Interval(todo.estimate * index / 2, 0.0, todo.high * index),
         wal.within(_COLUMN_SPREAD),
     )
 

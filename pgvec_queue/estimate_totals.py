@@ -226,7 +226,8 @@ def _wilson(share: float, draws: float, quantile: float) -> Interval:
     square = quantile**2 / draws
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
-    return Interval(share, max(middle - half, 0.0) if share > 0 else 0.0, min(middle + half, 1.0))
+    low = max(middle - half, 0.0) if share > 0 else 0.0
+    return Interval(share, low, min(middle + half, 1.0) if share < 1 else 1.0)
 
 
 def _student(freedom: float) -> float:
