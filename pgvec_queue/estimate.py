@@ -238,7 +238,16 @@ class _Estimator:
             space = estimate_space.of_column(vectorizer, survey.parts, found.rows_in_source, todo)
         else:
             space = estimate_space.of_table(
-                self._connection, vectorizer, destination, totals, documents, weights, found.jobs, todo, pace
+                self._connection,
+                vectorizer,
+                destination,
+                totals,
+                documents,
+                weights,
+                found.jobs,
+                todo,
+                found.seconds,
+                pace,
             )
         found.table_bytes, found.key_index_bytes = space.table_bytes, space.key_index_bytes
         found.wal_bytes = space.wal_bytes

@@ -7,6 +7,7 @@ itself has been off where every chunk was known (``benchmarks/dryrun.py`` measur
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,16 @@ _MEMORY_SPREAD, _WAL_SPREAD, _COLUMN_SPREAD = 0.05, 0.08, 0.4
 # Bytes of WAL for planning a job and finishing it, and for the checkpoint, counters and commit of a slice.
 _JOB_WAL, _SLICE_WAL = 500.0, 1_300.0
 _SLICE_SECONDS, _FEWEST_IN_SLICE, _MOST_IN_SLICE, _USUALLY_IN_SLICE = 1.0, 8, 2_000, 50
+_RUN_WAL = Interval(400_000, 0, 1_000_000)
+"""Whatever a run is long: first touches of catalogs and of our own tables, and autovacuum."""
+_SECOND_WAL = 1_500.0
+"""Heartbeats, and those pages again after each checkpoint."""
+_PARTIAL_LEAVES = Interval(0.5, 0.0, 1.1)
+"""Leaves that each job leaves half full, where several are written side by side; 0 where one comes after the other."""
+_LEAST_FULL = 0.4
+_SPARE_PAGES = Interval(24, 0, 64)
+"""By which a heap was extended ahead of its rows."""
+_SPARE_SHARE = Interval(0.05, 0.0, 0.1)
 _FILL_ROWS = 4_096
 """Rows that a heap is filled with to see how full its pages get."""
 
@@ -62,6 +73,7 @@ def of_table(
     weights: Floats,
     jobs: Interval,
     todo: Interval,
+    seconds: Interval | None,
     pace: Pace | None,
 ) -> Space:
     """Disk and WAL of a table of chunks. ``weights`` ``(n,)`` is how many documents each of the drawn stands for."""
@@ -86,9 +98,15 @@ def of_table(
 
     chunks = total(np.ones(len(kept)))
     table = _each(table_bytes, total(stored.heap), total(stored.toast), total(stored.toast_rows))
+    table = table.plus(_at_most(_SPARE_PAGES.times(PAGE), table, _SPARE_SHARE))
     trees = [_each(estimate_storage.index_bytes, total(entry), chunks) for entry in entries]
+    if jobs.estimate > 1:
+        partial = _each(operator.mul, _PARTIAL_LEAVES.times(PAGE), jobs)
+        trees = [tree.plus(_at_most(partial, tree, Interval.exactly(_LEAST_FULL))) for tree in trees]
     slices = todo.times(_SLICE_WAL / _slice_rows(vectorizer, pace))
     wal = total(estimate_storage.copied_wal(stored, entries)).plus(slices).plus(jobs.times(_JOB_WAL))
+    if chunks.estimate:
+        wal = wal.plus(_RUN_WAL).plus((seconds or Interval.exactly(0)).times(_SECOND_WAL))
     return Space(
         table.within(_TABLE_SPREAD),
         functools.reduce(Interval.plus, trees, Interval.exactly(0)).within(_INDEX_SPREAD),
@@ -136,6 +154,11 @@ def _each(function: Callable[..., float], *arguments: Interval) -> Interval:
         function(*(one.low for one in arguments)),
         function(*(one.high for one in arguments)),
     )
+
+
+def _at_most(value: Interval, whole: Interval, share: Interval) -> Interval:
+    """Returns ``value``, but of ``whole`` no more than a share."""
+    return _each(min, value, _each(operator.mul, whole, share))
 
 
 def _typical(sizes: Floats, weights: Floats | None) -> Floats:

@@ -197,9 +197,7 @@ class Totals:
         return total * self._scale, first, second
 
     @staticmethod
-    def _proportion(
-        total: float, variance: float, of: Interval, seen: int, alike: float, freedom: int
-    ) -> Interval:
+    def _proportion(total: float, variance: float, of: Interval, seen: int, alike: float, freedom: int) -> Interval:
         """A count out of ``of``; ``alike`` is how many draws the sample is worth where it shows no variance."""
         if of.estimate <= 0:
             return Interval(0.0, 0.0, of.high)
