@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import io
+import itertools
 import sys
 import sysconfig
 import tokenize
@@ -30,7 +31,7 @@ from pgvec_queue.database import Connection, Database, versions
 from pgvec_queue.estimate import Estimate, Wish
 from pgvec_queue.estimate_totals import Interval
 
-_SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3"}
+_SKIPPED = {"test", "tests", "site-packages"}
 _MEMORY_MB = 8
 
 
@@ -66,8 +67,8 @@ def main() -> int:
 def _tables(scale: float) -> Iterator[Table]:
     titles = list(dict.fromkeys(_comments()))[: round(40_000 * scale)]
     yield Table("titles", [(text, "x") for text in titles], _hashing(no_chunking=True), ["--no-chunking"], 2_000)
-    functions = list(dict.fromkeys([*_functions(), *_files()]))
-    functions = functions[:: max(1, len(functions) // round(35_000 * scale))]
+    functions = [*_some(_functions(), round(30_000 * scale)), *dict.fromkeys(_files())]
+    functions = list(dict.fromkeys(functions))
     yield Table("functions", [(text, "x") for text in functions], _hashing(), [], 2_000)
     documents = texts.documents()
     long = ["\n\n".join(next(documents) for _ in range(1 + i % 7)) for i in range(round(700 * scale))]
@@ -75,12 +76,22 @@ def _tables(scale: float) -> Iterator[Table]:
     yield Table("modules", rows, {"where": "lang = 'en'"}, ["--where", "lang = 'en'"], 200)
 
 
+def _some(found: Iterator[str], count: int) -> list[str]:
+    """The first ones, each once."""
+    once: dict[str, None] = {}
+    for text in found:
+        once[text] = None
+        if len(once) == count:
+            break
+    return list(once)
+
+
 def _hashing(**options: Any) -> dict[str, Any]:
     return {"model": "hashing-384", **options}
 
 
-def _sources() -> Iterator[str]:
-    root = Path(sysconfig.get_path("stdlib"))
+def _sources(library: str = "stdlib") -> Iterator[str]:
+    root = Path(sysconfig.get_path(library))
     for path in sorted(root.rglob("*.py")):
         if not _SKIPPED & set(path.relative_to(root).parts):
             try:
@@ -103,8 +114,8 @@ def _comments() -> Iterator[str]:
 
 
 def _functions() -> Iterator[str]:
-    """Every function and class of the library with its body: of a line, or of a thousand."""
-    for source in _sources():
+    """Functions and classes with their bodies, of Python's library, then of installed packages: a line, or a thousand."""
+    for source in itertools.chain(_sources(), _sources("purelib")):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

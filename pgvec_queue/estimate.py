@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pgvec_queue import embedders, estimate_pace, estimate_space
+from pgvec_queue import embedders, estimate_pace, estimate_repeats, estimate_space
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.cutting import Recipe, recipe_of
 from pgvec_queue.database import Connection, Versions, statement
@@ -255,7 +255,10 @@ class _Estimator:
             self._notes.append(
                 f"{found.destination} has {space.other_indexes} indexes of other kinds than B-tree, which grow besides"
             )
-        vector, halfvec = (estimate_space.of_hnsw(vectorizer, found.chunks, store) for store in ("vector", "halfvec"))
+        elements = estimate_repeats.distinct(documents, weights, totals.scale, found.chunks)
+        vector, halfvec = (
+            estimate_space.of_hnsw(vectorizer, found.chunks, elements, store) for store in ("vector", "halfvec")
+        )
         if vector is not None:
             found.hnsw_vector_bytes, found.hnsw_vector_memory_bytes = vector.index_bytes, vector.memory_bytes
         if halfvec is not None:

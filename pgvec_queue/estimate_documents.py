@@ -57,6 +57,8 @@ class Drawn:
     """Bytes that its text takes in the source, compressed or not."""
     chunks: list[int] = field(default_factory=list)
     """Bytes of each chunk's text."""
+    marks: list[int] = field(default_factory=list)
+    """A number for what the model is given for each chunk; the same for the same."""
     tokens: int = 0
     too_long: bool = False
     """It would go to quarantine for its length."""
@@ -200,5 +202,6 @@ def _cut(recipe: Recipe, tokenizer: Tokenizer, found: Sequence[tuple[Drawn, Docu
             one.too_long = chunks.error_class in ("DocumentTooLong", "DocumentTooLarge")
             continue
         one.chunks = [len(chunk.text.encode()) for chunk in chunks]
+        one.marks = [hash(chunk.input) for chunk in chunks]
         one.tokens = sum(chunk.tokens for chunk in chunks)
         one.truncated = any(chunk.truncated for chunk in chunks)

@@ -24,7 +24,7 @@ from pgvec_queue.estimate_survey import Part
 from pgvec_queue.estimate_totals import Floats, Interval, Totals
 from pgvec_queue.vectorizer import Vectorizer
 
-_TABLE_SPREAD, _INDEX_SPREAD, _HNSW_SPREAD = 0.02, 0.04, 0.02
+_TABLE_SPREAD, _INDEX_SPREAD, _HNSW_SPREAD = 0.04, 0.04, 0.02
 _MEMORY_SPREAD, _WAL_SPREAD, _COLUMN_SPREAD = 0.05, 0.08, 0.4
 
 # Bytes of WAL for planning a job and finishing it, and for the checkpoint, counters and commit of a slice.
@@ -138,12 +138,16 @@ def of_column(vectorizer: Vectorizer, parts: Sequence[Part], rows: Interval, tod
     )
 
 
-def of_hnsw(vectorizer: Vectorizer, chunks: Interval, store: str) -> Hnsw | None:
-    """What an HNSW index over the vectors as ``store`` takes; None where pgvector indexes no so many dimensions."""
+def of_hnsw(vectorizer: Vectorizer, chunks: Interval, elements: Interval, store: str) -> Hnsw | None:
+    """What an HNSW index over the vectors as ``store`` takes; None where pgvector indexes no so many dimensions.
+
+    Equal chunks share an element, but a build has memory for each.
+    """
     if vectorizer.dimensions > INDEXABLE[store]:
         return None
-    per = (estimate_hnsw.element_bytes, estimate_hnsw.memory_bytes, estimate_hnsw.wal_bytes)
-    index, memory, wal = (chunks.times(function(vectorizer.dimensions, store)) for function in per)
+    index = elements.times(estimate_hnsw.element_bytes(vectorizer.dimensions, store))
+    memory = chunks.times(estimate_hnsw.memory_bytes(vectorizer.dimensions, store))
+    wal = elements.times(estimate_hnsw.wal_bytes(vectorizer.dimensions, store))
     return Hnsw(index.within(_HNSW_SPREAD), memory.within(_MEMORY_SPREAD), wal.within(_WAL_SPREAD))
 
 

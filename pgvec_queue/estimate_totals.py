@@ -108,6 +108,11 @@ class Totals:
         """How many were drawn."""
         return len(self._drawn)
 
+    @property
+    def scale(self) -> float:
+        """Rows of the source for each that was looked at."""
+        return self._scale
+
     def source_rows(self) -> Interval:
         """Rows of the source, whatever the filter says of them."""
         rows, error = self._population.rows, self._population.rows_error

@@ -96,16 +96,13 @@ def test_what_is_told_of_rows_that_were_all_read_is_what_happens(bench: Bench, o
     # The maps of a small table are a tenth of it.
     assert _close(told.table_bytes, table), (told.table_bytes, table)
     indexes = bench.value("SELECT pg_indexes_size('docs_vectors')")
-    # Identifiers as text do not come in their order.
-    assert _close(told.key_index_bytes, indexes, 0.4 if "columns" in options else 0.15), (told.key_index_bytes, indexes)
+    # Identifiers as text do not come in their order; and a page is a sixth of the smallest.
+    share = 0.4 if "columns" in options else 0.2
+    assert _close(told.key_index_bytes, indexes, share), (told.key_index_bytes, indexes)
     bench.sql(f"CREATE INDEX hnsw ON docs_vectors USING hnsw (embedding {vectorizer.store}_cosine_ops)")
     hnsw = told.hnsw_vector_bytes if vectorizer.store == "vector" else told.hnsw_halfvec_bytes
-    size = bench.value("SELECT pg_relation_size('hnsw')")
-    distinct = bench.value("SELECT count(DISTINCT embedding::text) FROM docs_vectors")
-    assert hnsw is not None
-    assert told.chunks is not None
-    # Equal vectors share an element.
-    assert abs(hnsw.estimate * distinct / told.chunks.estimate - size) <= 0.15 * size
+    # Texts of one word are equal, and share an element.
+    assert _close(hnsw, bench.value("SELECT pg_relation_size('hnsw')"), 0.1)
 
 
 def test_a_second_run_is_told_by_what_is_new_changed_and_unchanged(bench: Bench) -> None:
