@@ -101,7 +101,9 @@ class Totals:
         self._scale = population.rows / seen if seen else 0.0
         self._share = 1.0 if population.complete or not seen else min(1.0, seen / max(population.rows, 1.0))
         mean = float(population.sizes.mean()) if len(population.sizes) else 1.0
-        self._lines = np.stack([np.ones_like(population.sizes), population.sizes / max(mean, 1.0)], axis=1)
+        # Rows without any text are known to have none of anything, and would bend the line.
+        empty = (population.sizes == 0).astype(np.float64)
+        self._lines = np.stack([1.0 - empty, population.sizes / max(mean, 1.0), empty], axis=1)
 
     @property
     def documents(self) -> int:
@@ -207,8 +209,10 @@ class Totals:
         if of.estimate <= 0:
             return Interval(0.0, 0.0, of.high)
         share = min(max(total / of.estimate, 0.0), 1.0)
-        if variance > 0 and 0.0 < share < 1.0:
-            alike = min(share * (1.0 - share) * of.estimate**2 / variance, of.estimate**2)
+        if 0.0 < share < 1.0:
+            # As in ``total``: one row among those not read may be unlike all that were.
+            variance = max(variance, (of.estimate / alike) ** 2)
+            alike = share * (1.0 - share) * of.estimate**2 / variance
         else:
             # Of what was all looked at nothing is left that could be otherwise.
             alike /= max(1.0 - min(alike / of.estimate, 1.0), 1e-9)
