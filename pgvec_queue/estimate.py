@@ -204,10 +204,11 @@ class _Estimator:
     ) -> None:
         found.chunks = totals.total(_values(len(one.chunks) for one in documents))
         found.tokens = totals.total(_values(one.tokens for one in documents))
-        # A document has as many chunks as it needs: without a bound on its tokens only one of 10 MB is too long.
+        # A document has as many chunks as it needs: without a bound on its tokens only one of 10 MB is too long, and
+        # where none of so many rows has a tenth of that, none is taken to have all of it.
         bounded = recipe.size is None and recipe.max_tokens is not None
         largest = survey.population.sizes.max(initial=0.0)
-        possible = bounded or not survey.population.complete or largest > recipe.max_document_bytes
+        possible = bounded or 10 * largest > recipe.max_document_bytes
         too_long = totals.count(np.array([one.too_long for one in documents], bool))
         found.too_long_quarantined = too_long if possible else Interval.exactly(0)
         truncated = totals.count(np.array([one.truncated for one in documents], bool))

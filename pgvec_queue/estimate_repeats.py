@@ -1,15 +1,15 @@
 """How many of the chunks are equal to another: an HNSW index keeps one element for up to ten equal vectors.
 
-A sample shows few of the repetitions that there are: of a text that stands in two documents, both have to be drawn. So
-each pair of equal chunks that is met stands for as many as the chance of meeting both says. How often such a text
-stands in all documents remains unknown: as often as it was met, at least, and as often as its copies together stand
-for, at most. The two give the bounds, their geometric mean the estimate.
+What one document repeats is seen as a whole where it is drawn. Of a text that stands in two documents, both have to be
+drawn to be noticed, so each such pair stands for as many as the chance of meeting both says. In how many documents such
+a text stands remains unknown: in as many as it was met in, at least, and in as many as these together stand for, at
+most. The two give the bounds, their geometric mean the estimate.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -28,34 +28,37 @@ def distinct(documents: Sequence[Drawn], weights: Floats, scale: float, chunks: 
     ``weights`` ``(n,)`` is how many documents of the first step each of the drawn stands for, and each of these for
     ``scale`` of the source.
     """
-    copies: dict[int, list[int]] = defaultdict(list)
+    owners: dict[int, list[int]] = defaultdict(list)
+    within = 0.0
     for index, one in enumerate(documents):
-        for mark in one.marks:
-            copies[mark].append(index)
+        own = Counter(one.marks)
+        within += float(weights[index]) * scale * sum((times - 1) * _share(times) for times in own.values())
+        for mark in own:
+            owners[mark].append(index)
     fewest = most = 0.0
-    for owners in copies.values():
-        if len(owners) > 1:
-            low, high = _repeated(owners, weights, scale)
+    for met in owners.values():
+        if len(met) > 1:
+            low, high = _repeated(met, weights, scale)
             fewest, most = fewest + low, most + high
-    most = min(most, _MOST_REPEATED * chunks.low)
+    most = min(most, max(_MOST_REPEATED * chunks.low - within, 0.0))
     fewest = min(fewest, most)
-    return Interval(chunks.estimate - math.sqrt(fewest * most), chunks.low - most, chunks.high - fewest)
+    between = math.sqrt(fewest * most)
+    return Interval(
+        *(
+            max(bound, 0.0)
+            for bound in (chunks.estimate - within - between, chunks.low - within - most, chunks.high - within - fewest)
+        )
+    )
 
 
-def _repeated(owners: Sequence[int], weights: Floats, scale: float) -> tuple[float, float]:
+def _repeated(met: Sequence[int], weights: Floats, scale: float) -> tuple[float, float]:
     """Returns how many chunks a text saves that was met in these documents: at least, and at most."""
-    met = owners[:_MOST_COPIES]
-    pairs = sum(_pair(weights, scale, one, other) for one, other in combinations(met, 2))
-    pairs *= (len(owners) / len(met)) ** 2
-    standing_for = sum(float(weights[owner]) for owner in owners) * scale
-    bounds = sorted(2 * pairs / times * _share(times) for times in (float(len(owners)), standing_for))
+    some = met[:_MOST_COPIES]
+    pairs = sum(float(weights[one] * weights[other]) * scale**2 for one, other in combinations(some, 2))
+    pairs *= (len(met) / len(some)) ** 2
+    standing_for = sum(float(weights[one]) for one in met) * scale
+    bounds = sorted(2 * pairs / times * _share(times) for times in (float(len(met)), standing_for))
     return bounds[0], bounds[1]
-
-
-def _pair(weights: Floats, scale: float, one: int, other: int) -> float:
-    """How many pairs one stands for that was met; of one document, both are met or none."""
-    together = float(weights[one]) * scale
-    return together if one == other else together * float(weights[other]) * scale
 
 
 def _share(times: float) -> float:

@@ -309,7 +309,7 @@ def test_a_limit_takes_its_share_of_everything(bench: Bench) -> None:
 def test_a_dry_run_works_where_nothing_can_be_written_at_all(cli: CommandLine, here: Bench) -> None:
     _documents(here, 100)
     here.sql(f'ALTER DATABASE "{here.connection.info.dbname}" SET default_transaction_read_only = on')
-    arguments = ("enqueue", "docs", "--text", "body", "--model", "hashing-8", "--where", "kind < 5")
+    arguments = ("enqueue", "docs", "--text", "body", "--key", "id", "--model", "hashing-8", "--where", "kind < 5")
     assert cli(*arguments).code == 1
     ran = cli(*arguments, "--dry-run")
     assert (ran.code, ran.err) == (0, "")

@@ -76,6 +76,18 @@ def test_large_documents_are_drawn_more_often_and_their_chances_are_told() -> No
     assert chances.max() <= 1
 
 
+def test_small_documents_count_as_much_as_large_ones_however_seldom_they_are_drawn() -> None:
+    random = np.random.default_rng(8)
+    sizes = random.lognormal(6, 1.5, 20_000)
+    small = sizes < np.quantile(sizes, 0.3)
+    population = _population(sizes)
+    found = []
+    for _ in range(30):
+        drawn, chances = draw(sizes, 1_000, random)
+        found.append(Totals(population, drawn, chances).count(small[drawn]).estimate)
+    assert np.mean(found) == pytest.approx(small.sum(), rel=0.03)
+
+
 def test_documents_beyond_a_budget_of_text_are_not_drawn() -> None:
     sizes = np.full(3_000, 1_000_000.0)
     drawn, _ = draw(sizes, 2_000, np.random.default_rng(4))
