@@ -34,7 +34,7 @@ _RUN_WAL = Interval(400_000, 0, 1_000_000)
 """Whatever a run is long: first touches of catalogs and of our own tables, and autovacuum."""
 _SECOND_WAL = 1_500.0
 """Heartbeats, and those pages again after each checkpoint."""
-_PARTIAL_LEAVES = Interval(0.5, 0.0, 1.1)
+_PARTIAL_LEAVES = Interval(0.7, 0.0, 1.2)
 """Leaves that each job leaves half full, where several are written side by side; 0 where one comes after the other."""
 _LEAST_FULL = 0.4
 _SPARE_PAGES = Interval(24, 0, 64)
@@ -101,7 +101,7 @@ def of_table(
     table = table.plus(_at_most(_SPARE_PAGES.times(PAGE), table, _SPARE_SHARE))
     trees = [_each(estimate_storage.index_bytes, total(entry), chunks) for entry in entries]
     if jobs.estimate > 1:
-        partial = _each(operator.mul, _PARTIAL_LEAVES.times(PAGE), jobs)
+        partial = _each(operator.mul, _PARTIAL_LEAVES.times(PAGE), jobs.plus(Interval.exactly(-1)))
         trees = [tree.plus(_at_most(partial, tree, Interval.exactly(_LEAST_FULL))) for tree in trees]
     slices = todo.times(_SLICE_WAL / _slice_rows(vectorizer, pace))
     wal = total(estimate_storage.copied_wal(stored, entries)).plus(slices).plus(jobs.times(_JOB_WAL))

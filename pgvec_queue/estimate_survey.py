@@ -30,7 +30,10 @@ _ROWS_PER_DOCUMENT = 20
 """Rows of the first step for each document of the second."""
 _FEWEST_PAGES, _MOST_PAGES = 200, 4_000
 _MOST_ROWS = 2_000_000
-"""After which a filter that selects hardly anything is looked for no longer."""
+"""After which no more is read, whatever the filter selects and however unlike pages are."""
+_SURE = 0.04
+"""Relative error that the size of all texts may have from the choice of pages."""
+_LEAST_GROWTH, _MOST_GROWTH = 1.2, 25.0
 _STRETCH, _PART = 1_000, 200
 """Rows between two keys of a walk, and of them in one cluster."""
 _HOP_SECONDS = 0.2
@@ -121,7 +124,7 @@ class Surveyor:
             rows, error = float(self._count()), 0.0
         percent = 100.0 if rows <= self._small else self._percent(rows, pages)
         clusters = self._pages(percent)
-        while percent < 100.0 and (factor := self._more(clusters)) > 1.0:
+        while percent < 100.0 and (factor := self._more(clusters, percent / 100)) > 1.0:
             percent = _whole(percent * factor)
             clusters = self._pages(percent)
         seen = sum(cluster.rows for cluster in clusters)
@@ -143,14 +146,24 @@ class Surveyor:
         wanted = min(max(self._documents * _ROWS_PER_DOCUMENT / per_page, _FEWEST_PAGES), most)
         return _whole(100.0 * wanted / max(pages, 1))
 
-    def _more(self, clusters: Sequence[_Cluster]) -> float:
-        """By how much the sample has to grow for the filter to leave enough documents; 1 where it need not."""
+    def _more(self, clusters: Sequence[_Cluster], share: float) -> float:
+        """By how much a sample of this ``share`` has to grow; 1 where it need not.
+
+        The filter has to leave enough documents, and the size of all texts must not depend on the choice of pages:
+        where the long ones stand side by side, few pages hold most of it.
+        """
         rows = sum(cluster.rows for cluster in clusters)
         selected = sum(len(cluster.keys) for cluster in clusters)
-        if (selected >= self._documents and len(clusters) > 1) or rows >= _MOST_ROWS:
+        if rows >= _MOST_ROWS:
             return 1.0
-        wanted = 1.5 * self._documents / max(selected, 1) if len(clusters) > 1 else 25.0
-        return max(min(wanted, 25.0, 1.5 * _MOST_ROWS / max(rows, 1)), 1.0)
+        factor = _MOST_GROWTH
+        if len(clusters) > 1 and selected:
+            factor = (_error_of_sizes(clusters) / _SURE) ** 2
+            # What is read already is left out of the error.
+            factor /= 1.0 + share * (factor - 1.0)
+            factor = max(factor, 1.5 * self._documents / selected if selected < self._documents else 1.0)
+        factor = min(factor, _MOST_GROWTH, 1.5 * _MOST_ROWS / max(rows, 1))
+        return factor if factor > _LEAST_GROWTH else 1.0
 
     def _pages(self, percent: float) -> list[_Cluster]:
         repeatable: sql.Composable = sql.SQL("")
@@ -175,13 +188,15 @@ class Surveyor:
                 self._fragments.compose("planner", "count_rest", **side, scope=scope), {"lower": last}
             ).fetchone()
         rows = len(ends) * _STRETCH + (int(row[0]) if row else 0)
-        every = -(-rows // _PART)
-        chosen = np.arange(every)
-        wanted = max(self._documents * _ROWS_PER_DOCUMENT // _PART, 2)
-        if rows > self._small and wanted < every:
-            chosen = np.sort(self._random.choice(every, wanted, replace=False))
-        clusters = [self._stretch(ends, int(part)) for part in chosen]
-        complete = len(chosen) == every
+        order = self._random.permutation(-(-rows // _PART))
+        wanted = len(order)
+        if rows > self._small:
+            wanted = min(max(self._documents * _ROWS_PER_DOCUMENT // _PART, 2), wanted)
+        clusters = [self._stretch(ends, int(part)) for part in order[:wanted]]
+        while wanted < len(order) and (factor := self._more(clusters, wanted / len(order))) > 1.0:
+            clusters += [self._stretch(ends, int(part)) for part in order[wanted : math.ceil(wanted * factor)]]
+            wanted = len(clusters)
+        complete = wanted == len(order)
         if complete:
             rows = sum(cluster.rows for cluster in clusters)
         return self._survey(parts, clusters, float(rows), 0.0, complete=complete)
@@ -272,6 +287,17 @@ def _keys(found: Sequence[Sequence[str]] | None) -> list[Key]:
 def _whole(percent: float) -> float:
     """Most of a table is read as fast as all of it."""
     return 100.0 if percent > 50.0 else percent
+
+
+def _error_of_sizes(clusters: Sequence[_Cluster]) -> float:
+    """Returns the relative error that the bytes per row have from the choice of clusters, had all others been left."""
+    rows = np.array([cluster.rows for cluster in clusters], np.float64)
+    held = np.array([sum(size or 0 for size in cluster.sizes) for cluster in clusters], np.float64)
+    whole = float(held.sum())
+    if not whole:
+        return 0.0
+    unlike = held - whole / rows.sum() * rows
+    return math.sqrt(len(rows) / (len(rows) - 1) * float((unlike**2).sum())) / whole
 
 
 def _combined(rows: float, error: float, clusters: Sequence[_Cluster], share: float) -> tuple[float, float]:

@@ -209,14 +209,14 @@ class Totals:
         if of.estimate <= 0:
             return Interval(0.0, 0.0, of.high)
         share = min(max(total / of.estimate, 0.0), 1.0)
+        # Of what was all looked at nothing is left that could be otherwise.
+        draws = alike / max(1.0 - min(alike / of.estimate, 1.0), 1e-9)
         if 0.0 < share < 1.0:
+            spread = share * (1.0 - share) * of.estimate**2
             # As in ``total``: one row among those not read may be unlike all that were.
-            variance = max(variance, (of.estimate / alike) ** 2)
-            alike = share * (1.0 - share) * of.estimate**2 / variance
-        else:
-            # Of what was all looked at nothing is left that could be otherwise.
-            alike /= max(1.0 - min(alike / of.estimate, 1.0), 1e-9)
-        found = _wilson(share, alike, _student(freedom)).times(of.estimate)
+            most = max(draws, spread / (of.estimate / alike) ** 2)
+            draws = min(spread / variance, most) if variance > 0 else most
+        found = _wilson(share, draws, _student(freedom)).times(of.estimate)
         return found.within(of.high / of.estimate - 1.0).clipped(float(seen), max(of.high, float(seen)))
 
 
