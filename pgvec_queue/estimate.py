@@ -95,7 +95,7 @@ class Estimate:
     def as_json(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.__slots__}
         return {
-            name: {"estimate": value.estimate, "low": value.low, "high": value.high}
+            name: _interval_as_json(value, whole=name not in ("seconds", "cost"))
             if isinstance(value, Interval)
             else value
             for name, value in values.items()
@@ -306,6 +306,12 @@ _LIMITED = (
     *("hnsw_vector_bytes", "hnsw_vector_memory_bytes", "hnsw_halfvec_bytes", "hnsw_halfvec_memory_bytes"),
     *("wal_bytes", "hnsw_wal_bytes", "seconds", "cost"),
 )
+
+
+def _interval_as_json(value: Interval, *, whole: bool) -> dict[str, float]:
+    """``whole``: there are no parts of a row or a byte."""
+    numbers = {"estimate": value.estimate, "low": value.low, "high": value.high}
+    return {name: round(number) for name, number in numbers.items()} if whole else numbers
 
 
 def _values(numbers: Iterable[float]) -> Floats:

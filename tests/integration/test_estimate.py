@@ -13,6 +13,7 @@ import pytest
 from pgvec_queue import definition, estimate, estimate_survey
 from pgvec_queue.database import versions
 from pgvec_queue.definition import Options
+from pgvec_queue.embedders import DEFAULT_MODEL, ModelSpec, model_files, tokenizer_of
 from pgvec_queue.estimate import Estimate, Wish
 from pgvec_queue.estimate_totals import Interval
 from tests.commandline import CommandLine
@@ -234,6 +235,24 @@ def test_a_filter_that_selects_little_has_more_pages_read(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("coarse")
+def test_long_texts_that_stand_side_by_side_have_more_pages_read(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.sql(
+        "INSERT INTO docs SELECT i, CASE WHEN i % 4000 < 200 THEN repeat('long text ', 100 + i % 50) ELSE 'short' END"
+        " FROM generate_series(1, 12000) i"
+    )
+    bench.sql("ANALYZE docs")
+    truth = bench.value("SELECT sum(cardinality(regexp_split_to_array(btrim(body), ' '))) FROM docs")
+    held = 0
+    for seed in range(5):
+        told = _estimate(bench, "docs", "body", wish=Wish(100, small=0, seed=seed))
+        assert told.sampled_rows > 1_500
+        assert _close(told.tokens, truth)
+        held += _holds(told.tokens, truth)
+    assert held >= 4
+
+
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("small", [100_000, 0], ids=["whole", "sampled"])
 def test_partitions_and_children_are_a_part_of_their_table(bench: Bench, small: int) -> None:
     bench.sql("CREATE TABLE parted (id int PRIMARY KEY, body text) PARTITION BY RANGE (id)")
@@ -382,6 +401,24 @@ def test_a_models_own_tokenizer_counts_without_torch(here: Bench) -> None:
     loaded = set(ran.stderr.split("loaded ")[1].split())
     assert "tokenizers" in loaded
     assert not loaded & {"torch", "sentence_transformers", "transformers"}
+
+
+@pytest.mark.model
+def test_an_endpoints_texts_are_counted_by_the_tokenizer_that_is_named(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs SELECT i, 'Tokenizers unhappily split ' || i FROM generate_series(1, 20) i")
+    spec = ModelSpec("sentence-transformers", DEFAULT_MODEL)
+    own = tokenizer_of(spec)
+    told = _estimate(
+        bench,
+        "docs",
+        "body",
+        model="somebodys-model",
+        endpoint="http://127.0.0.1:9/v1",
+        dimensions=8,
+        tokenizer=str(model_files.tokenizer_file(spec)),
+    )
+    assert told.tokens == Interval.exactly(sum(own.count([f"Tokenizers unhappily split {i}" for i in range(1, 21)])))
 
 
 _LOADED = """
