@@ -3,8 +3,8 @@
     python -m benchmarks.dryrun [--scale 1.0] [--only titles|functions|modules] [--markdown]
 
 Each table is estimated three times: as it is, with the sizes of all rows and a sample of documents; as if it were
-large, from a sample of its pages; and from every document, which shows the error of the arithmetic alone. Then it is
-enqueued and worked off by one worker, and an HNSW index is built.
+large, from a sample of its pages; and from as many documents as may be read, which shows the error of the arithmetic.
+Then it is enqueued and worked off by one worker, and an HNSW index is built.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _comments() -> Iterator[str]:
 
 
 def _functions() -> Iterator[str]:
-    """Functions and classes with their bodies, of Python's library, then of installed packages: a line, or a thousand."""
+    """Functions and classes, of Python's library and then of installed packages: a line long, or a thousand."""
     for source in itertools.chain(_sources(), _sources("purelib")):
         try:
             with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def _compare(dsn: str, connection: psycopg.Connection[Any], table: Table, *, mar
     told = {
         "sample of documents": _estimate(dsn, table, Wish(table.sample, seed=1)),
         "sample of pages": _estimate(dsn, table, Wish(table.sample, small=0, seed=1)),
-        "every document": _estimate(dsn, table, Wish(10**6, seed=1)),
+        "as many documents as may be": _estimate(dsn, table, Wish(10**6, seed=1)),
     }
     happened = _work(dsn, connection, table)
     worst = 0.0
