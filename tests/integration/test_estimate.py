@@ -311,6 +311,18 @@ def test_time_is_told_by_what_workers_did_with_the_same_model_lately(bench: Benc
     assert _estimate(bench, "docs", "body", model="hashing-16").seconds is None
 
 
+def test_a_worker_that_has_just_done_something_tells_the_time(bench: Bench) -> None:
+    _documents(bench, 200)
+    bench.sql("CREATE TABLE others AS SELECT * FROM docs")
+    bench.sql("ALTER TABLE others ADD PRIMARY KEY (id)")
+    bench.enqueue("others", "body")
+    bench.drain()
+    told = _estimate(bench, "docs", "body")
+    assert told.workers == 1
+    assert told.seconds is not None
+    assert 0 < told.seconds.low < told.seconds.high < 120
+
+
 def test_a_limit_takes_its_share_of_everything(bench: Bench) -> None:
     _documents(bench, 1_000)
     every = _estimate(bench, "docs", "body", wish=Wish(price=2.0))
