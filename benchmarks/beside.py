@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psycopg
+
 from benchmarks import common
 from benchmarks.steering import _RUNNING, _fill, _value, _wait, _workers
 from pgvec_queue import embedded, embedded_programs, schema, vectorizer
@@ -35,9 +37,9 @@ def main() -> int:
     options.add_argument("--limit", type=float, help="rows per second of all of them together")
     chosen = options.parse_args()
     with common.cluster() as server:
-        database = Database(server.dsn)
-        schema.initialize(database)
-        with database.connect("bench") as connection:
+        schema.initialize(Database(server.dsn))
+        # Plain: VACUUM runs in no transaction.
+        with psycopg.connect(server.dsn, autocommit=True) as connection:
             _fill(connection, server.dsn, round(chosen.workers * chosen.rate * chosen.seconds * (chosen.rounds + 1)))
             if chosen.limit:
                 vectorizer.alter(connection, "docs", Changes(rows_per_second=chosen.limit))
@@ -89,9 +91,7 @@ def _p95(server: embedded.Server, rate: float, seconds: int) -> float:
             *("-T", str(seconds), "-c", str(_CLIENTS), "-R", str(round(rate))),
             *("-l", f"--log-prefix={Path(folder) / 'log'}"),
         )
-        taken = sorted(
-            int(line.split()[2]) for log in Path(folder).iterdir() for line in log.read_text().splitlines()
-        )
+        taken = sorted(int(line.split()[2]) for log in Path(folder).iterdir() for line in log.read_text().splitlines())
     return taken[int(len(taken) * 0.95)] / 1000
 
 

@@ -40,7 +40,9 @@ def main() -> int:
     chosen = options.parse_args()
     rates = [chosen.rate] * chosen.fast + [chosen.rate / chosen.slower]
     print(f"rates {', '.join(f'{rate:.0f}' for rate in rates)} rows/s, {sum(rates):.0f} together")
-    with common.server() as (dsn, _), arena(Place(dsn)) as own, ExitStack() as stack:
+    with ExitStack() as stack:
+        server = stack.enter_context(common.cluster())
+        own = stack.enter_context(arena(Place(server.dsn, server.uri(user="postgres", database="postgres"))))
         work = part.of_rows(own, "tail", 1, model="hashing-384", no_chunking=True)
         fleets = [
             stack.enter_context(fleet(own, [("--device", "cpu")], environment={"PGVEC_HASHING_FAULTS": f"rate={rate}"}))

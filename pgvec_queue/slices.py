@@ -129,6 +129,8 @@ class Written:
     truncated: int = 0
     requeued: int = 0
     failed: int = 0
+    error_classes: list[str] = field(default_factory=list)
+    """Of those that failed, one each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ log = logging.getLogger("pgvec.stealing")
 
 LEAST_ROWS = 4
 """Fewer are not worth a job of their own."""
-UNREAD_SECONDS, UNWRITTEN_SECONDS = 0.3, 0.6
+UNREAD_SECONDS, UNWRITTEN_SECONDS = 0.2, 0.4
 """What its owner would need for the rest that is halved: of what it has not read, and of what it has not written."""
 LOADING_SECONDS = 5.0
 """The same where the thief would have to load the model first."""

@@ -288,7 +288,9 @@ SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embe
 DELETE FROM pgvec.workers WHERE gone AND beat_at < clock_timestamp() - interval '1 day';
 
 -- name: prune_samples
-DELETE FROM pgvec.samples WHERE at < clock_timestamp() - interval '1 hour';
+-- Summed up by then: what is looked at every second stays small.
+DELETE FROM pgvec.samples
+WHERE at < least(clock_timestamp() - interval '5 minutes', (SELECT max(minute) FROM pgvec.minutes));
 
 -- name: prune_jobs
 -- Finished jobs are kept a week for whoever asks what happened.

@@ -223,8 +223,7 @@ GUARDS = [
         "pgvec_queue/worker/reader.py",
         "            if not self._keep_pace(run, len(part.documents)):\n",
         "            if False:\n",
-        "tests/integration/test_steering.py::"
-        "test_a_rate_is_kept_by_all_workers_together_and_live_changes_go_before",
+        "tests/integration/test_steering.py::test_a_rate_is_kept_by_all_workers_together_and_live_changes_go_before",
     ),
     Guard(
         "a standby that is behind holds up the work",

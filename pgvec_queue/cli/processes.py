@@ -7,6 +7,7 @@ it may hold a password and every user sees the command lines of all processes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -22,13 +23,20 @@ from pgvec_queue.settings import DsnSource
 from pgvec_queue.worker import devices
 from pgvec_queue.worker.supervisor import Place
 
-_DECIDED_HERE = {"dsn", "direct_dsn", "device", "processes", "threads", "tokenizers"}
+_DECIDED_HERE = {"dsn", "direct_dsn", "device", "processes", "threads", "tokenizers", "metrics_port"}
 
 
 def places(
-    session: Session, wanted: DeviceOptions, tokenizers: int | None, processes: int, direct_dsn: str | None
+    session: Session,
+    wanted: DeviceOptions,
+    tokenizers: int | None,
+    processes: int,
+    direct_dsn: str | None,
+    metrics_port: int | None = None,
 ) -> list[Place]:
     """Returns the places for worker processes: ``processes`` of them on each device that is meant.
+
+    The first serves its metrics at ``metrics_port``, each other one at the port after; 0 is any free one for each.
 
     Raises ``SettingsError`` where several would not find their device.
     """
@@ -46,11 +54,11 @@ def places(
                 said,
                 threads=wanted.threads or devices.threads_each(device, processes),
                 tokenizers=devices.tokenizers_each(device, workers) if tokenizers is None else tokenizers,
+                metrics_port=metrics_port and metrics_port + at,
             ),
             {**environment, PROCESS: name},
         )
-        for device in found
-        for number in range(1, processes + 1)
+        for at, (device, number) in enumerate(itertools.product(found, range(1, processes + 1)))
     ]
 
 
@@ -61,7 +69,12 @@ def _name(device: str, number: int, *, several_devices: bool, processes: int) ->
 
 
 def _command(device: str, said: list[str], **shares: int | None) -> list[str]:
-    own = [word for name, share in shares.items() if share is not None for word in (f"--{name}", str(share))]
+    own = [
+        word
+        for name, share in shares.items()
+        if share is not None
+        for word in (f"--{name.replace('_', '-')}", str(share))
+    ]
     return [sys.executable, "-m", "pgvec_queue", "work", "--device", device, *own, *said]
 
 

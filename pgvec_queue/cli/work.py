@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, Protocol
 
 import click
+from click.core import ParameterSource
 
 from pgvec_queue import process, progress
 from pgvec_queue.cli import processes as several
@@ -40,6 +41,8 @@ EXIT_CODES = {
     Outcome.QUARANTINED: 3,
     Outcome.RECYCLED: EXIT_AGAIN,
 }
+Address = tuple[str, int]
+"""Host and port."""
 # A live display hides it.
 _SHOW_CURSOR = b"\x1b[?25h"
 
@@ -62,6 +65,13 @@ _SHOW_CURSOR = b"\x1b[?25h"
 )
 @setting("--direct-dsn", key="direct_dsn", metavar="DSN", help="The same database past a pooler, for LISTEN.")
 @setting("--stall", key="stall", metavar="SECONDS", help="A model's call that takes longer hangs.  [default: 600]")
+@setting(
+    "--metrics-port",
+    key="metrics_port",
+    metavar="PORT",
+    help="Serve /metrics and /health there (0: any free port); of several processes each takes the next.",
+)
+@setting("--metrics-host", key="metrics_host", metavar="ADDRESS", help="Address for it.  [default: 127.0.0.1]")
 @command
 def work(
     session: Session,
@@ -81,6 +91,8 @@ def work(
     listen: bool | None,
     direct_dsn: str | None,
     stall: float | None,
+    metrics_port: int | None,
+    metrics_host: str | None,
 ) -> int:
     """Claim jobs of the vectorizers NAME (default: all), embed and write.
 
@@ -90,6 +102,8 @@ def work(
     Where there are several CUDA devices, or --processes asks for several workers, each is a process of its own that is
     started again when it dies.
     """
+    if metrics_port is None and _said("metrics_host"):
+        raise click.UsageError("--metrics-host needs --metrics-port")
     options = WorkerOptions(
         names=names or None,
         device=DeviceOptions(device or "auto", dtype or "auto", batch_tokens, threads, runtime or "auto"),
@@ -102,14 +116,19 @@ def work(
         tokenizers=tokenizers,
     )
     direct = Database(direct_dsn) if direct_dsn else None
+    metrics = None if metrics_port is None else (metrics_host or "127.0.0.1", metrics_port)
     if PROCESS not in os.environ:
-        places = several.places(session, options.device, tokenizers, processes or 1, direct_dsn)
+        places = several.places(session, options.device, tokenizers, processes or 1, direct_dsn, metrics_port)
         if len(places) > 1:
-            return _supervise(session, options, places)
-    return _work(session, options, direct)
+            return _supervise(session, options, places, metrics)
+    return _work(session, options, direct, metrics)
 
 
-def _work(session: Session, options: WorkerOptions, direct: Database | None) -> int:
+def _said(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+
+def _work(session: Session, options: WorkerOptions, direct: Database | None, metrics: Address | None) -> int:
     """Is the worker; returns the exit code."""
     supervised = PROCESS in os.environ
     process.settle()
@@ -118,7 +137,11 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None) -> 
     if supervised:
         leave_with_parent(worker.stop)
     try:
-        with Live(session.database, options.names) if options.drain and not supervised else nullcontext():
+        with ExitStack() as stack:
+            if metrics is not None:
+                stack.enter_context(_measured(worker, *metrics))
+            if options.drain and not supervised:
+                stack.enter_context(Live(session.database, options.names))
             outcome = _run(worker)
     except Exception as error:
         if not (supervised and _may_pass(error)):
@@ -134,12 +157,16 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None) -> 
     return EXIT_CODES[outcome]
 
 
-def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place]) -> int:
+def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place], metrics: Address | None) -> int:
     """Has a worker run in each of the places; returns the worst of their exit codes.
 
     What would be wrong with all of them is found out first, and said once.
     """
     check(session.database, options)
+    if metrics is not None and metrics[1]:
+        from pgvec_queue import exposition
+
+        exposition.check(metrics[0], range(metrics[1], metrics[1] + len(places)))
     with ExitStack() as stack:
         if options.drain:
             stack.enter_context(Live(session.database, options.names))
@@ -149,6 +176,21 @@ def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place]
     if options.drain and not supervisor.stopped:
         _remark(session, options.names)
     return code
+
+
+@contextmanager
+def _measured(worker: Worker, host: str, port: int) -> Iterator[None]:
+    """Serves the worker's metrics and its health."""
+    from pgvec_queue.exposition import Server
+    from pgvec_queue.worker.metrics import WorkerCollector, health
+
+    def well() -> tuple[bool, str]:
+        fine, line = health(worker)
+        return fine, plain(line)
+
+    with Server(host, port, [WorkerCollector(worker)], well) as server:
+        log.info("metrics are at %s/metrics", server.url)
+        yield
 
 
 def _may_pass(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 from psycopg.rows import dict_row
@@ -84,7 +85,7 @@ def _list(connection: Connection, *, as_json: bool) -> None:
     console().print(table)
 
 
-def _at(row: dict[str, object]) -> str:
+def _at(row: dict[str, Any]) -> str:
     """What a worker has in hand, and how far that is."""
     if row["job_id"] is None:
         return str(row["waiting_for"] or "")
@@ -92,6 +93,6 @@ def _at(row: dict[str, object]) -> str:
     return f"{row['vectorizer']} job {row['job_id']}{checkpoint}"
 
 
-def _rows(connection: Connection) -> list[dict[str, object]]:
+def _rows(connection: Connection) -> list[dict[str, Any]]:
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(statement("progress", "workers")).fetchall()

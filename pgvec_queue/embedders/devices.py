@@ -67,6 +67,10 @@ class Device(Protocol):
     def worn_out(self) -> bool:
         """True when only a new process will give memory back."""
 
+    @property
+    def held_bytes(self) -> int | None:
+        """Memory of the device that this process holds; None where that is the machine's own."""
+
 
 class Cpu:
     """The processor itself."""
@@ -77,6 +81,7 @@ class Cpu:
     batch_tokens = 1024
     candidates = (512, 1024, 2048)
     worn_out = False
+    held_bytes = None
 
     def __init__(self, torch: Any) -> None:
         self._torch = torch
@@ -131,6 +136,10 @@ class Cuda:
     def release(self) -> None:
         self._torch.cuda.empty_cache()
 
+    @property
+    def held_bytes(self) -> int | None:
+        return int(self._torch.cuda.memory_reserved(self.name))
+
 
 class Mps:
     """Apple's GPU, whose memory is the machine's own."""
@@ -165,6 +174,10 @@ class Mps:
     @property
     def worn_out(self) -> bool:
         return self._memory.exhausted
+
+    @property
+    def held_bytes(self) -> int | None:
+        return self._memory.used()
 
 
 @dataclass(slots=True)

@@ -111,6 +111,8 @@ class OpenAIEmbedder:
         self._sleep = sleep
         self._floats = False
         self._tokenizer: Tokenizer | None = None
+        self.last_batches: list[tuple[int, int]] = []
+        """Of the last call: tokens of each request, twice, since nothing is padded here."""
         self._url = _url(DEFAULT_ENDPOINT if spec.endpoint is None else spec.endpoint)
         self.device = self._url.netloc.decode()
         self._key = _key(self._url)
@@ -146,6 +148,8 @@ class OpenAIEmbedder:
             vectors[start:stop] = self._embed([self.info.document_prompt + text for text in texts[start:stop]])
 
         batches = list(self._batches(tokens))
+        sizes = [sum(tokens[start:stop]) for start, stop in batches]
+        self.last_batches = list(zip(sizes, sizes, strict=True))
         if len(batches) == 1:
             embed(batches[0])
             return vectors

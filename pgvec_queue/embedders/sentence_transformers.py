@@ -100,6 +100,8 @@ class SentenceTransformersEmbedder:
         self._inputs = model_inputs.learn(self._model, self.tokenizer, self.info.document_prompt)
         self._budget = options.batch_tokens or self._on.batch_tokens
         self._real_tokens = self._computed_tokens = 0
+        self.last_batches: list[tuple[int, int]] = []
+        """Of the last call: tokens of each batch, with and without padding."""
         self._key = f"{spec.model} {self.dtype} on {self._on.hardware}: "
         self.runtime = "torch"
         self._choose_threads(options)
@@ -120,6 +122,11 @@ class SentenceTransformersEmbedder:
         return self._on.worn_out
 
     @property
+    def device_bytes(self) -> int | None:
+        """Memory of the device that this process holds; None on a CPU."""
+        return self._on.held_bytes
+
+    @property
     def padding(self) -> float | None:
         """Share of the tokens computed so far that were padding."""
         return 1 - self._real_tokens / self._computed_tokens if self._computed_tokens else None
@@ -134,6 +141,7 @@ class SentenceTransformersEmbedder:
         """
         vectors = np.empty((len(texts), self._dimensions), np.float32)
         order = longest_first(tokens)
+        self.last_batches = []
         late: tuple[Batch, Fetch] | None = None
         while len(order):
             batch = first_batch(order, tokens, self._budget, self._on.shapes)
@@ -145,7 +153,9 @@ class SentenceTransformersEmbedder:
                 vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
             late = (batch, self._on.fetch(result))
             order = order[len(batch.indexes) :]
-            self._real_tokens += sum(tokens[index] for index in batch.indexes)
+            real = sum(tokens[index] for index in batch.indexes)
+            self.last_batches.append((batch.tokens, real))
+            self._real_tokens += real
             self._computed_tokens += batch.tokens
             self._on.tidy()
         if late is not None:

@@ -51,8 +51,8 @@ class ChunkStage:
 
     def run(self) -> None:
         for work in self._source:
-            if work.run.dropped or work.run.stopped or self._state.stopping.is_set() or not self._prepare(work):
-                self._state.leave()
+            if not work.run.begins or self._state.stopping.is_set() or not self._prepare(work):
+                self._state.give_up(work)
             else:
                 self._out.put(work)
 

@@ -1,6 +1,6 @@
 """The third stage: chunks become vectors; nothing of the database is open while it runs.
 
-The model is given the chunks of several slices at once, about three seconds of its work (half a second near the end of
+The model is given the chunks of several slices at once, about three seconds of its work (a third of one near the end of
 all work), so that texts of like length meet in a batch, and identical ones once. A document that cannot be embedded
 costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the writer as a
 failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is waited for;
@@ -26,6 +26,7 @@ from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.slices import Document, Embedded, Failure
+from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import Run, State, StoppedError, Work
@@ -34,7 +35,7 @@ log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
-WINDOW_SECONDS, WINDOW_AT_END = 3.0, 0.5
+WINDOW_SECONDS, WINDOW_AT_END = 3.0, 0.3
 """Of the device's work, in one call; the second where few jobs are left for all workers."""
 _LEAST_WINDOW = 2_048
 POOL_DIED = "a process that chunks has died, and its slice"
@@ -82,7 +83,8 @@ class EmbedStage:
             window = [first]
             done = 0
             try:
-                if not first.run.dropped and not first.run.stopped and not self._state.stopping.is_set():
+                self._state.wait_while_held(first.run)
+                if first.run.begins and not self._state.stopping.is_set():
                     cuts = self._gather(window)
                     done = self._embed(window, cuts)
             finally:
@@ -93,8 +95,8 @@ class EmbedStage:
                 self._recycle()
             for work in window[:done]:
                 self._out.put(work)
-            for _ in window[done:]:
-                self._state.leave()
+            for work in window[done:]:
+                self._state.give_up(work)
 
     def _gather(self, window: list[Work]) -> list[list[Cut]]:
         """Adds slices of the same model that are ready to ``window``; returns the chunks of each of its documents."""
@@ -118,7 +120,10 @@ class EmbedStage:
         if work.cutting is None:
             return []
         try:
-            with self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")):
+            with (
+                self._state.watch.call("a tokenizer", self._call_seconds, lambda: self._state.stall("a tokenizer")),
+                self._state.measures.waiting(STARVED),
+            ):
                 while True:
                     try:
                         return work.cutting.result(0.2)
@@ -244,6 +249,7 @@ class EmbedStage:
             embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
         vectors = self._state.patiently("the model", self._call_seconds, functools.partial(self._on_device, call))
+        self._state.measures.batches(_batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
         return vectors[place] if repeated else vectors, repeated
@@ -273,6 +279,15 @@ def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, C
             Embedded(document, failure=cut) if isinstance(cut, Failure) else next(results) for document, cut in some
         ]
     return len(window)
+
+
+def _batches(embedder: Embedder, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """Returns the tokens, with padding and without, of each batch of the last call; without batches, of the call."""
+    own: list[tuple[int, int]] | None = getattr(embedder, "last_batches", None)
+    if own is not None:
+        return own
+    tokens = sum([chunk.tokens for chunk in chunks])
+    return [(tokens, tokens)]
 
 
 def _tokens(cuts: Sequence[Cut]) -> int:

@@ -42,6 +42,8 @@ _OBEY = 1.0
 _OBEY_PER_WORKER = 0.01
 _GRACE = 0.7
 """Seconds for what the model has of a vectorizer that is stopped; the rest is given up."""
+_HELD_FOR = 2.0
+"""Seconds that what is in hand waits for a limit to hold again, before it goes back."""
 _ASK_AGAIN = 0.5
 """Seconds after a notification: what was being claimed in that moment is in hand by then."""
 _STEER = "steer"
@@ -74,6 +76,7 @@ class Heartbeat:
     _commit_seconds: float | None = None
     _lag_seconds: float | None = None
     _limited: bool = False
+    _held_since: dict[int, float] = field(default_factory=dict)
     _ask_again_at: float | None = None
     _stopping: dict[int, float] = field(default_factory=dict)
     """Vectorizers that somebody has stopped, and when what is in hand of them is given up."""
@@ -122,9 +125,10 @@ class Heartbeat:
             self.state.wake.set()
             return
         self.state.fleet, overdue, leave, stopped, limits = row
+        self.state.measures.beat(began)
         now = time.monotonic()
-        self._obey(connection, now, leave=leave, stopped=stopped)
         self._keep_limits(connection, now, taken, limits)
+        self._obey(connection, now, leave=leave, stopped=stopped)
         self.state.steered.set()
         if self._unbroken_since is None or now - self._beat_at > self.lease:
             self._unbroken_since = now
@@ -163,6 +167,11 @@ class Heartbeat:
             if one not in self._stopping:
                 self._stopping[one] = now + _GRACE
                 self.state.stop_vectorizer(one)
+        for one in self.state.vectorizers:
+            if now - self._held_since.get(one, now) >= _HELD_FOR:
+                # Others have use of this worker meanwhile.
+                self._stopping[one] = now
+                self.state.stop_vectorizer(one)
         self._give_up(connection)
 
     def _give_up(self, connection: Connection) -> None:
@@ -191,6 +200,7 @@ class Heartbeat:
             log.warning("vectorizer %d waits: %s", one, held[one])
         for one in self.state.held.keys() - held.keys():
             log.info("vectorizer %d goes on", one)
+        self._held_since = {one: self._held_since.get(one, now) for one in held}
         self.state.held = held
         self.state.rate_limits = {one: rate for one, rate, _, _ in limits if rate is not None}
 
@@ -253,6 +263,7 @@ class Heartbeat:
 
     def _on_error(self, error: Exception) -> None:
         log.warning("heartbeat: %s", one_line(error))
+        self.state.measures.beat_error = one_line(error)
         if kind_of(error) is not Kind.PASSING:
             self.state.fail(error)
             self._stop.set()

@@ -21,7 +21,7 @@ from typing import TypeVar
 import psycopg
 import tenacity
 
-from pgvec_queue import embedders, queue, schema, vectorizer
+from pgvec_queue import embedders, process, queue, schema, vectorizer
 from pgvec_queue.database import Connection, Database, Pool, kind_of, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, Kind, MissingExtraError
@@ -30,6 +30,7 @@ from pgvec_queue.worker import reader as reading_stage
 from pgvec_queue.worker.chunking import ChunkStage
 from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
+from pgvec_queue.worker.measures import Look, Measures
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.reader import Reader
 from pgvec_queue.worker.stages import Channel, Fan, Stage
@@ -126,6 +127,7 @@ class Worker:
         self.hung = False
         """A call was left behind that nothing can end: the process should not wait for its threads."""
         self._models = Models(options.device, options.memory)
+        self.measures = Measures()
         self.stopped = False
         """It was told to leave for good."""
         self._recycled = False
@@ -142,6 +144,27 @@ class Worker:
         """Asks the worker to leave so that a fresh process can go on; safe to call from any thread."""
         self._recycled = True
         self._end_session()
+
+    def look(self) -> Look:
+        """Returns what the worker is at, now; safe to call from any thread."""
+        state, embedder = self._state, self._models.latest
+        return Look(
+            activity="starting" if state is None else "stopping" if state.stopping.is_set() else state.activity,
+            jobs=state.jobs_in_hand if state else 0,
+            slices=state.in_flight if state else 0,
+            waits=len(state.waits) if state else 0,
+            busy=state.busy.share if state else None,
+            device=embedder.device if embedder else None,
+            dtype=embedder.dtype if embedder else None,
+            runtime=getattr(embedder, "runtime", None),
+            models=len(self._models.names),
+            model_bytes=self._models.memory_bytes,
+            device_bytes=getattr(embedder, "device_bytes", None),
+            loads=self._models.loads,
+            peak_memory=process.peak_memory(),
+            lease=self._options.lease,
+            stalled=state.stalled if state else None,
+        )
 
     @property
     def _leaving(self) -> Outcome | None:
@@ -168,7 +191,7 @@ class Worker:
             log.warning("%s is left to other workers: pip install 'pgvec-queue[worker]' to serve it here", name)
         try:
             while True:
-                state = State()
+                state = State(self.measures)
                 self._state = state
                 if self._leaving:
                     return self._leaving
@@ -176,6 +199,8 @@ class Worker:
                     self._session(state, dict.fromkeys(refused, "packages are missing"))
                 except StoppedError:
                     return self._leaving or Outcome.STOPPED
+                if state.lease_lost.is_set():
+                    self.measures.lost_lease()
                 if state.failure is not None:
                     raise state.failure
                 if not state.lease_lost.is_set() or self._leaving:
@@ -193,9 +218,7 @@ class Worker:
         )
         self._has_begun = True
         log.info("worker %d is ready", member.worker)
-        heartbeat = Heartbeat(
-            self._direct, state, self._models, member, options.lease, options.listen, leave=self.stop
-        )
+        heartbeat = Heartbeat(self._direct, state, self._models, member, options.lease, options.listen, leave=self.stop)
         watching = Stage("watch", state, state.watch.run)
         beating = Stage("heartbeat", state, heartbeat.run)
         pool = self._database.pool("worker", size=options.pool_size)

@@ -81,6 +81,12 @@ class Models:
         with self._changed:
             return next(reversed(self._loaded.values())) if self._loaded else None
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the models hold."""
+        with self._changed:
+            return sum(embedder.memory_bytes for embedder in self._loaded.values())
+
     def close(self) -> None:
         with self._changed:
             loaded = list(self._loaded.values())

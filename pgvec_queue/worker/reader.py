@@ -1,10 +1,10 @@
 """The first stage: claims jobs, reads them slice by slice, and decides when a draining worker is done.
 
-It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a
-second of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a
-time, with nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and
-nothing in hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds
-little ahead: what is in its hands is what the others will have to wait for.
+It claims only when there is room for another slice, so no job lies idle in a worker's hands. A slice is about a second
+of the device's work, measured as the worker goes. A job that has cost two workers is read one document at a time, with
+nothing else in hand; when that one has cost two more, it is not embedded again. With nothing to claim and nothing in
+hand, it steals the tail of somebody else's job (see ``stealing``). When few jobs are left for all, it holds little
+ahead: what is in its hands is what the others will have to wait for.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.slices import Failure, Slice
+from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
 
 log = logging.getLogger("pgvec.worker")
 
-SLICE_SECONDS, SLICE_AT_END = 1.0, 0.5
+SLICE_SECONDS, SLICE_AT_END = 1.0, 0.3
 """Of the device's work, in one slice; the second where few jobs are left for all workers."""
 SLICE_BYTES = 8 * 1024 * 1024
 """Text in one slice, apart from its last document."""
@@ -37,8 +38,8 @@ DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
 _LOOK = 0.1
-_HELD_FOR = 2.0
-"""Seconds that a job is kept while a limit stands in its way."""
+_PACED_FOR = 2.0
+"""Seconds that a job is kept while others use up what may be read."""
 _END_LOOK = 1.0
 _END_JOBS = 2
 """Per worker: with fewer to claim, the end is near."""
@@ -83,8 +84,9 @@ class Reader:
         """Per vectorizer: how large the documents of its last slice were on average."""
 
     def run(self) -> None:
-        while not self._state.steered.wait(_LOOK) and not self._state.ending:
-            pass
+        with self._state.measures.waiting(HELD):
+            while not self._state.steered.wait(_LOOK) and not self._state.ending:
+                pass
         while not self._state.ending:
             self._state.wake.clear()
             if time.monotonic() >= self._strays_at:
@@ -104,7 +106,8 @@ class Reader:
         job = self._claiming(
             lambda connection: self.claimer.claim(connection, keys=rows, idle=idle, held=[*self._state.held])
         )
-        if job is None and idle and self.claimer.ranges_run:
+        stolen = job is None and idle and self.claimer.ranges_run
+        if stolen:
             job = self._claiming(self._steal)
         if job is None:
             return None
@@ -116,6 +119,7 @@ class Reader:
             return None
         run = Run(job, fragments)
         self._state.begin(run)
+        self._state.measures.claimed(fragments.vectorizer.name, stolen=stolen)
         return run
 
     def _claiming(self, claim: Callable[[Connection], queue.Job | None]) -> queue.Job | None:
@@ -142,7 +146,9 @@ class Reader:
             log.warning("%d jobs had been claimed on a connection that broke; they are back in the queue", count)
 
     def _steal(self, connection: Connection) -> queue.Job | None:
-        job = self._thief.steal(connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held])
+        job = self._thief.steal(
+            connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held]
+        )
         if job is not None:
             log.info("job %d is the rest of one that somebody else is working on", job.id)
         return job
@@ -156,14 +162,14 @@ class Reader:
     def _read_job(self, run: Run) -> None:
         job = run.job
         alone = 0
-        while not run.dropped and not run.stopped and not self._state.ending:
-            if (job.alone and not self._nothing_in_hand()) or self._holds_enough():
+        while run.begins and not self._state.ending:
+            if job.alone and not self._nothing_in_hand():
                 continue
-            if not self._may_read(run):
+            if self._holds_enough() or self._state.wait_while_held(run):
+                continue
+            if not self._has_pace(run):
                 self._hand_back(run)
                 return
-            if run.stopped or self._state.ending:
-                break
             # Somebody may have taken the rest meanwhile, as the writer has found.
             job = replace(job, upper_key=run.job.upper_key)
             try:
@@ -184,6 +190,7 @@ class Reader:
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
             if not self._keep_pace(run, len(part.documents)):
+                self._state.measures.given_up(run.fragments.vectorizer.name)
                 self._hand_back(run)
                 return
             self._state.enter()
@@ -196,18 +203,12 @@ class Reader:
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
 
-    def _may_read(self, run: Run) -> bool:
-        """Waits while a limit is crossed; False where that takes so long that the job goes back."""
+    def _has_pace(self, run: Run) -> bool:
+        """False where others use up the vectorizer's rate for so long that the job goes back."""
         vectorizer = run.job.vectorizer_id
-        deadline = time.monotonic() + _HELD_FOR
-        while vectorizer in self._state.held:
-            if time.monotonic() >= deadline:
-                return False
-            if run.stopped or self._state.ending or self._state.aborted.wait(_LOOK):
-                return True
         if run.job.kind != "range" or vectorizer not in self._state.rate_limits:
             return True
-        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
+        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
 
     def _hand_back(self, run: Run) -> None:
         """Gives the job back when what is in hand of it is written: others have use of this worker meanwhile."""
@@ -226,14 +227,15 @@ class Reader:
         vectorizer = run.job.vectorizer_id
         if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
             return True
-        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_HELD_FOR))
+        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_PACED_FOR))
         if seconds is None:
             # Or there is no limit any more.
-            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _HELD_FOR
+            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
-            if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                break
+        with self._state.measures.waiting(HELD):
+            while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
+                if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
+                    break
         return True
 
     def _verdict(self, job: queue.Job) -> Failure | None:
@@ -249,7 +251,8 @@ class Reader:
         """Waits a moment for the slices in hand to be written; True when there is none."""
         if self._state.in_flight:
             self._state.wake.clear()
-            self._state.wake.wait(0.1)
+            with self._state.measures.waiting(BLOCKED):
+                self._state.wake.wait(0.1)
         return self._state.in_flight == 0
 
     def _holds_enough(self) -> bool:
@@ -301,7 +304,9 @@ class Reader:
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
         seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
-        if self._state.wake.wait(seconds):
+        with self._state.measures.waiting(STARVED):
+            woken = self._state.wake.wait(seconds)
+        if woken:
             self.claimer.look_again()
 
     def _is_drained(self) -> bool:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from pgvec_queue.database import stage
+from pgvec_queue.worker.measures import BLOCKED, STARVED
 from pgvec_queue.worker.state import State, StoppedError, Work
 
 log = logging.getLogger("pgvec.worker")
@@ -35,10 +36,9 @@ class Channel:
         """Waits for room. Raises ``StoppedError`` when the session was aborted meanwhile."""
         size = work.size
         with self._changed:
-            while self._held and (len(self._held) >= self._slices or self._bytes + size > self._size):
-                if self._state.aborted.is_set():
-                    raise StoppedError
-                self._changed.wait(_LOOK)
+            if self._is_full(size):
+                with self._state.measures.waiting(BLOCKED):
+                    self._wait_for_room(size)
             self._held.append((work, size))
             self._bytes += size
             self._changed.notify_all()
@@ -66,10 +66,20 @@ class Channel:
                 if not self._held:
                     if self._ended:
                         return
-                    self._changed.wait(_LOOK)
+                    with self._state.measures.waiting(STARVED):
+                        self._changed.wait(_LOOK)
                     continue
                 work = self._take()
             yield work
+
+    def _is_full(self, size: int) -> bool:
+        return bool(self._held) and (len(self._held) >= self._slices or self._bytes + size > self._size)
+
+    def _wait_for_room(self, size: int) -> None:
+        while self._is_full(size):
+            if self._state.aborted.is_set():
+                raise StoppedError
+            self._changed.wait(_LOOK)
 
     def _take(self) -> Work:
         work, size = self._held.popleft()
@@ -113,7 +123,8 @@ class Stage(threading.Thread):
     def run(self) -> None:
         stage.set(self.name.removeprefix("pgvec-"))
         try:
-            self._body()
+            with self._state.measures.stage(stage.get() or ""):
+                self._body()
         except StoppedError:
             pass
         # A thread ends here, and the session with it.

@@ -23,6 +23,7 @@ from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Embedded, Failure, Slice
 from pgvec_queue.worker.busy import Busy
+from pgvec_queue.worker.measures import HELD, Measures
 from pgvec_queue.worker.watch import Watch
 
 log = logging.getLogger("pgvec.worker")
@@ -32,6 +33,7 @@ T = TypeVar("T")
 CALL_SECONDS = 150.0
 """Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
 _TOLD_FROM = 5.0
+_HELD_LOOK = 0.1
 LONGEST_BACKOFF = 2.0
 """Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
 
@@ -55,6 +57,11 @@ class Run:
     """Which of several writers has its slices."""
     read_to: list[str] | None = None
     """How far a range has been read; empty: all of it is."""
+
+    @property
+    def begins(self) -> bool:
+        """Whether anything more of it may be read or given to the model here."""
+        return not (self.dropped or self.stopped)
 
 
 @dataclass(slots=True)
@@ -81,7 +88,9 @@ class Work:
 class State:
     """Shared by the stages of one session (one worker id); every field is safe to use from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, measures: Measures | None = None) -> None:
+        """``measures`` are those of the process, which go on from session to session."""
+        self.measures = measures or Measures()
         self.stopping = threading.Event()
         """Told to leave: claim nothing, finish the slice in hand."""
         self.aborted = threading.Event()
@@ -148,10 +157,25 @@ class State:
             return [run.job.id for run in self._runs]
 
     @property
+    def jobs_in_hand(self) -> int:
+        """How many jobs are in hand, but for those of which nothing more is done here."""
+        with self._lock:
+            return sum(not run.dropped for run in self._runs)
+
+    @property
     def vectorizers(self) -> list[int]:
         """The ids of those whose jobs are in hand."""
         with self._lock:
             return sorted({run.job.vectorizer_id for run in self._runs if not run.dropped})
+
+    def wait_while_held(self, run: Run) -> bool:
+        """Waits until no limit stands in the way of the run, or it is not to go on here; False where none did."""
+        if run.job.vectorizer_id not in self.held:
+            return False
+        with self.measures.waiting(HELD):
+            while run.job.vectorizer_id in self.held and run.begins and not self.ending:
+                self.aborted.wait(_HELD_LOOK)
+        return True
 
     def stop_vectorizer(self, vectorizer_id: int) -> None:
         """Begins nothing more of it."""
@@ -182,6 +206,11 @@ class State:
             self._in_flight -= 1
         self.wake.set()
 
+    def give_up(self, work: Work) -> None:
+        """A slice that was read is not going to be written."""
+        self.measures.given_up(work.run.fragments.vectorizer.name)
+        self.leave()
+
     def woken(self) -> None:
         """Somebody has added work. A large fleet does not ask for it all at once."""
         if self.fleet <= 8:
@@ -194,9 +223,10 @@ class State:
     def pause(self, seconds: float) -> None:
         """Waits before another try. Raises ``StoppedError`` as soon as the worker is to end."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if self.stopping.is_set() or self.aborted.wait(min(left, 0.2)):
-                raise StoppedError
+        with self.measures.waiting(HELD):
+            while (left := deadline - time.monotonic()) > 0:
+                if self.stopping.is_set() or self.aborted.wait(min(left, 0.2)):
+                    raise StoppedError
 
     def patiently(self, what: str, seconds: float, work: Callable[[], T]) -> T:
         """Runs what calls a model or its host; waits as long as that takes where it says that the fault will pass.

@@ -54,11 +54,13 @@ class Writer:
         self._failing = breakers.lock
         self._embedded = breakers.embedded
         self._accepted = breakers.accepted
+        self._measures = state.measures
 
     def run(self) -> None:
         for work in self._source:
             with self._failing if any(item.failure is not None for item in work.embedded) else nullcontext():
                 if work.run.dropped:
+                    self._measures.given_up(work.run.fragments.vectorizer.name)
                     self._waste(work.run, work.embedded)
                 elif not self._is_sick(work.run, work.embedded):
                     self._write(work.run, work.part, work.embedded)
@@ -73,6 +75,7 @@ class Writer:
         vectorizer = run.job.vectorizer_id
         if not self._embedded.add(vectorizer, fates) or not failed:
             return False
+        self._measures.given_up(run.fragments.vectorizer.name)
         reason = self._take_back(run, self._embedded, f"fail with this model here, the last one: {failed[-1].message}")
         leave_to_others(self._link, self._state, self._claimer, run, reason)
         return True
@@ -95,11 +98,12 @@ class Writer:
                 self._write_halves(run, part, embedded, error)
             else:
                 reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
-                block(self._link, self._state, self._member, run, reason)
+                self._block(run, reason)
             return
         if result.fate is Fate.LOST:
             self._after_loss(run, part, embedded)
         else:
+            self._measures.written(run.fragments.vectorizer.name, result)
             run.job = result.job
             # What else was read of it lies beyond the end that it was given meanwhile.
             run.dropped |= part.last
@@ -123,12 +127,12 @@ class Writer:
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
             reason = f"writing {run.fragments.vectorizer.destination}: {one_line(error)}"
-            block(self._link, self._state, self._member, run, reason)
+            self._block(run, reason)
             return
         if len(embedded) == 1:
             if embedded[0].failure is not None:
                 # Its chunks are not even written any more: what fails now is not the document's.
-                block(self._link, self._state, self._member, run, one_line(error))
+                self._block(run, one_line(error))
                 return
             with self._failing:
                 self._refused(run, part, embedded[0].document, error)
@@ -148,7 +152,7 @@ class Writer:
         if self._accepted.add(run.job.vectorizer_id, [document.key]):
             why = f"are refused by {run.fragments.vectorizer.destination}, the last one: {failure.message}"
             reason = self._take_back(run, self._accepted, why)
-            block(self._link, self._state, self._member, run, reason)
+            self._block(run, reason)
             return
         self._write(run, part, [Embedded(document, failure=failure)])
 
@@ -164,6 +168,7 @@ class Writer:
         else:
             log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
             run.dropped = True
+            self._measures.given_up(run.fragments.vectorizer.name)
             self._waste(run, embedded, refused=True)
 
     def _as_it_stands(self, run: Run, part: Slice) -> Slice:
@@ -174,8 +179,13 @@ class Writer:
             return part
         return self._link.call(lambda connection: writing.cut(connection, run.fragments, part, now.upper_key))
 
+    def _block(self, run: Run, reason: str) -> None:
+        self._measures.given_up(run.fragments.vectorizer.name)
+        block(self._link, self._state, self._member, run, reason)
+
     def _waste(self, run: Run, embedded: Sequence[Embedded], *, refused: bool = False) -> None:
         vectorizer = run.job.vectorizer_id
+        self._measures.wasted(run.fragments.vectorizer.name, sum([item.vectors is not None for item in embedded]))
         if refused or embedded:
             self._link.call(
                 lambda connection: writing.count_waste(connection, vectorizer, embedded, self._member, refused=refused)

@@ -154,14 +154,14 @@ def test_the_thief_takes_the_half_that_was_not_read(bench: Bench, pool: Pool) ->
 
 
 def test_of_a_job_that_has_been_read_what_is_not_written_is_taken(bench: Bench, pool: Pool) -> None:
-    """Its owner would need 0.6 seconds for it."""
+    """Its owner would need 0.4 seconds for it."""
     owner = _owner(bench, pool)
     works = [owner.read(20) for _ in range(5)]
     owner.write(works[0])
     assert bench.value("SELECT read_to FROM pgvec.jobs WHERE state = 'running'") == []
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 134")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 201")
     assert _steal(bench) is None
-    bench.sql("UPDATE pgvec.workers SET documents_per_second = 133")
+    bench.sql("UPDATE pgvec.workers SET documents_per_second = 200")
     thief = _rob(owner, pool)
     assert thief.run.job.lower_key == ["60"]
     owner.write(*works[1:])
@@ -230,7 +230,7 @@ def test_of_a_rest_too_long_to_count_all_beyond_the_middle_of_its_beginning_is_t
         "UPDATE pgvec.vectorizers SET paused = true",
         "UPDATE pgvec.vectorizers SET cancelled = true",
         "UPDATE pgvec.vectorizers SET blocked_reason = 'no'",
-        "UPDATE pgvec.workers SET documents_per_second = 334",
+        "UPDATE pgvec.workers SET documents_per_second = 501",
         "UPDATE pgvec.jobs SET kind = 'sweep'",
         "UPDATE pgvec.jobs SET state = 'queued', worker_id = NULL",
         "DELETE FROM docs WHERE id > 3",

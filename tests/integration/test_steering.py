@@ -126,8 +126,7 @@ def test_workers_of_a_host_leave_when_they_are_told_to(bench: Bench, start: Star
     ran = cli("workers", "stop", "another-host", "--dsn", bench.dsn)
     assert ran.code == 0
     assert ran.err == (
-        "pgvec: no worker of another-host is there to be told; "
-        f"there are workers on: {socket.gethostname()}\n"
+        f"pgvec: no worker of another-host is there to be told; there are workers on: {socket.gethostname()}\n"
     )
     ran = cli("workers", "stop", socket.gethostname(), "--dsn", bench.dsn)
     assert ran.out == f"2 workers of {socket.gethostname()} are leaving.\n"
@@ -283,7 +282,9 @@ def test_dropping_in_sql_takes_the_triggers_as_well(bench: Bench) -> None:
     bench.enqueue("docs", "body", sync=True)
     bench.sql("SELECT pgvec.drop_vectorizer('docs')")
     assert bench.sql("SELECT FROM pg_trigger WHERE NOT tgisinternal") == []
-    assert bench.sql("SELECT FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace AND proname LIKE %s", "sync%") == []
+    assert (
+        bench.sql("SELECT FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace AND proname LIKE %s", "sync%") == []
+    )
     bench.sql("UPDATE docs SET body = 'nobody follows this'")
 
 
@@ -390,3 +391,14 @@ def test_the_time_left_follows_the_last_minutes(bench: Bench) -> None:
     bench.sql("DELETE FROM pgvec.samples WHERE rows = 0")
     after_a_pause = bench.progress("docs").eta_seconds
     assert after_a_pause == pytest.approx(10_000, rel=0.15)
+
+
+def test_any_vectorizer_is_steered_from_sql_and_leaves_an_event_only_where_something_changed(bench: Bench) -> None:
+    for name in ("first", "second"):
+        bench.sql(f"CREATE TABLE {name} (id bigint PRIMARY KEY, body text)")
+        bench.enqueue(name, "body")
+    for function, kind in (("pause", "paused"), ("cancel", "cancelled"), ("resume", "resumed")):
+        for _ in range(2):
+            bench.sql(f"SELECT pgvec.{function}(%s)", "second")
+        assert bench.value("SELECT count(*) FROM pgvec.recent_events WHERE kind = %s", kind) == 1
+        assert bench.value("SELECT vectorizer FROM pgvec.recent_events WHERE kind = %s", kind) == "second"
