@@ -20,10 +20,12 @@ from multiprocessing import connection as connections
 from pathlib import Path
 
 from pgvec_queue.chunking import Chunk, Chunker
+from pgvec_queue.embedders import ModelInfo
 from pgvec_queue.errors import EmbedderError, Kind
 from pgvec_queue.slices import Document, Failure
 from pgvec_queue.template import Template
 from pgvec_queue.tokenizers import HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from pgvec_queue.vectorizer import Vectorizer
 
 Cut = Sequence[Chunk] | Failure
 """What became of one document."""
@@ -42,6 +44,19 @@ class Recipe:
     """The longest input of the model."""
     truncate: bool
     max_document_bytes: int
+
+
+def recipe_of(vectorizer: Vectorizer, info: ModelInfo) -> Recipe:
+    """Returns how the documents of ``vectorizer`` are cut for a model that is as ``info`` says."""
+    return Recipe(
+        size=vectorizer.chunk_size,
+        overlap=vectorizer.chunk_overlap or 0,
+        template=vectorizer.template,
+        prompt=info.document_prompt,
+        max_tokens=info.max_tokens,
+        truncate=vectorizer.too_long == "truncate",
+        max_document_bytes=vectorizer.max_document_bytes,
+    )
 
 
 def cut(recipe: Recipe, tokenizer: Tokenizer, documents: Sequence[Document]) -> list[Cut]:

@@ -145,7 +145,10 @@ def _application_name(stage: str) -> str:
 def transaction(
     connection: Connection, *, statement_timeout: float = 60.0, lock_timeout: float = 5.0, read_only: bool = False
 ) -> Generator[None]:
-    """Runs a READ COMMITTED transaction with timeouts (seconds) and the settings that canonical keys depend on."""
+    """Runs a READ COMMITTED transaction with timeouts (seconds) and the settings that canonical keys depend on.
+
+    On a connection that is read-only every transaction is.
+    """
     doing = stage.get()
     with connection.transaction():
         connection.execute(
@@ -153,7 +156,7 @@ def transaction(
             {
                 "statement_timeout": f"{round(statement_timeout * 1000)}ms",
                 "lock_timeout": f"{round(lock_timeout * 1000)}ms",
-                "read_only": "on" if read_only else "off",
+                "read_only": "on" if read_only or connection.read_only else "off",
                 "application_name": _application_name(doing) if doing else None,
             },
         )

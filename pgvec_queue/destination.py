@@ -21,6 +21,8 @@ from pgvec_queue.vectorizer import ROLES, Roles
 INDEXABLE = {"vector": 2_000, "halfvec": 4_000}
 """Most dimensions that pgvector's HNSW index takes, by type."""
 
+TOAST_TARGET = 8_160
+"""``toast_tuple_target`` of a table whose vectors are kept in its rows, as ``set_toast_target`` sets it."""
 _PAGE_ROOM = 8_160
 _CHUNK_BYTES = 640
 
@@ -140,8 +142,7 @@ def _design_table(
         unique=sql.SQL(", ").join(identifier(name_) for name_ in (*roles.key, roles.chunk_index or "chunk_index")),
     )
     statements = [create]
-    width = {"vector": 4, "halfvec": 2}[store] * dimensions + _CHUNK_BYTES
-    if 3 * width <= _PAGE_ROOM:
+    if keeps_vectors_in_rows(store, dimensions):
         statements.append(statement("destination", "set_toast_target").format(destination=destination))
     return Destination(
         "table",
@@ -153,6 +154,12 @@ def _design_table(
         created=True,
         statements=tuple(statements),
     )
+
+
+def keeps_vectors_in_rows(store: str, dimensions: int) -> bool:
+    """True where a table that is made gets ``TOAST_TARGET``: three rows with their vectors fit a page."""
+    width = {"vector": 4, "halfvec": 2}[store] * dimensions + _CHUNK_BYTES
+    return 3 * width <= _PAGE_ROOM
 
 
 def _key_definition(column: Column) -> sql.Composable:

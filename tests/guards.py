@@ -267,6 +267,49 @@ GUARDS = [
         "            elif False:\n",
         "tests/integration/test_steering.py::test_nothing_is_claimed_while_commits_are_slow",
     ),
+    Guard(
+        "dry run: nothing can be written on its connection",
+        "pgvec_queue/cli/enqueue.py",
+        "        connection.read_only = True\n",
+        "",
+        "tests/integration/test_estimate.py::test_a_dry_run_works_where_nothing_can_be_written_at_all",
+    ),
+    Guard(
+        "dry run: old statistics are found out",
+        "pgvec_queue/estimate_survey.py",
+        "if abs(seen - rows) > _BELIEVED * math.hypot(error, spread):",
+        "if abs(seen - rows) < 0:",
+        "tests/integration/test_estimate.py::test_old_statistics_are_found_out_by_the_sample",
+    ),
+    Guard(
+        "dry run: what was never analyzed is counted",
+        "pgvec_queue/estimate_survey.py",
+        "return self.pages == 0 or (self.analyzed_pages > 0 and self.analyzed_rows >= 0)",
+        "return True",
+        "tests/integration/test_estimate.py::test_a_table_that_was_never_analyzed_is_counted",
+    ),
+    Guard(
+        "dry run: more pages where they are unlike",
+        "pgvec_queue/estimate_survey.py",
+        "factor = (_error_of_sizes(clusters) / _SURE) ** 2",
+        "factor = 0.0",
+        "tests/integration/test_estimate.py::test_long_texts_that_stand_side_by_side_have_more_pages_read",
+    ),
+    Guard(
+        "dry run: pages are units of the variance",
+        "pgvec_queue/estimate_totals.py",
+        "first = self._scale**2 * ",
+        "first = 0.0 * ",
+        "tests/unit/test_estimate_totals.py::test_intervals_hold_the_truth_nineteen_times_in_twenty",
+    ),
+    Guard(
+        "dry run: a document stands for as many as its chance says",
+        "pgvec_queue/estimate_totals.py",
+        "self._weights = 1.0 / chances",
+        "self._weights = np.full(len(chances), float((1.0 / chances).mean()) if len(chances) else 1.0)",
+        "tests/unit/test_estimate_totals.py::"
+        "test_small_documents_count_as_much_as_large_ones_however_seldom_they_are_drawn",
+    ),
 ]
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from pgvec_queue import definition
+from pgvec_queue import definition, estimate
 from pgvec_queue.catalog import get_relation
+from pgvec_queue.cli import estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
-from pgvec_queue.cli.types import NewName, Text, Whole, setting
+from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
@@ -94,15 +96,33 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
     default=None,
     help="Follow live changes by triggers on SOURCE, or stop to.  [default: as it is; new ones do not]",
 )
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done.")
+@click.option("--dry-run", is_flag=True, help="Check everything and estimate what it would mean; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
+@click.option(
+    "--sample",
+    type=Whole(100, 1_000_000),
+    metavar="N",
+    help="With --dry-run: documents to cut for the estimate.  [default: 2000]",
+)
+@click.option("--price", type=Number(0), metavar="PRICE", help="With --dry-run: of a million tokens.")
 @command
 def enqueue(
-    session: Session, *, limit: int | None, columns: Sequence[tuple[str, str]], dry_run: bool, **given: Any
+    session: Session,
+    *,
+    limit: int | None,
+    columns: Sequence[tuple[str, str]],
+    dry_run: bool,
+    as_json: bool,
+    sample: int | None,
+    price: float | None,
+    **given: Any,
 ) -> None:
     """Plan the jobs that turn SOURCE (a table or schema.table) into vectors.
 
     Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
     nothing is embedded twice.
+
+    With --dry-run it says what that would mean, each number as an estimate with the interval that it lies in.
     """
     _refuse_contradictions(click.get_current_context())
     column_map: dict[str, list[str]] = {}
@@ -112,7 +132,15 @@ def enqueue(
     connection, versions = session.connect_checked("enqueue")
     _refuse_limited_sync(connection, options, limit)
     if dry_run:
-        _tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
+        connection.read_only = True
+        proposed = definition.propose(connection, options, versions)
+        wish = estimate.Wish(sample or estimate.DEFAULT_SAMPLE, limit, price)
+        found = estimate.estimate(connection, proposed, versions, wish)
+        if as_json:
+            click.echo(json.dumps(found.as_json()))
+        else:
+            _tell_proposal(proposed, sync=options.sync)
+            estimates.show(found)
         return
     defined = definition.define(connection, options, versions)
     for remark in defined.remarks:
@@ -164,6 +192,9 @@ def _refuse_contradictions(context: click.Context) -> None:
     for other in ("endpoint", "tokenizer"):
         if other in said and context.params["embedder"] not in (None, "openai"):
             raise click.UsageError(f"{said[other]} is for the embedder openai, not {context.params['embedder']}")
+    for other in ("as_json", "sample", "price"):
+        if other in said and "dry_run" not in said:
+            raise click.UsageError(f"{said[other]} belongs to --dry-run")
 
 
 def _refuse_limited_sync(connection: Connection, options: definition.Options, limit: int | None) -> None:

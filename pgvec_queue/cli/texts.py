@@ -47,6 +47,16 @@ def duration(seconds: float | None) -> str:
     return f"{rest} s"
 
 
+def size(count: float) -> str:
+    """Returns bytes, such as ``1.23 GB``, in powers of 1,024 as PostgreSQL counts them."""
+    units = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+    while abs(count) >= 999.5 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    places = 0 if units[0] == "bytes" or count >= 99.95 else 1 if count >= 9.995 else 2
+    return f"{count:,.{places}f} {units[0]}"
+
+
 def time_left(seconds: float | None, low: float | None, high: float | None, *, wide: bool) -> str:
     """Returns a time left, where there is room with what it may be: ``2 h 5 min (1 h 50 min to 2 h 30 min)``."""
     around = [duration(low), duration(high)]

@@ -131,6 +131,29 @@ def describe(spec: ModelSpec) -> ModelInfo:
     return model_files.describe(spec)
 
 
+def tokenizer_of(spec: ModelSpec) -> Tokenizer:
+    """Returns the tokenizer by which the model's texts are measured, without loading torch where its files allow that.
+
+    Raises ``MissingExtraError`` when a package for it is not installed, ``EmbedderError`` when it cannot be had here.
+    """
+    if spec.embedder == "hashing":
+        from pgvec_queue.tokenizers import WordTokenizer
+
+        return WordTokenizer()
+    if spec.embedder == "openai":
+        from pgvec_queue.embedders import openai
+
+        return openai.tokenizer_of(spec)
+    from pgvec_queue.embedders import model_files
+
+    file = model_files.tokenizer_file(spec)
+    if file is not None:
+        from pgvec_queue.tokenizers import load_tokenizer
+
+        return load_tokenizer(str(file))
+    return load(spec, DeviceOptions(device="cpu", runtime="torch")).tokenizer
+
+
 def check_device(options: DeviceOptions) -> None:
     """Raises ``SettingsError`` when the device asked for is not on this machine, ``MissingExtraError`` without torch.
 

@@ -118,12 +118,12 @@ def describe(spec: ModelSpec) -> ModelInfo:
     )
 
 
-def locate(spec: ModelSpec, *, weights: bool = False, fetch: bool = True) -> ModelFiles:
+def locate(spec: ModelSpec, *, weights: bool = False, tokenizer: bool = False, fetch: bool = True) -> ModelFiles:
     """Returns where the model's files are; fetches what is missing from the hub, unless told not to ``fetch``.
 
-    Without ``weights`` only the files that ``describe`` reads are sure to be there; with it, they are ready to be
-    loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
-    refused unless trusted.
+    Without ``weights`` only the files that ``describe`` reads, and with ``tokenizer`` a ``tokenizer.json``, are sure to
+    be there. With ``weights`` they are ready to be loaded: the bundled ones have been checked against their digest, and
+    a model's own code and pickled weights refused unless trusted.
     Raises ``NotHereError``, or ``EmbedderError`` (kind ``VECTORIZER``) when the weights must not be loaded.
     """
     directory = Path(spec.model).expanduser()
@@ -139,7 +139,7 @@ def locate(spec: ModelSpec, *, weights: bool = False, fetch: bool = True) -> Mod
     elif spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1:
         raise NotHereError(spec, "is a directory that is not on this machine")
     else:
-        files = _fetch(spec, weights=weights, local_only=not fetch)
+        files = _fetch(spec, weights=weights, tokenizer=tokenizer, local_only=not fetch)
     if weights and not spec.trust_remote_code:
         _refuse_untrusted(spec, files.path)
     return files
@@ -149,6 +149,16 @@ def digest_in_name(weights: Path) -> str | None:
     """Returns the SHA-256 under which the hub's cache keeps a file; None for a file elsewhere."""
     name = weights.resolve().name
     return name if re.fullmatch("[0-9a-f]{64}", name) else None
+
+
+def tokenizer_file(spec: ModelSpec) -> Path | None:
+    """Returns the model's ``tokenizer.json``; None where it has none.
+
+    Raises ``NotHereError`` as ``locate`` does.
+    """
+    modules = _modules(locate(spec, tokenizer=True).path)
+    file = modules[0][1] / "tokenizer.json" if modules else None
+    return file if file is not None and file.is_file() else None
 
 
 def own_dimensions(path: Path) -> int | None:
@@ -273,7 +283,7 @@ def _refuse_untrusted(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def _fetch(spec: ModelSpec, *, weights: bool, local_only: bool) -> ModelFiles:
+def _fetch(spec: ModelSpec, *, weights: bool, tokenizer: bool, local_only: bool) -> ModelFiles:
     """Returns the model's snapshot in the hub's cache, made complete unless only what is there is wanted."""
     try:
         from huggingface_hub import snapshot_download
@@ -282,7 +292,9 @@ def _fetch(spec: ModelSpec, *, weights: bool, local_only: bool) -> ModelFiles:
         raise NotHereError(
             spec, "is no directory here, and asking the hub needs: pip install 'pgvec-queue[worker]'"
         ) from error
-    patterns = _DESCRIBING if not weights else _TRUSTING if spec.trust_remote_code else _LOADING
+    patterns = [*_DESCRIBING, *(["*tokenizer.json"] if tokenizer else [])]
+    if weights:
+        patterns = _TRUSTING if spec.trust_remote_code else _LOADING
     # A bare name means this organization, as it does in sentence-transformers.
     name = spec.model if "/" in spec.model else f"sentence-transformers/{spec.model}"
     disable_progress_bars()

@@ -93,6 +93,22 @@ def ask(spec: ModelSpec) -> tuple[str, int]:
         raise EmbedderError(message, Kind.PASSING) from error
 
 
+def tokenizer_of(spec: ModelSpec) -> Tokenizer:
+    """Returns the tokenizer that the spec names, or OpenAI's for its models.
+
+    Raises ``EmbedderError`` (kind ``VECTORIZER``) when neither is known: an endpoint does not tell.
+    """
+    name = spec.tokenizer or (_KNOWN_TOKENIZER if _short_name(spec) in _KNOWN else None)
+    if name is None:
+        host = _url(DEFAULT_ENDPOINT if spec.endpoint is None else spec.endpoint).netloc.decode()
+        raise EmbedderError(
+            f"it is not known how model '{spec.model}' at {host} counts tokens; give --tokenizer "
+            "with a tiktoken encoding, a HuggingFace model or a tokenizer.json",
+            Kind.VECTORIZER,
+        )
+    return load_tokenizer(name)
+
+
 class OpenAIEmbedder:
     """One endpoint's model, used by one thread."""
 
@@ -131,19 +147,9 @@ class OpenAIEmbedder:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the spec names, or OpenAI's for its models.
-
-        Raises ``EmbedderError`` (kind ``VECTORIZER``) when neither is known: an endpoint does not tell.
-        """
+        """As ``tokenizer_of`` returns it."""
         if self._tokenizer is None:
-            name = self._spec.tokenizer or (_KNOWN_TOKENIZER if _short_name(self._spec) in _KNOWN else None)
-            if name is None:
-                raise EmbedderError(
-                    f"it is not known how model '{self._spec.model}' at {self.device} counts tokens; give --tokenizer "
-                    "with a tiktoken encoding, a HuggingFace model or a tokenizer.json",
-                    Kind.VECTORIZER,
-                )
-            self._tokenizer = load_tokenizer(name)
+            self._tokenizer = tokenizer_of(self._spec)
         return self._tokenizer
 
     def embed_documents(

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 
 from pgvec_queue import process
-from pgvec_queue.cutting import Cut, CutterPool, Recipe, cut
+from pgvec_queue.cutting import Cut, CutterPool, cut, recipe_of
 from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, PgvecError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
@@ -87,15 +87,7 @@ class ChunkStage:
         return True
 
     def _cut(self, work: Work, vectorizer: Vectorizer, embedder: Embedder) -> Future[list[Cut]]:
-        recipe = Recipe(
-            size=vectorizer.chunk_size,
-            overlap=vectorizer.chunk_overlap or 0,
-            template=vectorizer.template,
-            prompt=embedder.info.document_prompt,
-            max_tokens=embedder.info.max_tokens,
-            truncate=vectorizer.too_long == "truncate",
-            max_document_bytes=vectorizer.max_document_bytes,
-        )
+        recipe = recipe_of(vectorizer, embedder.info)
         tokenizer, documents = embedder.tokenizer, work.part.documents
         if self._processes is None:
             self._processes = _processes_for(embedder)

@@ -128,7 +128,8 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(cli: CommandLine,
     fill(here)
     ran = cli("enqueue", "docs", "--text", "body", *MODEL, "--where", "id > 3", "--dry-run")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.splitlines() == [
+    lines = ran.out.splitlines()
+    assert lines[:9] == [
         "name:        docs",
         "source:      public.docs",
         "key:         id bigint",
@@ -138,6 +139,15 @@ def test_a_dry_run_says_what_would_be_done_and_changes_nothing(cli: CommandLine,
         "model:       hashing-8 (hashing), 8 dimensions as vector",
         "chunks:      128 tokens, overlap 20",
         "sync:        none: run enqueue again",
+    ]
+    assert lines[9:16] == [
+        "rows in the source:       10",
+        "rows selected:            7",
+        "rows blank:               0",
+        "rows to embed:            7",
+        "chunks:                   7",
+        "tokens:                   21",
+        "jobs:                     1",
     ]
     assert here.value("SELECT count(*) FROM pgvec.vectorizers") == 0
     assert here.value("SELECT to_regclass('docs_vectors')") is None

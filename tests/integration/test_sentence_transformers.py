@@ -24,6 +24,7 @@ from pgvec_queue.embedders import (
     load,
     model_files,
     model_inputs,
+    tokenizer_of,
 )
 from pgvec_queue.embedders.batching import FixedShapes
 from pgvec_queue.embedders.devices import Cpu
@@ -251,6 +252,15 @@ def test_the_tokenizer_counts_what_the_model_reads(embedder: SentenceTransformer
     read = [len(tokens) for tokens in embedder._model.tokenizer(texts)["input_ids"]]
     assert embedder.tokenizer.count(texts) == read
     assert embedder.tokenizer.count(["word " * 1000]) == [1002]
+
+
+def test_the_tokenizer_of_the_files_is_that_of_the_loaded_model(embedder: SentenceTransformersEmbedder) -> None:
+    assert isinstance(embedder.tokenizer, HuggingFaceTokenizer)
+    alone = tokenizer_of(SPEC)
+    assert isinstance(alone, HuggingFaceTokenizer)
+    texts = [*mixed(50), "na\u00efve \u4e16\u754c ABC", "word " * 1000, ""]
+    assert alone.count(texts) == embedder.tokenizer.count(texts)
+    assert [*map(list, alone.inputs(texts) or [])] == [*map(list, embedder.tokenizer.inputs(texts) or [])]
 
 
 def test_the_tokenizer_may_be_used_while_the_model_runs(embedder: SentenceTransformersEmbedder) -> None:
