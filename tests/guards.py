@@ -239,6 +239,20 @@ GUARDS = [
         "            elif False:\n",
         "tests/integration/test_steering.py::test_nothing_is_claimed_while_commits_are_slow",
     ),
+    Guard(
+        "metrics: counters survive the loss of a lease",
+        "pgvec_queue/worker/lifecycle.py",
+        "State(self.measures)",
+        "State()",
+        "tests/integration/test_worker_metrics.py::test_counters_survive_the_loss_of_a_lease",
+    ),
+    Guard(
+        "metrics: a scrape waits for the database no longer than it may",
+        "pgvec_queue/metrics.py",
+        "look.done.wait(self._patience)",
+        "look.done.wait(20)",
+        "tests/integration/test_exporter.py::test_a_scrape_has_its_answer_though_the_database_gives_none",
+    ),
 ]
 
 
