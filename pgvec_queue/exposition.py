@@ -8,7 +8,6 @@ for ten seconds. It has neither TLS nor passwords: what listens beyond 127.0.0.1
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import socketserver
 import threading
@@ -26,8 +25,9 @@ from prometheus_client.registry import Collector
 
 from pgvec_queue import __version__
 from pgvec_queue.errors import SettingsError
+from pgvec_queue.log import get_logger
 
-log = logging.getLogger("pgvec.metrics")
+log = get_logger("pgvec.metrics")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PLAIN = "text/plain; charset=utf-8"
@@ -153,7 +153,7 @@ class _Listener(socketserver.ThreadingTCPServer):
         super().__init__(address, _Handler)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        log.debug("a client of the metrics has gone", exc_info=True)
+        log.debug("client of the metrics has gone", exc_info=True)
 
 
 def _listen(host: str, port: int) -> _Listener:
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        log.debug(f"%s {format}", self.address_string(), *arguments)
+        log.debug("request is answered", client=self.address_string(), request=format % arguments)
 
     def _response(self) -> tuple[HTTPStatus, bytes, str]:
         path = urlsplit(self.path).path

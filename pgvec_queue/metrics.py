@@ -7,7 +7,6 @@ a second after its beginning, share its answer. There is one connection, made an
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,9 @@ from pgvec_queue import __version__, schema
 from pgvec_queue.database import Connection, Database, one_line, statement, transaction
 from pgvec_queue.errors import DatabaseError
 from pgvec_queue.exposition import Families, Metric
+from pgvec_queue.log import get_logger
 
-log = logging.getLogger("pgvec.metrics")
+log = get_logger("pgvec.metrics")
 
 STATEMENT_SECONDS = 10.0
 PATIENCE = 8.0
@@ -224,9 +224,9 @@ class QueueCollector:
         if trouble == self._trouble:
             return
         if trouble is None:
-            log.info("the queue can be read again")
+            log.info("queue can be read again")
         else:
-            log.warning("the queue cannot be read: %s; it is tried again at each scrape", trouble)
+            log.warning("queue cannot be read; it is tried again at each scrape", error=trouble)
         self._trouble = trouble
 
 

@@ -27,6 +27,7 @@ KNOWN: Mapping[str, type] = {
     "dsn": str,
     "log_level": str,
     "log_format": str,
+    "log_text": bool,
     "model": str,
     "embedder": str,
     "endpoint": str,

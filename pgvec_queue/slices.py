@@ -129,6 +129,7 @@ class Written:
     truncated: int = 0
     requeued: int = 0
     failed: int = 0
+    quarantined: Sequence[Embedded] = ()
     error_classes: list[str] = field(default_factory=list)
     """Of those that failed, one each."""
 

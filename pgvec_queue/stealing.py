@@ -12,7 +12,6 @@ too little would be gained; a range without an upper bound is halved like any ot
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from psycopg.rows import class_row
 
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.fragments import Fragments
+from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Job, Membership
 
-log = logging.getLogger("pgvec.stealing")
+log = get_logger("pgvec.stealing")
 
 LEAST_ROWS = 4
 """Fewer are not worth a job of their own."""
@@ -114,7 +114,9 @@ class Thief:
         except psycopg.Error as error:
             if connection.closed:
                 raise
-            log.info("job %d is left to its owner: %s", victim.id, one_line(error))
+            log.info(
+                "job is left to its owner", vectorizer=fragments.vectorizer.name, job=victim.id, error=one_line(error)
+            )
             return None
 
 

@@ -189,6 +189,19 @@ def steer(connection: Connection, name: str, action: str) -> None:
         connection.execute(statement("vectorizer", action), {"name": name})
 
 
+def retry(connection: Connection, name: str, error_class: str | None = None) -> int:
+    """Takes its documents out of quarantine (all, or those of one error class) and queues them; returns how many.
+
+    Raises ``DefinitionError`` when there is no such vectorizer.
+    """
+    get(connection, name)
+    with transaction(connection, statement_timeout=300):
+        row = connection.execute(
+            statement("vectorizer", "retry"), {"name": name, "error_class": error_class}
+        ).fetchone()
+    return int(row[0]) if row else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What of a vectorizer can change without a new vector; None: as it is. A limit of 0 takes it away."""

@@ -65,6 +65,7 @@ def write(
         result.rows_wasted = sum([item.vectors is not None for item in embedded]) - result.rows_embedded
         result.requeued = len(requeue)
         result.failed = len(plan.fail)
+        result.quarantined = plan.fail
         result.error_classes = [item.failure.error_class for item in plan.fail if item.failure is not None]
         result.rows_right = plan.selected - len(requeue)
         result.chunks_reused = sum([item.reused for item in plan.write])

@@ -23,11 +23,11 @@ CREATE OR REPLACE FUNCTION pgvec.pause(vectorizer text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found bigint := pgvec.vectorizer_id(vectorizer);
+    its_id bigint := pgvec.vectorizer_id(vectorizer);
 BEGIN
-    UPDATE pgvec.vectorizers SET paused = true WHERE id = found AND NOT paused;
+    UPDATE pgvec.vectorizers SET paused = true WHERE id = its_id AND NOT paused;
     IF FOUND THEN
-        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('paused', found);
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('paused', its_id);
     END IF;
     PERFORM pg_notify('pgvec_jobs', 'steer');
 END
@@ -39,12 +39,12 @@ CREATE OR REPLACE FUNCTION pgvec.resume(vectorizer text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found bigint := pgvec.vectorizer_id(vectorizer);
+    its_id bigint := pgvec.vectorizer_id(vectorizer);
 BEGIN
     UPDATE pgvec.vectorizers SET paused = false, cancelled = false, blocked_reason = NULL, blocked_at = NULL
-    WHERE id = found AND (paused OR cancelled OR blocked_reason IS NOT NULL);
+    WHERE id = its_id AND (paused OR cancelled OR blocked_reason IS NOT NULL);
     IF FOUND THEN
-        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('resumed', found);
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('resumed', its_id);
     END IF;
     PERFORM pg_notify('pgvec_jobs', 'steer');
 END
@@ -56,11 +56,11 @@ CREATE OR REPLACE FUNCTION pgvec.cancel(vectorizer text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    found bigint := pgvec.vectorizer_id(vectorizer);
+    its_id bigint := pgvec.vectorizer_id(vectorizer);
 BEGIN
-    UPDATE pgvec.vectorizers SET cancelled = true WHERE id = found AND NOT cancelled;
+    UPDATE pgvec.vectorizers SET cancelled = true WHERE id = its_id AND NOT cancelled;
     IF FOUND THEN
-        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('cancelled', found);
+        INSERT INTO pgvec.events (kind, vectorizer_id) VALUES ('cancelled', its_id);
     END IF;
     PERFORM pg_notify('pgvec_jobs', 'steer');
 END

@@ -43,6 +43,9 @@ SELECT pgvec.resume(%(name)s);
 -- name: cancel
 SELECT pgvec.cancel(%(name)s);
 
+-- name: retry
+SELECT pgvec.retry(%(name)s, %(error_class)s);
+
 -- name: alter
 SELECT pgvec.alter_vectorizer(%(name)s, %(new_name)s, %(priority)s, %(rows_per_job)s, %(rows_per_second)s,
                               make_interval(secs => %(replication_lag)s), make_interval(secs => %(commit_time)s));

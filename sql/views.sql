@@ -118,7 +118,9 @@ WITH counted AS (
            -- for as long as somebody's snapshot does.
            CASE WHEN NOT v.plan_complete OR r.jobs > 0 THEN false
                 WHEN s.rows > 0 AND v.jobs_planned + coalesce(c.jobs_added, 0) > coalesce(c.jobs_done, 0) THEN false
-                ELSE NOT EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued')
+                -- In the order of its index, or a million jobs of others would be read to find that there is none of this one.
+                ELSE (SELECT j.id FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued'
+                      ORDER BY j.vectorizer_id, j.kind, j.id LIMIT 1) IS NULL
            END AS finished
     FROM pgvec.vectorizers v
     LEFT JOIN counted c ON c.vectorizer_id = v.id

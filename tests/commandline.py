@@ -69,7 +69,7 @@ def isolate(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
 def undone() -> Iterator[None]:
     """Puts back what a command sets for the whole process: signal handlers and logging."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    loggers = {logger: logger.level for logger in (logging.getLogger(), logging.getLogger("pgvec"))}
+    loggers = {logger: logger.level for logger in map(logging.getLogger, (None, "pgvec", "psycopg.pool"))}
     shown = list(logging.getLogger().handlers)
     try:
         yield

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "pyproject.toml")
+_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,34 @@ GUARDS = [
         "if not self._embedded.add(vectorizer, fates) or not failed:",
         "if True:",
         "tests/integration/test_poison.py::test_a_model_that_fails_most_documents_is_sick_and_quarantines_none",
+    ),
+    Guard(
+        "logs: no text of a document",
+        "pgvec_queue/log.py",
+        '        keys["error"] = hidden(str(keys["error"]), text)\n',
+        "        pass\n",
+        "tests/integration/test_logs.py::test_a_document_in_quarantine_is_named_with_its_error_and_without_its_text",
+    ),
+    Guard(
+        "logs: no secret",
+        "pgvec_queue/cli/logs.py",
+        "return without_secrets(value, self._secrets)",
+        "return value",
+        "tests/unit/test_logs.py::test_a_line_masks_every_key",
+    ),
+    Guard(
+        "logs: a closed terminal ends no worker",
+        "pgvec_queue/cli/logs.py",
+        "except (OSError, ValueError):",
+        "except ZeroDivisionError:",
+        "tests/integration/test_logs.py::test_a_worker_whose_lines_nobody_reads_any_more_goes_on",
+    ),
+    Guard(
+        "doctor: what may not be looked at is a note",
+        "pgvec_queue/doctor/__init__.py",
+        "    except psycopg.Error as problem:\n        yield note(name",
+        "    except ZeroDivisionError as problem:\n        yield note(name",
+        "tests/integration/test_doctor.py::test_what_a_role_may_not_look_at_is_a_note",
     ),
     Guard(
         "6: what was claimed unheard goes back",

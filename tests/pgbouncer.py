@@ -68,8 +68,10 @@ class Pooler:
 
 
 @contextmanager
-def pooling(folder: Path, direct: str, *, pool_size: int) -> Iterator[Pooler]:
+def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Iterator[Pooler]:
     """Runs pgbouncer, at most ``pool_size`` server connections per database, for the server that ``direct`` names.
+
+    ``more`` is added to its configuration.
 
     ``folder`` is new, and in a place that the server's account can reach.
     """
@@ -87,6 +89,7 @@ def pooling(folder: Path, direct: str, *, pool_size: int) -> Iterator[Pooler]:
             own_port=_PORT,
             folder=folder,
         )
+        + more
     )
     if account is not None:
         os.chown(folder, account.uid, account.gid)

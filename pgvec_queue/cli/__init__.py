@@ -24,6 +24,7 @@ _COMMANDS = {
     "enqueue": ("enqueue", "Plan the jobs that turn a table into vectors, or bring them up to date."),
     "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
+    "dashboard": ("dashboard", "Show all of it live on a terminal, and steer it with keys."),
     "search": ("search", "Find the chunks nearest to a query."),
     "verify": ("verify", "Compare a source with its vectors; --fix queues what differs."),
     "failures": ("steer", "List the documents in quarantine."),
@@ -110,8 +111,20 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        click.echo(f"pgvec: {_line(error)}", err=True)
+        _say(_line(error))
         return 1
+
+
+def _say(message: str) -> None:
+    """Says why a command has failed: in a line of its own, or as an event where all lines are JSON."""
+    from pgvec_queue.cli.logs import are_json
+
+    if are_json():
+        from pgvec_queue.log import get_logger
+
+        get_logger("pgvec.cli").error("command has failed", error=message)
+    else:
+        click.echo(f"pgvec: {message}", err=True)
 
 
 def _line(error: Exception) -> str:

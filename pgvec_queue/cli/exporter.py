@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -12,9 +11,10 @@ import click
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.types import setting
 from pgvec_queue.exposition import DEFAULT_HOST, Server
+from pgvec_queue.log import get_logger
 from pgvec_queue.metrics import QueueCollector
 
-log = logging.getLogger("pgvec.metrics")
+log = get_logger("pgvec.metrics")
 
 DEFAULT_PORT = 9189
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,7 +35,7 @@ def exporter(session: Session, *, host: str | None, port: int | None) -> None:
         _signals_wait(),
         Server(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port, [collector], _health) as server,
     ):
-        log.info("metrics are at %s/metrics", server.url)
+        log.info("metrics are served", url=f"{server.url}/metrics")
         signal.sigwait(_SIGNALS)
 
 

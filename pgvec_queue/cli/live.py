@@ -82,7 +82,9 @@ class Live:
         if self._terminal:
             self._stop.set()
             self._thread.join()
-            self._display.stop()
+            # The terminal may be closed by now.
+            with suppress(OSError):
+                self._display.stop()
 
     def _watch(self) -> None:
         connection: Connection | None = None

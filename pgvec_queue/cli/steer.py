@@ -123,7 +123,6 @@ def failures(session: Session, *, name: str, as_json: bool) -> None:
 def retry(session: Session, *, name: str, error_class: str | None) -> None:
     """Take the documents of NAME out of quarantine, and queue them to be tried again."""
     connection, _ = session.connect_checked("retry")
-    count = queue.retry(connection, vectorizer.get(connection, name).id, error_class)
-    queue.notify(connection)
+    count = vectorizer.retry(connection, name, error_class)
     what = f" (of error class {error_class})" if error_class else ""
     click.echo(f"{name}: {documents(count)} queued again{what}.")

@@ -90,6 +90,7 @@ class Device(click.ParamType):  # type: ignore[type-arg]
 SETTINGS: Mapping[str, Any] = {
     "log_level": click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
     "log_format": click.Choice(["text", "json"]),
+    "log_text": click.BOOL,
     "model": Text(),
     "embedder": click.Choice(KINDS),
     "endpoint": Text(),

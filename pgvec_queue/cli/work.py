@@ -6,6 +6,7 @@ such a process that it has a supervisor, which shows the progress and sums up in
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -22,17 +23,18 @@ from pgvec_queue import process, progress
 from pgvec_queue.cli import processes as several
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live, relayed
-from pgvec_queue.cli.logs import PROCESS
+from pgvec_queue.cli.logs import PROCESS, are_json
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.database import Database, one_line
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, PgvecError, SchemaOutdatedError, StalledError
+from pgvec_queue.log import get_logger, show_texts
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
-from pgvec_queue.worker.lifecycle import DEFAULT_LEASE, DEFAULT_STALL, check
+from pgvec_queue.worker.lifecycle import BY_SUPERVISOR, DEFAULT_LEASE, DEFAULT_STALL, check
 from pgvec_queue.worker.supervisor import EXIT_AGAIN, EXIT_DIED, Place, Supervisor, leave_with_parent
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 EXIT_CODES = {
     Outcome.STOPPED: 0,
@@ -65,6 +67,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 )
 @setting("--direct-dsn", key="direct_dsn", metavar="DSN", help="The same database past a pooler, for LISTEN.")
 @setting("--stall", key="stall", metavar="SECONDS", help="A model's call that takes longer hangs.  [default: 600]")
+@setting("--log-text/--no-log-text", key="log_text", help="Show the text of quarantined documents.  [default: off]")
 @setting(
     "--metrics-port",
     key="metrics_port",
@@ -91,6 +94,7 @@ def work(
     listen: bool | None,
     direct_dsn: str | None,
     stall: float | None,
+    log_text: bool | None,
     metrics_port: int | None,
     metrics_host: str | None,
 ) -> int:
@@ -102,6 +106,7 @@ def work(
     Where there are several CUDA devices, or --processes asks for several workers, each is a process of its own that is
     started again when it dies.
     """
+    show_texts(bool(log_text))
     if metrics_port is None and _said("metrics_host"):
         raise click.UsageError("--metrics-host needs --metrics-port")
     options = WorkerOptions(
@@ -135,7 +140,7 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None, met
     worker = Worker(session.database, options, direct=direct)
     obey_signals(worker)
     if supervised:
-        leave_with_parent(worker.stop)
+        leave_with_parent(functools.partial(worker.stop, BY_SUPERVISOR))
     try:
         with ExitStack() as stack:
             if metrics is not None:
@@ -146,7 +151,8 @@ def _work(session: Session, options: WorkerOptions, direct: Database | None, met
     except Exception as error:
         if not (supervised and _may_pass(error)):
             raise
-        log.error("%s: %s", type(error).__name__, one_line(error), exc_info=log.isEnabledFor(logging.DEBUG))
+        debugging = log.isEnabledFor(logging.DEBUG)
+        log.error("worker has failed", error_class=type(error).__name__, error=one_line(error), exc_info=debugging)
         return EXIT_DIED
     if supervised:
         return EXIT_CODES[outcome]
@@ -189,7 +195,7 @@ def _measured(worker: Worker, host: str, port: int) -> Iterator[None]:
         return fine, plain(line)
 
     with Server(host, port, [WorkerCollector(worker)], well) as server:
-        log.info("metrics are at %s/metrics", server.url)
+        log.info("metrics are served", url=f"{server.url}/metrics")
         yield
 
 
@@ -205,7 +211,7 @@ def begin_afresh(worker: Worker) -> None:
 
     Returns only if the worker was told to stop since it has left.
     """
-    log.info("beginning afresh with a new process")
+    log.info("process begins afresh")
     logging.shutdown()
     if not worker.stopped:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
@@ -217,16 +223,19 @@ def _run(worker: Worker) -> Outcome:
         outcome = worker.run()
     except PgvecError as error:
         if worker.hung:
-            _leave_at_once(EXIT_DIED if PROCESS in os.environ else 1, f"pgvec: {error}")
+            _leave_at_once(EXIT_DIED if PROCESS in os.environ else 1, str(error))
         raise
     # A process that begins afresh leaves everything behind.
     if worker.hung and (outcome is not Outcome.RECYCLED or PROCESS in os.environ):
-        _leave_at_once(EXIT_CODES[outcome], "pgvec: what was in hand is left to other workers")
+        _leave_at_once(EXIT_CODES[outcome], "what was in hand is left to other workers")
     return outcome
 
 
 def _leave_at_once(code: int, message: str) -> NoReturn:
-    _say(f"{message}\n".encode())
+    if are_json():
+        log.error("command has failed", error=message)
+    else:
+        _say(f"pgvec: {message}\n".encode())
     logging.shutdown()
     os._exit(code)
 
@@ -247,6 +256,8 @@ def obey_signals(worker: _Stoppable, kill: Callable[[], None] | None = None) -> 
     ``kill`` ends what would outlive this process.
     """
     told = False
+    # The log tells of it as soon as it may: a signal's handler may not.
+    in_json = are_json()
 
     def on_signal(number: int, _: FrameType | None) -> None:
         nonlocal told
@@ -258,7 +269,8 @@ def obey_signals(worker: _Stoppable, kill: Callable[[], None] | None = None) -> 
                 _say(_SHOW_CURSOR)
             os._exit(128 + number)
         told = True
-        _say(b"pgvec: finishing the slice in hand; once more to stop at once\n")
+        if not in_json:
+            _say(b"pgvec: finishing the slice in hand; once more to stop at once\n")
         worker.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -276,7 +288,12 @@ def _remark(session: Session, names: Sequence[str] | None) -> None:
         rows = [one for one in progress.read(connection) if names is None or one.name in names]
     for one in rows:
         for remark in _remarks(one):
-            click.echo(f"pgvec: {plain(remark)}", err=True)
+            if are_json():
+                log.warning("vectorizer is not done", vectorizer=one.name, error=remark)
+                continue
+            # Nobody may be there to read it; the exit code tells it as well.
+            with suppress(OSError):
+                click.echo(f"pgvec: {plain(remark)}", err=True)
 
 
 def _remarks(one: progress.Progress) -> Iterator[str]:

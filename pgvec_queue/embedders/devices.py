@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from pgvec_queue import process
 from pgvec_queue.embedders.batching import AnyShape, FixedShapes, Shapes
+from pgvec_queue.log import get_logger
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 Vectors = NDArray[np.float32]
 Fetch = Callable[[], Vectors]
@@ -205,7 +205,7 @@ class MemoryWatch:
         self._vain = self._vain + 1 if held > self.limit else 0
         if self._vain >= self._TRIES and not self.exhausted:
             self.exhausted = True
-            logger.warning("the device's driver holds %d MB and gives none back", held >> 20)
+            log.warning("device gives no memory back", bytes=held)
 
 
 def open_device(torch: Any, name: str) -> Device:

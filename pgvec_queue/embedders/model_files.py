@@ -16,7 +16,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from pathlib import Path
 
 from pgvec_queue.embedders import DEFAULT_MODEL, ModelInfo, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind
+from pgvec_queue.log import get_logger
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 OWN_CODE = (
@@ -60,6 +60,8 @@ class ModelFiles:
     path: Path
     revision: str | None
     """The hub's commit hash; None for a directory and for the bundled model."""
+    bundled: bool = False
+    """It came with the extra ``demo``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,8 @@ def describe(spec: ModelSpec) -> ModelInfo:
     )
 
 
-def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
-    """Returns where the model's files are; fetches what is missing from the hub.
+def locate(spec: ModelSpec, *, weights: bool = False, fetch: bool = True) -> ModelFiles:
+    """Returns where the model's files are; fetches what is missing from the hub, unless told not to ``fetch``.
 
     Without ``weights`` only the files that ``describe`` reads are sure to be there; with it, they are ready to be
     loaded: the bundled weights have been checked against their digest, and a model's own code and pickled weights
@@ -131,16 +133,22 @@ def locate(spec: ModelSpec, *, weights: bool = False) -> ModelFiles:
             raise NotHereError(spec, "is a directory, and a directory has no revisions; leave --revision out")
         files = ModelFiles(directory.resolve(), None)
     elif bundled is not None:
-        files = ModelFiles(bundled, None)
+        files = ModelFiles(bundled, None, bundled=True)
         if weights:
             _check_bundled_weights(bundled)
     elif spec.model.startswith(("/", ".", "~")) or spec.model.count("/") > 1:
         raise NotHereError(spec, "is a directory that is not on this machine")
     else:
-        files = _fetch(spec, weights=weights)
+        files = _fetch(spec, weights=weights, local_only=not fetch)
     if weights and not spec.trust_remote_code:
         _refuse_untrusted(spec, files.path)
     return files
+
+
+def digest_in_name(weights: Path) -> str | None:
+    """Returns the SHA-256 under which the hub's cache keeps a file; None for a file elsewhere."""
+    name = weights.resolve().name
+    return name if re.fullmatch("[0-9a-f]{64}", name) else None
 
 
 def own_dimensions(path: Path) -> int | None:
@@ -265,8 +273,8 @@ def _refuse_untrusted(spec: ModelSpec, path: Path) -> None:
         )
 
 
-def _fetch(spec: ModelSpec, *, weights: bool) -> ModelFiles:
-    """Returns the model's snapshot in the hub's cache, made complete."""
+def _fetch(spec: ModelSpec, *, weights: bool, local_only: bool) -> ModelFiles:
+    """Returns the model's snapshot in the hub's cache, made complete unless only what is there is wanted."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -278,9 +286,11 @@ def _fetch(spec: ModelSpec, *, weights: bool) -> ModelFiles:
     # A bare name means this organization, as it does in sentence-transformers.
     name = spec.model if "/" in spec.model else f"sentence-transformers/{spec.model}"
     disable_progress_bars()
-    logger.info("looking for model %s on the hub or in its cache", name)
+    log.debug("model is looked for on the hub or in its cache", model=name)
     try:
-        snapshot = Path(snapshot_download(name, revision=spec.revision, allow_patterns=patterns))
+        snapshot = Path(
+            snapshot_download(name, revision=spec.revision, allow_patterns=patterns, local_files_only=local_only)
+        )
     except Exception as error:  # Which errors there are depends on the HTTP library that the hub's version uses.
         raise _hub_error(spec, error) from error
     is_commit = re.fullmatch("[0-9a-f]{40}", snapshot.name)

@@ -6,7 +6,6 @@ what else goes with them. Where ours would differ in anything, ``learn`` says so
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pgvec_queue.log import get_logger
 from pgvec_queue.tokenizers import Ids, Tokenizer
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 _PROBES = ("a", "a few more words, and 3 signs!", "words")
 _KNOWN = {"input_ids", "attention_mask", "token_type_ids"}
@@ -86,7 +86,7 @@ def learn(model: Any, tokenizer: Tokenizer, prompt: str) -> Inputs | None:
     inputs = _guess(model, wanted)
     rows, length = len(_PROBES), max(map(len, ids))
     if inputs is None or not _equal(inputs.features(ids, rows, length), wanted):
-        logger.debug("the model is given texts, since its inputs are not made of token ids alone")
+        log.debug("model is given texts, since its inputs are not made of token ids alone")
         return None
     return inputs
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from pgvec_queue.embedders import ModelSpec, model_files
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
+from pgvec_queue.log import get_logger
 from pgvec_queue.tokenizers import Tokenizer
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -97,7 +98,7 @@ def _why_not_loaded(error: Exception) -> str:
 
 def hush(transformers: Any) -> None:
     """Keeps the libraries' bars and notices off stderr, unless somebody is looking for a fault."""
-    if not logger.isEnabledFor(logging.DEBUG):
+    if not log.isEnabledFor(logging.DEBUG):
         transformers.utils.logging.disable_progress_bar()
         for name in ("sentence_transformers", "transformers", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -42,6 +42,7 @@ _BATCH_TEXTS = 256
 _BATCH_TOKENS = 100_000
 _MAX_BATCH_TOKENS = 300_000  # OpenAI's bound on a request
 _TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
+_ASKING = httpx2.Timeout(10.0)
 _ATTEMPTS = 4
 _LONGEST_WAIT = 5.0
 
@@ -73,6 +74,23 @@ def describe(spec: ModelSpec) -> ModelInfo:
     embedder = OpenAIEmbedder(spec, DeviceOptions())
     embedder.close()
     return embedder.info
+
+
+def ask(spec: ModelSpec) -> tuple[str, int]:
+    """Asks the endpoint for its list of models, which costs nothing; returns its host and the status of its answer.
+
+    Raises ``EmbedderError`` where it cannot be reached, or may not be asked without a key.
+    """
+    url = _url(DEFAULT_ENDPOINT if spec.endpoint is None else spec.endpoint)
+    host, key = url.netloc.decode(), _key(url)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with httpx2.Client(timeout=_ASKING, headers=headers) as client:
+            return host, client.get(url.copy_with(path=url.path.removesuffix("embeddings") + "models")).status_code
+    except httpx2.RequestError as error:
+        detail = str(error).replace(key, "***") if key else str(error)
+        message = f"endpoint {host} cannot be reached: {detail or type(error).__name__}"
+        raise EmbedderError(message, Kind.PASSING) from error
 
 
 class OpenAIEmbedder:

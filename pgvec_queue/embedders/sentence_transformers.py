@@ -12,7 +12,6 @@ that normalizes and is truncated is normalized again afterwards, since the short
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -34,9 +33,10 @@ from pgvec_queue.embedders import (
 from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
 from pgvec_queue.embedders.devices import Device, Fetch, open_device
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
+from pgvec_queue.log import get_logger
 from pgvec_queue.tokenizers import Ids, Tokenizer
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 WINDOW_BATCHES = 32
 """Batches' worth of texts that are sorted by length together."""
@@ -195,11 +195,11 @@ class SentenceTransformersEmbedder:
             )
         self._budget = max(1, batch.tokens // 2)
         self._memory.put(self._key + self._budget_of, self._budget)
-        logger.warning(
-            "%s is out of memory at %d tokens a batch; going on with %d",
-            self.device,
-            batch.tokens,
-            self._budget,
+        log.warning(
+            "device is out of memory; going on with smaller batches",
+            device=self.device,
+            tokens=batch.tokens,
+            budget=self._budget,
         )
         return None
 
@@ -258,7 +258,7 @@ class SentenceTransformersEmbedder:
         except openvino.UnsupportedError as error:
             if asked:
                 raise SettingsError(f"OpenVINO cannot run {spec.model} ({error}); leave --runtime out") from error
-            logger.info("%s stays with torch: OpenVINO cannot run it (%s)", spec.model, error)
+            log.info("model stays with torch, since OpenVINO cannot run it", model=spec.model, error=str(error))
             self._memory.put(name, _TORCH)
             return
 
@@ -308,7 +308,7 @@ class SentenceTransformersEmbedder:
         known = self._memory.get(name)
         if known is None:
             known = tuning.choose([*candidates], present, measure)
-            logger.info("%s: %d %s, as measured", self.device, known, what)
+            log.debug("setting is measured", device=self.device, setting=what, value=known)
             self._memory.put(name, known)
         return known
 

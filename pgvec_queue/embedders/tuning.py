@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +16,10 @@ from pathlib import Path
 
 import platformdirs
 
+from pgvec_queue.log import get_logger
 from pgvec_queue.settings import APPLICATION
 
-logger = logging.getLogger(__name__)
+log = get_logger("pgvec.embedders")
 
 Measure = Callable[[int], float]
 """Tokens per second with a candidate."""
@@ -78,7 +78,7 @@ class Memory:
             draft.write_text(json.dumps(known, indent=1, sort_keys=True))
             draft.replace(self._file)
         except OSError as error:
-            logger.debug("what was measured is not remembered: %s", error)
+            log.debug("what was measured is not remembered", error=str(error))
             with contextlib.suppress(OSError):
                 draft.unlink()
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as NotYetError
 from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,12 @@ from pgvec_queue.chunking import Chunk
 from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
+from pgvec_queue.log import hidden
 from pgvec_queue.slices import Document, Embedded, Failure
 from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import Run, State, StoppedError, Work
-
-log = logging.getLogger("pgvec.worker")
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
@@ -47,9 +46,14 @@ _CAREFUL_FOR = 2_000
 _DEAR, _DEAR_SECONDS = 0.3, 0.1
 """Of the time of a good call, or in seconds as long as that is not known."""
 
-Block = Callable[[Run, str], None]
 Ready = tuple[Document, Sequence[Chunk]]
 """A document with its chunks."""
+
+
+class Block(Protocol):
+    """Blocks a vectorizer with the reason; ``shown`` is that without what it repeats of a document."""
+
+    def __call__(self, run: Run, reason: str, shown: str | None = None) -> None: ...
 
 
 class EmbedStage:
@@ -166,8 +170,9 @@ class EmbedStage:
             for group in self._groups(spec, good, self._window_tokens(window[0], embedder)):
                 embedded.extend(self._embed_group(embedder, spec, group))
         except EmbedderError as error:
+            shown = hidden(str(error), " ".join(document.text or "" for document, _ in good))
             for run in {id(work.run): work.run for work in window}.values():
-                self._block(run, str(error))
+                self._block(run, str(error), shown)
             return 0
         except StoppedError:
             pass
@@ -248,7 +253,12 @@ class EmbedStage:
         call = functools.partial(
             embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
-        vectors = self._state.patiently("the model", self._call_seconds, functools.partial(self._on_device, call))
+        vectors = self._state.patiently(
+            "the model",
+            self._call_seconds,
+            functools.partial(self._on_device, call),
+            lambda: " ".join(chunk.input for chunk in once),
+        )
         self._state.measures.batches(_batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)

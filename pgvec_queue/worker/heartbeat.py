@@ -11,7 +11,6 @@ lease, so that the first one back after an outage does not declare everybody dea
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -21,16 +20,17 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from pgvec_queue import process, queue
+from pgvec_queue import process, queue, vectorizer
 from pgvec_queue.database import Connection, Database, kind_of, one_line, statement
 from pgvec_queue.errors import DatabaseError, Kind
+from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.replication import Replication
 from pgvec_queue.worker.state import CALL_SECONDS, State
 from pgvec_queue.worker.watch import sever
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 BEATS_PER_LEASE = 6
 _LONGEST_BEAT = 5.0
@@ -47,6 +47,7 @@ _HELD_FOR = 2.0
 _ASK_AGAIN = 0.5
 """Seconds after a notification: what was being claimed in that moment is in hand by then."""
 _STEER = "steer"
+_NAME = "heartbeat"
 
 
 Limits = tuple[int, float | None, float | None, float | None]
@@ -119,11 +120,12 @@ class Heartbeat:
             row = connection.execute(statement("queue", "beat"), self._beat()).fetchone()
         taken = time.monotonic() - began
         if row is None:
-            log.warning("worker %d was declared gone, or the database is another; starting afresh", self.member.worker)
+            log.warning("lease is lost: declared gone, or the database is another; starting afresh")
             self.state.lease_lost.set()
             self.state.aborted.set()
             self.state.wake.set()
             return
+        self.state.goes_on(_NAME)
         self.state.fleet, overdue, leave, stopped, limits = row
         self.state.measures.beat(began)
         now = time.monotonic()
@@ -160,7 +162,6 @@ class Heartbeat:
 
     def _obey(self, connection: Connection, now: float, *, leave: bool, stopped: Sequence[int]) -> None:
         if leave and not self.state.stopping.is_set():
-            log.info("told to leave by `pgvec workers stop`")
             self.leave()
         self._stopping = {one: until for one, until in self._stopping.items() if one in stopped}
         for one in stopped:
@@ -181,7 +182,11 @@ class Heartbeat:
             self.state.drop_vectorizer(one)
             with self._watched(connection):
                 jobs = queue.release(connection, self.member, vectorizer=one)
-            log.info("vectorizer %d was stopped; %d jobs are back in the queue", one, jobs)
+            log.info(
+                "vectorizer was stopped; its jobs are back in the queue",
+                vectorizer=self._name(connection, one),
+                jobs=jobs,
+            )
 
     def _keep_limits(self, connection: Connection, now: float, taken: float, limits: Sequence[Limits]) -> None:
         self._limited = bool(limits)
@@ -197,12 +202,21 @@ class Heartbeat:
             elif commit is not None and taken > commit:
                 held[one] = f"a small commit takes {taken:.2f} s"
         for one in held.keys() - self.state.held.keys():
-            log.warning("vectorizer %d waits: %s", one, held[one])
+            log.warning("limit is crossed; vectorizer waits", vectorizer=self._name(connection, one), error=held[one])
         for one in self.state.held.keys() - held.keys():
-            log.info("vectorizer %d goes on", one)
+            log.info("limit is kept again; vectorizer goes on", vectorizer=self._name(connection, one))
         self._held_since = {one: self._held_since.get(one, now) for one in held}
         self.state.held = held
         self.state.rate_limits = {one: rate for one, rate, _, _ in limits if rate is not None}
+
+    def _name(self, connection: Connection, one: int) -> str:
+        """What people call the vectorizer."""
+        known = self.state.name_of(one)
+        if known is None:
+            with self._watched(connection):
+                found = vectorizer.by_ids(connection, [one])
+            known = found[0].name if found else str(one)
+        return known
 
     def _watched(self, connection: Connection) -> AbstractContextManager[None]:
         """Severs all connections when this one has gone silent: well before the lease runs out, so that it is kept."""
@@ -222,7 +236,7 @@ class Heartbeat:
             with self._watched(connection):
                 workers, jobs = queue.reclaim(connection, self.member.worker)
             if workers or jobs:
-                log.warning("%d workers are gone; %d jobs are back in the queue", workers, jobs)
+                log.warning("jobs of workers that are gone are back in the queue", workers=workers, jobs=jobs)
                 self.state.wake.set()
         # One at a time does it: in a large fleet each asks the more seldom.
         if now - self._housekept_at >= _HOUSEKEEPING * max(1.0, self.state.fleet / 10):
@@ -262,14 +276,16 @@ class Heartbeat:
         return self._connection
 
     def _on_error(self, error: Exception) -> None:
-        log.warning("heartbeat: %s", one_line(error))
         self.state.measures.beat_error = one_line(error)
         if kind_of(error) is not Kind.PASSING:
+            log.error("heartbeat has failed", error=one_line(error))
             self.state.fail(error)
             self._stop.set()
             return
         self._close()
-        self._stop.wait(min(1.0, self.period))
+        seconds = min(1.0, self.period)
+        self.state.told(_NAME, one_line(error), seconds)
+        self._stop.wait(seconds)
 
     def _close(self) -> None:
         if self._connection is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 import functools
 import importlib.util
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,24 +19,26 @@ from typing import TypeVar
 
 import psycopg
 import tenacity
+from structlog.contextvars import bound_contextvars
 
 from pgvec_queue import embedders, process, queue, schema, vectorizer
-from pgvec_queue.database import Connection, Database, Pool, kind_of, versions
+from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, Kind, MissingExtraError
+from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.worker import reader as reading_stage
 from pgvec_queue.worker.chunking import ChunkStage
-from pgvec_queue.worker.embedding import EmbedStage
+from pgvec_queue.worker.embedding import Block, EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
 from pgvec_queue.worker.measures import Look, Measures
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.reader import Reader
 from pgvec_queue.worker.stages import Channel, Fan, Stage
-from pgvec_queue.worker.state import LONGEST_BACKOFF, Link, Run, State, StoppedError
+from pgvec_queue.worker.state import LONGEST_BACKOFF, Link, State, StoppedError
 from pgvec_queue.worker.writer import Breakers, Writer
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ DEFAULT_LEASE = 30.0
 DEFAULT_STALL = 600.0
 LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
+BY_SIGNAL, BY_COMMAND, BY_SUPERVISOR = "a signal", "pgvec workers stop", "its supervisor"
+"""Who may tell a worker to leave."""
 _WRITERS = ("writer", "writer-2")
 """The second has a connection only while the first cannot keep up."""
 _CUT_AHEAD, _WRITTEN_BEHIND = 4, 6
@@ -131,12 +134,18 @@ class Worker:
         self.stopped = False
         """It was told to leave for good."""
         self._recycled = False
+        self._told_by: str | None = None
+        self._leaving_told = False
         self._left_to_others = False
         self._has_begun = False
         self._state: State | None = None
 
-    def stop(self) -> None:
-        """Asks the worker to leave; safe to call from a signal handler and from any thread."""
+    def stop(self, by: str = BY_SIGNAL) -> None:
+        """Asks the worker to leave; safe to call from a signal handler and from any thread.
+
+        ``by`` says for the log who asks.
+        """
+        self._told_by = self._told_by or by
         self.stopped = True
         self._end_session()
 
@@ -188,7 +197,11 @@ class Worker:
         embedders.check_device(self._options.device)
         refused = check(self._database, self._options)
         for name in refused.values():
-            log.warning("%s is left to other workers: pip install 'pgvec-queue[worker]' to serve it here", name)
+            log.warning(
+                "vectorizer is left to other workers",
+                vectorizer=name,
+                error="packages are missing; to serve it here: pip install 'pgvec-queue[worker]'",
+            )
         try:
             while True:
                 state = State(self.measures)
@@ -217,8 +230,24 @@ class Worker:
             state, "registering", lambda c: queue.register(c, names=options.names, lease=options.lease)
         )
         self._has_begun = True
-        log.info("worker %d is ready", member.worker)
-        heartbeat = Heartbeat(self._direct, state, self._models, member, options.lease, options.listen, leave=self.stop)
+        state.worker = member.worker
+        with bound_contextvars(worker=member.worker):
+            self._attend(state, member, refused)
+
+    def _attend(self, state: State, member: Membership, refused: dict[int, str]) -> None:
+        """Runs the heartbeat and the stages until they have ended."""
+        options, asked = self._options, self._options.device
+        began = time.monotonic()
+        log.info("worker is ready", worker=member.worker, device=asked.device, dtype=asked.dtype, runtime=asked.runtime)
+        heartbeat = Heartbeat(
+            self._direct,
+            state,
+            self._models,
+            member,
+            options.lease,
+            options.listen,
+            leave=functools.partial(self.stop, BY_COMMAND),
+        )
         watching = Stage("watch", state, state.watch.run)
         beating = Stage("heartbeat", state, heartbeat.run)
         pool = self._database.pool("worker", size=options.pool_size)
@@ -229,6 +258,8 @@ class Worker:
         try:
             self._join(state, stages)
         finally:
+            self._tell_of_leaving(state)
+            state.tally.tell(ending=True)
             heartbeat.stop()
             beating.join(5)
             pool.close(2)
@@ -237,6 +268,7 @@ class Worker:
         self._left_to_others = claimer.refused.keys() > refused.keys()
         if not state.lease_lost.is_set() and state.stalled is None:
             self._leave(member)
+            log.info("worker has left", worker=member.worker, seconds=round(time.monotonic() - began, 1))
 
     def _patiently(self, state: State, what: str, work: Callable[[Connection], T]) -> T:
         """Runs ``work`` on a connection of its own; once this worker has begun, an outage is waited for.
@@ -258,6 +290,7 @@ class Worker:
         ):
             with attempt, self._database.connect("worker") as connection:
                 result = work(connection)
+        state.goes_on(what)
         return result
 
     def _join(self, state: State, stages: Sequence[Stage]) -> None:
@@ -266,6 +299,7 @@ class Worker:
         for stage in stages:
             while stage.is_alive():
                 stage.join(0.1)
+                self._tell_of_leaving(state)
                 if state.lease_lost.is_set() and not state.stopping.is_set() and state.stalled is None:
                     # The next session needs the model that this stage is still using.
                     continue
@@ -276,13 +310,19 @@ class Worker:
                     self.hung = True
                     break
 
+    def _tell_of_leaving(self, state: State) -> None:
+        """A signal's handler may not log, so that is done here."""
+        if state.stopping.is_set() and not self._leaving_told:
+            self._leaving_told = True
+            log.info("told to leave", by=self._told_by or "its device")
+
     def _stages(self, state: State, pool: Pool, claimer: Claimer) -> tuple[list[Stage], ChunkStage]:
         options = self._options
         read, chunked = Channel(state, 1), Channel(state, _CUT_AHEAD)
         embedded = [Channel(state, _WRITTEN_BEHIND) for _ in _WRITERS]
         fan = Fan(embedded)
 
-        def blocker(stage: str) -> Callable[[Run, str], None]:
+        def blocker(stage: str) -> Block:
             return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
 
         reader = Reader(
@@ -311,7 +351,7 @@ class Worker:
                 queue.leave(connection, member)
                 queue.notify(connection)
         except (psycopg.Error, DatabaseError) as error:
-            log.warning("could not give the jobs back (%s); others take over when the lease runs out", error)
+            log.warning("jobs could not be given back; others take over when the lease runs out", error=one_line(error))
 
     def _outcome(self) -> Outcome:
         def look(connection: Connection) -> tuple[list[Pending], bool]:

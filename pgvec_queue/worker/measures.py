@@ -1,7 +1,7 @@
 """What a worker has done, counted as it goes: once per slice, call or wait, never per row.
 
-Plain numbers under one lock, whether anybody asks for them or not: a few microseconds each. They outlive a session,
-so a worker that registers afresh goes on counting; ``metrics`` makes Prometheus's metrics of them.
+Plain numbers under one lock, whether anybody asks for them or not: a few microseconds each. They outlive a session, so
+a worker that registers afresh goes on counting; ``metrics`` makes Prometheus's metrics of them.
 """
 
 from __future__ import annotations

@@ -4,14 +4,15 @@ memory.
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
 from collections import Counter, OrderedDict
 
 from pgvec_queue import embedders
 from pgvec_queue.embedders import DeviceOptions, Embedder, ModelSpec
+from pgvec_queue.log import get_logger
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 
 class Models:
@@ -40,7 +41,8 @@ class Models:
                 self._loaded.move_to_end(spec)
                 self._borrowed[spec] += 1
                 return found
-        log.info("loading %s", spec.model)
+        log.info("model is loading", model=spec.model)
+        began = time.monotonic()
         loaded = embedders.load(spec, self._options)
         with self._changed:
             self._loaded[spec] = loaded
@@ -48,10 +50,16 @@ class Models:
             self.loads += 1
             dropped = self._over_budget()
         for name, old in dropped:
-            log.info("dropped %s to stay within the memory for models", name)
+            log.info("model is dropped to stay within the memory for models", model=name)
             old.close()
-        by = f" by {runtime}" if (runtime := getattr(loaded, "runtime", None)) else ""
-        log.info("loaded %s on %s in %s%s", spec.model, loaded.device, loaded.dtype, by)
+        log.info(
+            "model is loaded",
+            model=spec.model,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            runtime=getattr(loaded, "runtime", None),
+            seconds=round(time.monotonic() - began, 2),
+        )
         return loaded
 
     def give_back(self, spec: ModelSpec) -> None:

@@ -9,7 +9,6 @@ ahead: what is in its hands is what the others will have to wait for.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +19,14 @@ import psycopg
 from pgvec_queue import queue, reading, stealing, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
+from pgvec_queue.log import get_logger, hidden_data
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.slices import Failure, Slice
 from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State, Work
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 SLICE_SECONDS, SLICE_AT_END = 1.0, 0.3
 """Of the device's work, in one slice; the second where few jobs are left for all workers."""
@@ -115,10 +115,11 @@ class Reader:
         if fragments is None:
             fragments = self._link.call(lambda connection: self._fragments_of(connection, job.vectorizer_id))
         if fragments is None:
-            log.warning("job %d belongs to a vectorizer that was dropped", job.id)
+            log.warning("vectorizer of a job was dropped", job=job.id)
             return None
         run = Run(job, fragments)
         self._state.begin(run)
+        log.debug("job is claimed", vectorizer=fragments.vectorizer.name, job=job.id, kind=job.kind)
         self._state.measures.claimed(fragments.vectorizer.name, stolen=stolen)
         return run
 
@@ -143,14 +144,15 @@ class Reader:
             lambda connection: queue.release_strays(connection, self.claimer.member, self._state.jobs)
         )
         if count:
-            log.warning("%d jobs had been claimed on a connection that broke; they are back in the queue", count)
+            log.warning("jobs claimed on a connection that broke are back in the queue", jobs=count)
 
     def _steal(self, connection: Connection) -> queue.Job | None:
         job = self._thief.steal(
             connection, lambda vectorizer: self._fragments_of(connection, vectorizer), [*self._state.held]
         )
         if job is not None:
-            log.info("job %d is the rest of one that somebody else is working on", job.id)
+            name = self._fragments[job.vectorizer_id].vectorizer.name
+            log.info("job is stolen", vectorizer=name, job=job.id, rows=job.rows)
         return job
 
     def _fragments_of(self, connection: Connection, vectorizer_id: int) -> Fragments | None:
@@ -217,6 +219,7 @@ class Reader:
                 return
         if not run.dropped:
             self._link.call(lambda connection: queue.release(connection, self.claimer.member, job=run.job.id))
+            log.debug("job is given back", vectorizer=run.fragments.vectorizer.name, job=run.job.id)
             self._state.end(run)
 
     def _keep_pace(self, run: Run, rows: int) -> bool:
@@ -290,17 +293,14 @@ class Reader:
         return min(max(round(rate * seconds), least), _MOST_ROWS) if rate else _FIRST_ROWS
 
     def _block(self, run: Run, error: psycopg.Error) -> None:
-        block(
-            self._link,
-            self._state,
-            self.claimer.member,
-            run,
-            f"reading {run.fragments.vectorizer.source}: {one_line(error)}",
-        )
+        reason = f"reading {run.fragments.vectorizer.source}: {one_line(error)}"
+        shown = hidden_data(reason) if (error.sqlstate or "").startswith("22") else reason
+        block(self._link, self._state, self.claimer.member, run, reason, shown)
 
     def _wait(self) -> None:
         if self._state.in_flight == 0:
             self._state.activity = "idle"
+            self._state.tally.tell(idle=True)
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
         seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
@@ -334,20 +334,26 @@ def _most_bytes(fragments: Fragments) -> int:
     return min(SLICE_BYTES, _most_rows(fragments) * vectorizer.chunk_size * _CHARACTERS_PER_TOKEN)
 
 
-def leave_to_others(link: Link, state: State, claimer: Claimer, run: Run, reason: str) -> None:
-    """Claims nothing more of the run's vectorizer here, and gives back what this worker has of it."""
+def leave_to_others(link: Link, state: State, claimer: Claimer, run: Run, reason: str, shown: str) -> None:
+    """Claims nothing more of the run's vectorizer here, and gives back what this worker has of it.
+
+    ``shown`` is the reason without what it repeats of a document.
+    """
     name = run.fragments.vectorizer.name
-    log.error("%s is left to other workers: %s", name, reason)
+    log.error("vectorizer is left to other workers", vectorizer=name, error=shown)
     claimer.refused[run.job.vectorizer_id] = reason
     state.waits[name] = f"{name}: {reason}"
     state.drop_vectorizer(run.job.vectorizer_id)
     link.call(lambda connection: queue.release(connection, claimer.member, vectorizer=run.job.vectorizer_id))
 
 
-def block(link: Link, state: State, member: Membership, run: Run, reason: str) -> None:
-    """Blocks the run's vectorizer with the reason, and gives back all of its jobs."""
+def block(link: Link, state: State, member: Membership, run: Run, reason: str, shown: str | None = None) -> None:
+    """Blocks the run's vectorizer with the reason, and gives back all of its jobs.
+
+    ``shown`` is the reason without what it repeats of a document, where it may do so.
+    """
     name = run.fragments.vectorizer.name
     state.drop_vectorizer(run.job.vectorizer_id)
-    log.error("%s is blocked: %s", name, reason)
+    log.error("vectorizer is blocked", vectorizer=name, error=shown or reason)
     link.call(lambda connection: vectorizer.block(connection, run.job.vectorizer_id, reason))
     link.call(lambda connection: queue.release(connection, member, vectorizer=run.job.vectorizer_id))

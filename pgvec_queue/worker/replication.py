@@ -5,13 +5,13 @@ The server's own figure stands still when a standby has stopped applying what it
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 
 from pgvec_queue.database import Connection, statement
+from pgvec_queue.log import get_logger
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 _KEPT = 4_096
 
@@ -31,7 +31,9 @@ class Replication:
         position, replayed, hidden = row
         if hidden and not self._told:
             self._told = True
-            log.warning("the standbys' positions may not be seen, so no limit on their lag holds; GRANT pg_monitor")
+            log.warning(
+                "no limit on the lag of standbys holds", error="their positions may not be seen; GRANT pg_monitor"
+            )
         self._seen.append((position, now))
         return None if replayed is None else self.lag(replayed, now)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from structlog.contextvars import bind_contextvars
+
 from pgvec_queue.database import stage
+from pgvec_queue.log import get_logger
 from pgvec_queue.worker.measures import BLOCKED, STARVED
 from pgvec_queue.worker.state import State, StoppedError, Work
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 CHANNEL_BYTES = 32 * 1024 * 1024
 """Text and vectors that may wait between two stages."""
@@ -119,9 +121,12 @@ class Stage(threading.Thread):
         self._state = state
         self._body = body
         self._out = out
+        self._stage = name
 
     def run(self) -> None:
-        stage.set(self.name.removeprefix("pgvec-"))
+        stage.set(self._stage)
+        if self._state.worker is not None:
+            bind_contextvars(worker=self._state.worker)
         try:
             with self._state.measures.stage(stage.get() or ""):
                 self._body()
@@ -129,7 +134,7 @@ class Stage(threading.Thread):
             pass
         # A thread ends here, and the session with it.
         except BaseException as error:
-            log.debug("stage %s failed", self.name, exc_info=True)
+            log.debug("stage has failed", stage=self._stage, exc_info=True)
             self._state.fail(error)
         finally:
             if self._out is not None:

@@ -20,19 +20,23 @@ from pgvec_queue.database import Connection, Pool, kind_of, one_line
 from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, Kind, StalledError
 from pgvec_queue.fragments import Fragments
+from pgvec_queue.log import get_logger, hidden
 from pgvec_queue.queue import Job
 from pgvec_queue.slices import Embedded, Failure, Slice
 from pgvec_queue.worker.busy import Busy
 from pgvec_queue.worker.measures import HELD, Measures
+from pgvec_queue.worker.tally import Tally
 from pgvec_queue.worker.watch import Watch
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 T = TypeVar("T")
 
 CALL_SECONDS = 150.0
 """Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
 _TOLD_FROM = 5.0
+_TOLD_EVERY = 10.0
+"""Seconds between two lines about the same trouble, at least."""
 _HELD_LOOK = 0.1
 LONGEST_BACKOFF = 2.0
 """Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
@@ -57,6 +61,9 @@ class Run:
     """Which of several writers has its slices."""
     read_to: list[str] | None = None
     """How far a range has been read; empty: all of it is."""
+    began: float = field(default_factory=time.monotonic)
+    rows: int = 0
+    """Embedded and written here."""
 
     @property
     def begins(self) -> bool:
@@ -83,6 +90,13 @@ class Work:
         texts = sum(document.size for document in self.part.documents if document.text is not None)
         vectors = sum(item.vectors.nbytes for item in self.embedded if item.vectors is not None)
         return texts * (2 if self.cutting else 1) + vectors
+
+
+@dataclass(slots=True)
+class _Trouble:
+    began: float
+    told: float | None = None
+    """When the log last told of it."""
 
 
 class State:
@@ -117,8 +131,13 @@ class State:
         """Per stage, or per vectorizer that is left to others: what it waits for."""
         self.watch = Watch()
         self.busy = Busy()
+        self.tally = Tally()
+        self.worker: int | None = None
+        """The id under which this session works, once it has one."""
         self._lock = threading.Lock()
         self._runs: list[Run] = []
+        self._names: dict[int, str] = {}
+        self._troubles: dict[str, _Trouble] = {}
         self._in_flight = 0
         self._rate = 0.0
 
@@ -143,6 +162,7 @@ class State:
         with self._lock:
             self._runs = [r for r in self._runs if not r.dropped]
             self._runs.append(run)
+            self._names[run.job.vectorizer_id] = run.fragments.vectorizer.name
             self._look_for_work()
 
     def end(self, run: Run) -> None:
@@ -167,6 +187,11 @@ class State:
         """The ids of those whose jobs are in hand."""
         with self._lock:
             return sorted({run.job.vectorizer_id for run in self._runs if not run.dropped})
+
+    def name_of(self, vectorizer_id: int) -> str | None:
+        """The name of a vectorizer of which this worker has had a job."""
+        with self._lock:
+            return self._names.get(vectorizer_id)
 
     def wait_while_held(self, run: Run) -> bool:
         """Waits until no limit stands in the way of the run, or it is not to go on here; False where none did."""
@@ -228,30 +253,51 @@ class State:
                 if self.stopping.is_set() or self.aborted.wait(min(left, 0.2)):
                     raise StoppedError
 
-    def patiently(self, what: str, seconds: float, work: Callable[[], T]) -> T:
+    def patiently(self, what: str, seconds: float, work: Callable[[], T], text: Callable[[], str] = lambda: "") -> T:
         """Runs what calls a model or its host; waits as long as that takes where it says that the fault will pass.
 
-        A single call that takes longer than ``seconds`` is a stall.
+        A single call that takes longer than ``seconds`` is a stall. ``text`` is what the call is about, which an error
+        may repeat and the log does not.
         """
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30)
         for attempt in tenacity.Retrying(
             wait=lambda call: max(_asked_for(call), backoff(call)),
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, EmbedderError) and e.kind is Kind.PASSING),
             sleep=self.pause,
-            before_sleep=lambda call: self.tell("the model", call),
+            before_sleep=lambda call: self.tell("the model", call, text()),
             reraise=True,
         ):
             with attempt, self.watch.call(what, seconds, lambda: self.stall(what)):
                 result = work()
-        self.waits.pop("the model", None)
+        self.goes_on("the model")
         return result
 
-    def tell(self, who: str, call: tenacity.RetryCallState) -> None:
+    def tell(self, who: str, call: tenacity.RetryCallState, text: str = "") -> None:
         """Says in the log, and through the heartbeat in `status`, why something is tried again later."""
         error = call.outcome.exception() if call.outcome else None
         if error is not None and call.next_action is not None:
             self.waits[who] = f"{who}: {one_line(error)}{_until(call.next_action.sleep)}"
-            log.warning("%s: %s; trying again in %.1f s", who, one_line(error), call.next_action.sleep)
+            self.told(who, hidden(one_line(error), text), call.next_action.sleep)
+
+    def told(self, who: str, error: str, seconds: float) -> None:
+        """Says in the log that something is tried again in so many seconds; of one trouble not with each try."""
+        now = time.monotonic()
+        with self._lock:
+            trouble = self._troubles.setdefault(who, _Trouble(now))
+            is_due = trouble.told is None or now - trouble.told >= _TOLD_EVERY
+            trouble.told = now if is_due else trouble.told
+        level = logging.WARNING if is_due else logging.DEBUG
+        log.log(level, "waiting; it is tried again", what=who, seconds=round(seconds, 1), error=error)
+
+    def goes_on(self, who: str) -> None:
+        """What may have been tried several times has succeeded."""
+        self.waits.pop(who, None)
+        if who not in self._troubles:
+            return
+        with self._lock:
+            trouble = self._troubles.pop(who, None)
+        if trouble is not None:
+            log.info("goes on after waiting", what=who, seconds=round(time.monotonic() - trouble.began, 1))
 
     @property
     def in_flight(self) -> int:
@@ -298,7 +344,7 @@ class Link:
                 self._state.watch.database(f"the {self._stage}'s connection", CALL_SECONDS, connection),
             ):
                 result = work(connection)
-        self._state.waits.pop(self._stage, None)
+        self._state.goes_on(self._stage)
         return result
 
 

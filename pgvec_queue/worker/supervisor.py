@@ -29,7 +29,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-log = logging.getLogger("pgvec.worker")
+from pgvec_queue.log import get_logger
+
+log = get_logger("pgvec.worker")
 
 EXIT_AGAIN = os.EX_TEMPFAIL
 """Exit code of a process that wants to be started again at once."""
@@ -156,11 +158,11 @@ class Supervisor:
         process.stdin.close()
         if code in _WORST_FIRST:
             self._codes.add(code)
-            log.log(_level(code), "process %s has ended with exit code %d", child.place.name, code)
+            log.log(_level(code), "process has ended", process=child.place.name, code=code)
         elif self.stopped:
-            log.debug("process %s %s while it left", child.place.name, _how(code))
+            log.debug("process died while it left", process=child.place.name, error=_how(code))
         elif code == EXIT_AGAIN:
-            log.info("process %s begins afresh", child.place.name)
+            log.info("process begins afresh", process=child.place.name)
             child.due = time.monotonic()
         else:
             self._start_later(child, _how(code))
@@ -169,7 +171,7 @@ class Supervisor:
         now = time.monotonic()
         pause = child.pauses.after(now - child.started)
         child.due = now + pause
-        log.warning("process %s %s; starting it again in %.0f s", child.place.name, why, pause)
+        log.warning("process is to be started again", process=child.place.name, seconds=pause, error=why)
 
     def _tell_to_leave(self, child: _Child) -> None:
         child.due = None

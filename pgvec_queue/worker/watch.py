@@ -6,7 +6,6 @@ call fails as on any lost connection; a model's call makes the worker give up it
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 import psycopg
 
 from pgvec_queue.database import Connection
+from pgvec_queue.log import get_logger
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 _LOOK = 0.2
 
@@ -76,7 +76,7 @@ class Watch:
             ended = [number for number, call in self._calls.items() if chosen(call)]
             calls = [self._calls.pop(number) for number in ended]
         for call in calls:
-            log.warning("%s does not come back; giving it up", call.what)
+            log.warning("call does not come back; it is given up", what=call.what)
             call.overdue()
 
 

@@ -8,8 +8,8 @@ there and ends the job; what was read beyond is dropped.
 
 from __future__ import annotations
 
-import logging
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ import psycopg
 from pgvec_queue import queue, writing
 from pgvec_queue.database import is_write_conflict, kind_of, one_line
 from pgvec_queue.errors import Kind
+from pgvec_queue.log import get_logger, hidden
 from pgvec_queue.queue import Claimer
 from pgvec_queue.slices import Document, Embedded, Failure, Fate, Slice, Written, position
 from pgvec_queue.worker.breaker import Breaker
@@ -26,7 +27,7 @@ from pgvec_queue.worker.reader import block, leave_to_others
 from pgvec_queue.worker.stages import Channel
 from pgvec_queue.worker.state import Link, Run, State
 
-log = logging.getLogger("pgvec.worker")
+log = get_logger("pgvec.worker")
 
 _CONFLICT_TRIES = 5
 
@@ -77,7 +78,8 @@ class Writer:
             return False
         self._measures.given_up(run.fragments.vectorizer.name)
         reason = self._take_back(run, self._embedded, f"fail with this model here, the last one: {failed[-1].message}")
-        leave_to_others(self._link, self._state, self._claimer, run, reason)
+        text = " ".join(item.document.text or "" for item in embedded if item.failure is failed[-1])
+        leave_to_others(self._link, self._state, self._claimer, run, reason, hidden(reason, text))
         return True
 
     def _take_back(self, run: Run, breaker: Breaker, why: str) -> str:
@@ -107,6 +109,7 @@ class Writer:
             run.job = result.job
             # What else was read of it lies beyond the end that it was given meanwhile.
             run.dropped |= part.last
+            self._tell(run, part, result)
             self._accepted.add(run.job.vectorizer_id, (None for item in embedded if item.failure is None))
 
     def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
@@ -121,8 +124,33 @@ class Writer:
             except psycopg.Error as error:
                 if not is_write_conflict(error) or not left:
                     raise
-                log.info("job %d: %s; writing again", part.job.id, one_line(error))
+                log.info(
+                    "write met a conflict; it is tried again",
+                    vectorizer=run.fragments.vectorizer.name,
+                    job=part.job.id,
+                    error=one_line(error),
+                )
         raise AssertionError("the last try raises")
+
+    def _tell(self, run: Run, part: Slice, result: Written) -> None:
+        """Says what a write has done: each document in quarantine, and the job's end."""
+        name = run.fragments.vectorizer.name
+        for item in result.quarantined:
+            assert item.failure is not None
+            log.warning(
+                "document is quarantined",
+                vectorizer=name,
+                job=part.job.id,
+                key=list(item.document.key),
+                error_class=item.failure.error_class,
+                error=item.failure.message,
+                text=item.document.text,
+            )
+        run.rows += result.rows_embedded
+        if part.last:
+            seconds = round(time.monotonic() - run.began, 3)
+            log.debug("job is done", vectorizer=name, job=part.job.id, rows=run.rows, seconds=seconds)
+        self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
 
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
@@ -148,11 +176,10 @@ class Writer:
         if run.dropped:
             return
         failure = Failure(f"SQLSTATE {error.sqlstate}", one_line(error))
-        log.warning("%s: %s: %s", run.fragments.vectorizer.name, ", ".join(document.key), failure.message)
         if self._accepted.add(run.job.vectorizer_id, [document.key]):
             why = f"are refused by {run.fragments.vectorizer.destination}, the last one: {failure.message}"
             reason = self._take_back(run, self._accepted, why)
-            self._block(run, reason)
+            self._block(run, reason, hidden(reason, document.text or ""))
             return
         self._write(run, part, [Embedded(document, failure=failure)])
 
@@ -162,11 +189,17 @@ class Writer:
         if now is not None and not part.last and now.checkpoint == part.checkpoint:
             run.job = now
         elif now is not None and now.checkpoint == part.job.checkpoint and now.upper_key != part.job.upper_key:
-            log.info("job %d ends earlier now: somebody else does the rest", part.job.id)
+            log.info(
+                "job is cut: somebody else does the rest", vectorizer=run.fragments.vectorizer.name, job=part.job.id
+            )
             run.job = now
             self._write(run, part, embedded)
         else:
-            log.info("job %d is no longer this worker's; what was made for it is dropped", part.job.id)
+            log.info(
+                "job is lost; what was made for it is dropped",
+                vectorizer=run.fragments.vectorizer.name,
+                job=part.job.id,
+            )
             run.dropped = True
             self._measures.given_up(run.fragments.vectorizer.name)
             self._waste(run, embedded, refused=True)
@@ -179,9 +212,9 @@ class Writer:
             return part
         return self._link.call(lambda connection: writing.cut(connection, run.fragments, part, now.upper_key))
 
-    def _block(self, run: Run, reason: str) -> None:
+    def _block(self, run: Run, reason: str, shown: str | None = None) -> None:
         self._measures.given_up(run.fragments.vectorizer.name)
-        block(self._link, self._state, self._member, run, reason)
+        block(self._link, self._state, self._member, run, reason, shown)
 
     def _waste(self, run: Run, embedded: Sequence[Embedded], *, refused: bool = False) -> None:
         vectorizer = run.job.vectorizer_id

@@ -308,7 +308,7 @@ def test_logs_can_be_json(cli: CommandLine, here: Bench) -> None:
     cli("enqueue", "docs", "--text", "body", *MODEL)
     events = [json.loads(line) for line in cli("work", "--drain", "--log-format", "json").err.splitlines()]
     assert {event["level"] for event in events} == {"info"}
-    assert "loading hashing-8" in {event["event"] for event in events}
+    assert ("model is loading", "hashing-8") in {(event["event"], event.get("model")) for event in events}
     assert cli("work", "--drain", "--log-level", "warning").err == ""
 
 
@@ -638,11 +638,13 @@ NOWHERE = f"postgresql://me:{PASSWORD}@127.0.0.1:1/shop"
         ("embedded:data", "write embedded:///absolute/directory"),
     ],
 )
-@pytest.mark.parametrize("command", ["status", "doctor"])
-def test_a_database_that_cannot_be_had_is_one_line_without_a_password(
-    cli: CommandLine, command: str, dsn: str, reason: str
-) -> None:
-    assert re.search(reason, cli.refused(command, "--dsn", dsn))
+def test_a_database_that_cannot_be_had_is_one_line_without_a_password(cli: CommandLine, dsn: str, reason: str) -> None:
+    assert re.search(reason, cli.refused("status", "--dsn", dsn))
+    # What is wrong with the address itself the doctor says like everybody else; the rest is a finding.
+    ran = cli("doctor", "--dsn", dsn)
+    assert ran.code == 1
+    assert re.search(reason, ran.out + ran.err)
+    assert PASSWORD not in ran.out + ran.err
 
 
 @pytest.mark.parametrize(
@@ -662,7 +664,6 @@ def test_a_database_that_cannot_be_had_is_one_line_without_a_password(
         ["cancel", "docs", "--yes"],
         ["drop", "docs", "--yes"],
         ["workers"],
-        ["doctor"],
         ["demo", "--documents", "1"],
     ],
     ids=" ".join,
@@ -717,7 +718,6 @@ def test_what_the_server_refuses_is_one_line(cli: CommandLine, database: str) ->
         "cancel docs --yes",
         "drop docs --yes",
         "workers",
-        "doctor",
     ],
 )
 def test_a_database_without_our_schema_says_how_to_make_it(
@@ -897,10 +897,10 @@ def test_doctor_says_where_each_setting_came_from_and_shows_no_password(
     ran = cli("doctor")
     assert (ran.code, ran.err) == (0, "")
     lines = ran.out.splitlines()
-    assert re.match(r"database: test_\w+ at .*, PostgreSQL \d+\.\d+ \(from PGVEC_DSN\)", lines[0])
-    assert lines[4:] == [
+    assert re.match(r"ok +database +test_\w+ at .*, PostgreSQL \d+\.\d+ \(from PGVEC_DSN\)", lines[0])
+    assert lines[-4:] == [
         f"model = hashing-8 (from {file})",
-        f"endpoint = https://***@host/v1 (from {file})",
+        f"endpoint = https://u:***@host/v1 (from {file})",
         "lease = 7 (from PGVEC_LEASE)",
         "settings: all others at their defaults",
     ]
@@ -923,7 +923,7 @@ def test_doctor_waits_for_a_schema_that_is_being_made(database: str, start: Star
     assert cli("init", "--dsn", database).code == 0
     out, err = waiting.communicate(timeout=30)
     assert (waiting.returncode, err) == (0, "")
-    assert out.startswith("database: ")
+    assert out.startswith("ok       database ")
 
 
 # The embedded server
@@ -949,13 +949,13 @@ def test_without_a_database_the_embedded_server_is_used_and_named(
     monkeypatch.setattr("platformdirs.user_data_path", lambda *_, **__: local.parent)
     first = f"pgvec: no database is named (--dsn, PGVEC_DSN, PG*); using the embedded server in {local}\n"
     ran = cli("doctor")
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err == first + "pgvec: there is no pgvec schema; run: pgvec init\n"
+    assert (ran.code, ran.err) == (1, first)
+    assert "there is no pgvec schema; run: pgvec init\n" in ran.out
     ran = cli("init")
     assert (ran.code, ran.err) == (0, first)
     ran = cli("doctor", "--dsn", f"embedded://{local}")
     assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith(f"database: embedded server in {local}, PostgreSQL ")
+    assert re.match(rf"ok +database +embedded server in {local}, PostgreSQL ", ran.out)
     assert "(from --dsn)" in ran.out
     assert not embedded.Server(local).running()
 
@@ -999,6 +999,10 @@ def test_a_wrong_password_is_one_line_and_the_right_one_is_shown_nowhere(
         line = cli.refused("status", "--dsn", dsn.replace(right, PASSWORD))
         assert 'password authentication failed for user "pgvec"' in line
         assert "no password supplied" in cli.refused("status", "--dsn", dsn.replace(f":{right}@", "@"))
+        examined = cli("doctor", "--dsn", dsn.replace(right, PASSWORD))
+        assert (examined.code, examined.err) == (1, "")
+        assert 'password authentication failed for user "pgvec"' in examined.out
+        assert PASSWORD not in examined.out
         monkeypatch.setenv("PGVEC_DSN", dsn)
         for command in ("doctor", "status", "init", "workers"):
             ran = cli(command)

@@ -178,5 +178,5 @@ def test_a_worker_says_what_computes(bench: Bench) -> None:
     bench.enqueue("docs", "body", model=DEFAULT_MODEL)
     ran = run_pgvec("work", "--drain", "--runtime", "openvino", "--threads", "2", dsn=bench.dsn)
     assert ran.code == 0, ran
-    assert "on cpu in float32 by openvino" in ran.err
+    assert "device=cpu dtype=float32 runtime=openvino" in ran.err
     assert bench.value("SELECT count(*) FROM docs_vectors") == 20

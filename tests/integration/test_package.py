@@ -166,6 +166,10 @@ def test_a_worker_without_the_extra_still_does_what_needs_none(installed: Instal
     assert installed("enqueue", "docs", "--text", "body", "--name", "theirs", "--into", "theirs").code == 0
     assert installed("enqueue", "docs", "--text", "body", "--name", "mine", "--model", "hashing-8").code == 0
     ran = installed("work", "--drain")
-    assert "theirs is left to other workers: pip install 'pgvec-queue[worker]'" in ran.err
+    assert "vectorizer=theirs: packages are missing; to serve it here: pip install 'pgvec-queue[worker]'" in ran.err
+    looked = {one["check"]: one for one in map(json.loads, installed("doctor", "--json").out.splitlines())}
+    assert (looked["device"]["level"], looked["model"]["level"]) == ("warning", "note")
+    assert "workers here leave theirs to others" in looked["device"]["message"]
+    assert looked["device"]["remedy"] == "pip install 'pgvec-queue[worker]'"
     states = {one["name"]: one["state"] for one in map(json.loads, installed("status", "--json").out.splitlines())}
     assert states == {"mine": "complete", "theirs": "active"}

@@ -391,3 +391,14 @@ def test_the_time_left_follows_the_last_minutes(bench: Bench) -> None:
     bench.sql("DELETE FROM pgvec.samples WHERE rows = 0")
     after_a_pause = bench.progress("docs").eta_seconds
     assert after_a_pause == pytest.approx(10_000, rel=0.15)
+
+
+def test_any_vectorizer_is_steered_from_sql_and_leaves_an_event_only_where_something_changed(bench: Bench) -> None:
+    for name in ("first", "second"):
+        bench.sql(f"CREATE TABLE {name} (id bigint PRIMARY KEY, body text)")
+        bench.enqueue(name, "body")
+    for function, kind in (("pause", "paused"), ("cancel", "cancelled"), ("resume", "resumed")):
+        for _ in range(2):
+            bench.sql(f"SELECT pgvec.{function}(%s)", "second")
+        assert bench.value("SELECT count(*) FROM pgvec.recent_events WHERE kind = %s", kind) == 1
+        assert bench.value("SELECT vectorizer FROM pgvec.recent_events WHERE kind = %s", kind) == "second"

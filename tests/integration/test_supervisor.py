@@ -113,7 +113,7 @@ def complete(bench: Bench) -> None:
 
 def ready(said: str) -> list[str]:
     """The names of the processes that began to work, as the log tells of them."""
-    return re.findall(r"\[(.*)\] worker \d+ is ready\n", said)
+    return re.findall(r"\[(.*)\] worker is ready worker=\d+ ", said)
 
 
 def commands(process: subprocess.Popen[str]) -> list[list[str]]:
@@ -326,7 +326,10 @@ def test_a_killed_process_is_started_again_and_all_is_done(here: Bench, start: S
     os.kill(max(busy(here)), signal.SIGKILL)
     _, err = drain.communicate(timeout=60)
     assert drain.returncode == 0, err
-    assert len(re.findall(r"process [12] was killed by SIGKILL; starting it again in 1 s\n", err)) == 1
+    assert (
+        len(re.findall(r"\[[12]\] warning: process is to be started again seconds=1\.0: was killed by SIGKILL\n", err))
+        == 1
+    )
     assert len(ready(err)) == 3
     complete(here)
 
@@ -345,7 +348,7 @@ def test_a_process_whose_model_hangs_is_replaced(here: Bench, start: Start) -> N
     fill(here, 100)
     here.sql("UPDATE docs SET body = 'endless' WHERE id = 50")
     work = start("work", "--processes", "2", "--lease", "1", "--stall", "5")
-    hung = re.compile(r"process [12] died with exit code 70; starting it again in \d+ s\n")
+    hung = re.compile(r"\[[12]\] warning: process is to be started again seconds=\S+: died with exit code 70\n")
     assert work.stderr is not None
     assert any(hung.search(line) for line in work.stderr)
     here.sql("UPDATE docs SET body = 'mended' WHERE id = 50")
@@ -428,8 +431,8 @@ def test_a_supervised_process_begins_afresh_at_once(here: Bench, start: Start) -
     os.kill(min(busy(here)), signal.SIGUSR1)
     _, err = drain.communicate(timeout=60)
     assert drain.returncode == 0, err
-    assert len(re.findall(r"process [12] begins afresh\n", err)) == 1
-    assert "starting it again" not in err
+    assert len(re.findall(r"\[[12]\] process begins afresh\n", err)) == 1
+    assert "started again" not in err
     assert len(ready(err)) == 3
     complete(here)
     in_order(here)
@@ -445,9 +448,9 @@ def test_a_worker_without_a_supervisor_begins_afresh_in_its_own_place(here: Benc
     assert drain.returncode == 0, err
     events = [json.loads(line)["event"] for line in err.splitlines()]
     assert [event for event in events if re.search("ready|afresh", event)] == [
-        "worker 1 is ready",
-        "beginning afresh with a new process",
-        "worker 2 is ready",
+        "worker is ready",
+        "process begins afresh",
+        "worker is ready",
     ]
     complete(here)
     in_order(here)
@@ -485,4 +488,4 @@ def test_the_progress_of_several_processes_is_one_bar(here: Bench) -> None:
     said = [line for line in lines if re.search(r"\[[12]\] ", line)]
     assert all(re.match(r"\d\d:\d\d:\d\d \[[12]\] ", line) for line in said), said
     # A narrow terminal breaks the rest off.
-    assert sum(" violates" in line for line in said) == 20
+    assert sum(" document is quarantined " in line for line in said) == 20

@@ -351,7 +351,7 @@ def test_port_0_is_any_free_one_and_the_log_says_which(bench: Bench, start: Star
     worker = start("work", "--metrics-port", "0", dsn=bench.dsn)
     assert worker.stderr is not None
     line = next(line for line in worker.stderr if "metrics" in line)
-    found = re.search(r" metrics are at (http://127\.0\.0\.1:\d+)/metrics\n", line)
+    found = re.search(r" metrics are served url=(http://127\.0\.0\.1:\d+)/metrics\n", line)
     assert found is not None, line
     wait_until(lambda: get(f"{found[1]}/health").status == 200, 30, what="a heartbeat")
     scraped = scrape(found[1])

@@ -82,6 +82,9 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         "loads": 0,
         "batch_tokens": None,
         "padding": None,
+        "commit_seconds": None,
+        "lag_seconds": None,
+        "in_hand": [],
     }
     for member, beats in ((here, True), (elsewhere, False)):
         row = bench.connection.execute(

@@ -24,6 +24,7 @@ COMMANDS = [
     "enqueue",
     "work",
     "status",
+    "dashboard",
     "search",
     "verify",
     "failures",
@@ -32,6 +33,7 @@ COMMANDS = [
     "resume",
     "cancel",
     "drop",
+    "alter",
     "workers",
     "exporter",
     "doctor",
@@ -41,7 +43,7 @@ COMMANDS = [
 ]
 
 HEAVY = {"torch", "sentence_transformers", "transformers", "tokenizers", "tiktoken", "sqlalchemy", "alembic"}
-MEDIUM = {"numpy", "psycopg", "rich", "httpx2", "pgvec_queue.database"}
+MEDIUM = {"numpy", "psycopg", "rich", "httpx2", "structlog", "pgvec_queue.database"}
 
 LOADED = """
 import sys
@@ -93,6 +95,11 @@ def test_help_and_version_load_neither_models_nor_numbers_nor_a_driver(arguments
 @pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench"])
 def test_help_of_a_command_loads_no_model_library(command: str) -> None:
     assert not loaded(command, "--help") & HEAVY
+
+
+@pytest.mark.parametrize("command", ["status", "enqueue", "search", "workers", "db"])
+def test_a_command_that_logs_nothing_loads_no_structlog(command: str) -> None:
+    assert "structlog" not in loaded(command, "--help")
 
 
 def test_the_program_is_a_module_too() -> None:
@@ -193,6 +200,13 @@ BAD = [
     ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
     ("search docs query", "--device", "gpu", "none of auto"),
     ("retry docs", "--error", "", "it is empty"),
+    ("alter docs", "--name", "two\nlines", "holds control characters"),
+    ("alter docs", "--priority", "high", "'high' is not a valid integer"),
+    ("alter docs", "--rows-per-job", "0", "1<=x"),
+    ("alter docs", "--rows-per-second", "-1", "0<=x"),
+    ("alter docs", "--max-replication-lag", "nan", "'nan' is not a valid number"),
+    ("alter docs", "--max-commit-time", "soon", "'soon' is not a valid number"),
+    ("doctor", "--device", "gpu", "none of auto"),
     ("doctor", "--wait", "-1", "x>=0"),
     ("doctor", "--wait", "nan", "'nan' is not a valid number"),
     ("demo", "--documents", "0", "x>=1"),

@@ -84,7 +84,9 @@ def test_a_process_that_died_is_started_again_and_the_log_says_so_in_one_line(
     assert Supervisor([place("cuda:1", body, tmp_path)], first_pause=0.01).run() == 3
     assert len(set(starts("cuda:1", tmp_path))) == 3
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [f"process cuda:1 {why}; starting it again in 0 s"] * 2
+    assert warnings == [
+        f"process is to be started again process=cuda:1 seconds={pause}: {why}" for pause in (0.01, 0.02)
+    ]
 
 
 def test_a_process_that_wants_to_begin_afresh_does_so_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -92,12 +94,12 @@ def test_a_process_that_wants_to_begin_afresh_does_so_at_once(tmp_path: Path, ca
     # A pause would outlast the test.
     assert Supervisor([place("1", body, tmp_path)], first_pause=3_600).run() == 0
     assert len(starts("1", tmp_path)) == 4
-    assert caplog.messages.count("process 1 begins afresh") == 3
+    assert caplog.messages.count("process begins afresh process=1") == 3
 
 
 def test_others_go_on_where_one_has_ended_with_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     supervisor = Supervisor([place("bad", "sys.exit(1)", tmp_path), place("good", STAYS, tmp_path)])
-    over = when(lambda: "process bad has ended with exit code 1" in caplog.messages, supervisor.stop)
+    over = when(lambda: "process has ended process=bad code=1" in caplog.messages, supervisor.stop)
     assert supervisor.run() == 1
     over.join()
     assert len(starts("good", tmp_path)) == 1

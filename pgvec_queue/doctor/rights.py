@@ -1,0 +1,149 @@
+"""Looks at what the role may do: on our schema, on each source, and on each destination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pgvec_queue.doctor.finding import Finding, error, listed, note, ok, warning
+from pgvec_queue.doctor.question import Examined
+from pgvec_queue.vectorizer import Vectorizer
+
+
+def on_our_schema(examined: Examined) -> Iterator[Finding]:
+    """Whether a worker's statements on the queue are allowed, and `pgvec init` and `--sync` as well."""
+    (role, *_) = examined.row("session")
+    on_database, usage, create = examined.row("schema_rights")
+    if usage is None:
+        if on_database:
+            yield ok("rights", f"{role} may make the schema pgvec")
+        else:
+            yield error(
+                "rights",
+                f"{role} may not make the schema pgvec",
+                f"GRANT CREATE ON DATABASE … TO {role}, or have somebody run what `pgvec init --sql` prints",
+            )
+        return
+    if not usage:
+        yield error("rights", f"{role} may not use the schema pgvec", f"GRANT USAGE ON SCHEMA pgvec TO {role}")
+        return
+    lacking = examined.rows("rights_on_ours")
+    if lacking:
+        name, rights = lacking[0]
+        said = listed([f"{', '.join(rights)} on pgvec.{name}" for name, rights in lacking], most=3)
+        yield error("rights", f"{role} lacks {said}", f"GRANT {', '.join(rights)} ON pgvec.{name} TO {role}, and so on")
+        return
+    yield ok("rights", f"{role} may do on the schema pgvec what a worker does")
+    if not create:
+        yield note(
+            "rights",
+            f"{role} may create nothing in the schema pgvec, as `pgvec init` and `pgvec enqueue --sync` do",
+            f"run those as its owner, or GRANT CREATE ON SCHEMA pgvec TO {role}",
+        )
+
+
+def on_tables(examined: Examined) -> Iterator[Finding]:
+    """Whether sources can be read and destinations written."""
+    (role, *_) = examined.row("session")
+    for one in examined.vectorizers:
+        found = [*_on_source(examined, one, role), *_on_destination(examined, one, role)]
+        if any(finding.level == "error" for finding in found):
+            yield from found
+        else:
+            yield ok("tables", f"{one.source} can be read, {one.destination} written", vectorizer=one.name)
+            yield from found
+
+
+def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Finding]:
+    written = [one.destination_roles.embedding] if one.into_column else []
+    if one.into_column and one.destination_roles.source_hash:
+        written.append(one.destination_roles.source_hash)
+    rights = examined.rows(
+        "rights_on_table",
+        schema=one.source_schema,
+        table=one.source_table,
+        read=[*one.key_columns, *one.text_columns],
+        written=written,
+        wanted=["TRIGGER"] if one.sync else [],
+    )
+    yield from _judge(one, one.source, role, rights)
+    if rights and rights[0][0] and rights[0][4]:
+        yield warning(
+            "tables",
+            f"{role} may make no trigger on {one.source}: `pgvec enqueue` cannot renew those that follow its changes",
+            f"run it as the owner, or GRANT TRIGGER ON {one.source} TO {role}",
+            vectorizer=one.name,
+        )
+    if rights and rights[0][5]:
+        yield warning(
+            "tables",
+            f"row-level security hides rows of {one.source} from {role}; what it does not see loses its vectors",
+            f"ALTER ROLE {role} BYPASSRLS, or make it the owner",
+            vectorizer=one.name,
+        )
+
+
+def _on_destination(examined: Examined, one: Vectorizer, role: str) -> Iterator[Finding]:
+    if one.into_column:
+        return
+    roles = one.destination_roles
+    columns = [roles.embedding, *roles.key, *filter(None, (roles.chunk_index, roles.chunk, roles.source_hash))]
+    wanted = ["SELECT", "INSERT", "DELETE"]
+    rights = examined.rows(
+        "rights_on_table",
+        schema=one.destination_schema,
+        table=one.destination_table,
+        read=columns,
+        written=[],
+        wanted=wanted,
+    )
+    yield from _judge(one, one.destination, role, rights)
+    if rights and rights[0][0] and rights[0][4]:
+        yield error(
+            "tables",
+            f"{role} lacks {', '.join(rights[0][4])} on {one.destination}",
+            f"GRANT {', '.join(wanted)} ON {one.destination} TO {role}",
+            vectorizer=one.name,
+        )
+
+
+def _judge(one: Vectorizer, table: str, role: str, rights: list[tuple[object, ...]]) -> Iterator[Finding]:
+    """What is wrong with a table and the columns that are read or updated in it."""
+    if not rights:
+        yield error("tables", f"there is no {table} any more", f"pgvec drop {one.name}", vectorizer=one.name)
+        return
+    usage, missing, unreadable, unwritable, *_ = rights[0]
+    assert isinstance(missing, list)
+    assert isinstance(unreadable, list)
+    assert isinstance(unwritable, list)
+    schema = table.rpartition(".")[0]
+    if not usage:
+        remedy = f"GRANT USAGE ON SCHEMA {schema} TO {role}"
+        yield error("tables", f"{role} may not use the schema {schema}", remedy, vectorizer=one.name)
+    if missing:
+        remedy = "name them so again, or drop the vectorizer and enqueue anew"
+        yield error("tables", f"{table} has no column {listed(missing)} any more", remedy, vectorizer=one.name)
+    for columns, right, verb in ((unreadable, "SELECT", "read"), (unwritable, "UPDATE", "update")):
+        if columns:
+            yield error(
+                "tables",
+                f"{role} may not {verb} {listed(columns)} of {table}",
+                f"GRANT {right} ON {table} TO {role}",
+                vectorizer=one.name,
+            )
+
+
+def on_statistics(examined: Examined) -> Iterator[Finding]:
+    """Whether limits on the lag of standbys can hold."""
+    limited = [name for (name,) in examined.rows("limited_by_standbys")]
+    if not limited:
+        return
+    (may,) = examined.row("may_see_statistics")
+    (role, *_) = examined.row("session")
+    if may:
+        yield ok("standbys", "their positions may be seen")
+    else:
+        yield warning(
+            "standbys",
+            f"{role} may not see where they are, so the limit on their lag of {listed(limited)} does not hold",
+            f"GRANT pg_monitor TO {role}",
+        )
