@@ -309,6 +309,18 @@ GUARDS = [
         "self._weights = np.full(len(chances), float((1.0 / chances).mean()) if len(chances) else 1.0)",
         "tests/unit/test_estimate_totals.py::"
         "test_small_documents_count_as_much_as_large_ones_however_seldom_they_are_drawn",
+        "metrics: counters survive the loss of a lease",
+        "pgvec_queue/worker/lifecycle.py",
+        "State(self.measures)",
+        "State()",
+        "tests/integration/test_worker_metrics.py::test_counters_survive_the_loss_of_a_lease",
+    ),
+    Guard(
+        "metrics: a scrape waits for the database no longer than it may",
+        "pgvec_queue/metrics.py",
+        "look.done.wait(self._patience)",
+        "look.done.wait(20)",
+        "tests/integration/test_exporter.py::test_a_scrape_has_its_answer_though_the_database_gives_none",
     ),
 ]
 
