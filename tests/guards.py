@@ -309,6 +309,8 @@ GUARDS = [
         "self._weights = np.full(len(chances), float((1.0 / chances).mean()) if len(chances) else 1.0)",
         "tests/unit/test_estimate_totals.py::"
         "test_small_documents_count_as_much_as_large_ones_however_seldom_they_are_drawn",
+    ),
+    Guard(
         "metrics: counters survive the loss of a lease",
         "pgvec_queue/worker/lifecycle.py",
         "State(self.measures)",
