@@ -82,7 +82,8 @@ WITH counted AS (
     FROM pgvec.recent_minutes GROUP BY vectorizer_id
 ), live AS (
     SELECT w.*, w.beat_at > clock_timestamp() - w.lease AS heard FROM pgvec.workers w WHERE NOT w.gone
-), numbers AS (
+), numbers AS MATERIALIZED (
+    -- Once each: what follows mentions some of them ten times.
     SELECT v.*,
            greatest(v.rows_planned + coalesce(c.rows_adjusted, 0) - v.rows_selected_base, 0) AS total,
            greatest(coalesce(c.rows_right, 0) - v.rows_right_base, 0) AS rows_right,
