@@ -50,7 +50,7 @@ demo: install
 	@HF_HUB_OFFLINE=1 $(BIN)/pgvec demo $(if $(ALL),--all)
 
 test: install
-	$(BIN)/pytest --numprocesses 3 --dist loadgroup
+	$(BIN)/pytest --numprocesses 4 --dist loadgroup
 
 MINUTES ?= 30
 SEED ?= 1
