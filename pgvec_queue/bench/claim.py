@@ -26,7 +26,7 @@ from pgvec_queue.queue import Claimer, Job
 _SET = 50
 _COUNTERS = (
     *("rows_right", "rows_embedded", "rows_adjusted", "rows_wasted", "chunks_written", "chunks_deleted"),
-    *("chunks_reused", "tokens", "truncated", "jobs_added", "jobs_done"),
+    *("chunks_reused", "tokens", "truncated", "jobs_added", "jobs_done", "bytes_written"),
 )
 
 

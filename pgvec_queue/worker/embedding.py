@@ -253,12 +253,17 @@ class EmbedStage:
         call = functools.partial(
             embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
-        vectors = self._state.patiently(
-            "the model",
-            self._call_seconds,
-            functools.partial(self._on_device, call),
-            lambda: " ".join(chunk.input for chunk in once),
-        )
+        # Emptied at once: what tries again is part of a cycle, which would keep the texts of many calls for a while.
+        about = [once]
+        try:
+            vectors = self._state.patiently(
+                "the model",
+                self._call_seconds,
+                functools.partial(self._on_device, call),
+                lambda: " ".join(chunk.input for some in about for chunk in some),
+            )
+        finally:
+            about.clear()
         self._state.measures.batches(_batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)

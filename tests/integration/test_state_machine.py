@@ -307,6 +307,7 @@ class Machine(RuleBasedStateMachine):
         beat = {"worker": member.worker, "world": member.world, "state": "working", "device": None, "dtype": None}
         beat |= {"models": [], "memory": None, "waiting_for": None, "busy": None, "documents_per_second": None}
         beat |= {"loads": 0, "batch_tokens": None, "runtime": None, "padding": None}
+        beat |= {"commit_seconds": None, "lag_seconds": None, "in_hand": []}
         assert self.bench.connection.execute(statement("queue", "beat"), beat).fetchone() is None
         assert queue.Claimer(member, None).claim(self.bench.connection) is None
         return self.bench.register()

@@ -136,10 +136,10 @@ def test_a_handler_that_knows_nothing_of_this_gets_a_line_in_words(
 
 
 def test_other_libraries_lines_have_the_same_form(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("psycopg.pool").warning("error connecting in %r", "pool-1")
+    logging.getLogger("another.library").warning("error connecting in %r", "pool-1")
     found = keys(caplog)
     assert found.keys() == COMMON
-    assert (found["logger"], found["event"]) == ("psycopg.pool", "error connecting in 'pool-1'")
+    assert (found["logger"], found["event"]) == ("another.library", "error connecting in 'pool-1'")
     assert line(caplog, "text").endswith(" warning: error connecting in 'pool-1'")
 
 
