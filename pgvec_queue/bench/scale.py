@@ -35,8 +35,8 @@ _SHARE = 0.5
 _FULL_SPEED_ROWS = 50_000
 _WARM_SECONDS = 2
 _PROBE_SECONDS = 0.1
-_JOB_SECONDS = 2.0
-"""Of the device's time; about a thousand rows, as many as a job has by default."""
+_JOB_SECONDS, _JOB_SHARE = 2.0, 0.04
+"""Of the device's time: about a thousand rows, as many as a job has by default; less where a turn is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,9 @@ def _rate(own: Arena, options: Options, say: Say) -> tuple[float, list[str]]:
 
 def _measure(own: Arena, count: int, rate: float, options: Options, say: Say) -> _Found:
     """Measures one number of workers against one of them."""
+    rows_per_job = max(1, round(min(_JOB_SECONDS, _JOB_SHARE * options.seconds) * rate))
     alone, together = (
-        part.of_rows(own, name, 1, model=load.MODEL, no_chunking=True, rows_per_job=max(1, round(_JOB_SECONDS * rate)))
+        part.of_rows(own, name, 1, model=load.MODEL, no_chunking=True, rows_per_job=rows_per_job)
         for name in ("alone", "together")
     )
     # All but the first work on what all work on, and are idle while that one is measured.
