@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 from pgvec_queue.embedders import ModelSpec, model_files
@@ -13,6 +15,8 @@ from pgvec_queue.tokenizers import Tokenizer
 
 log = get_logger("pgvec.embedders")
 
+UNPADDED = "flash_attention_2"
+"""transformers' name of the attention that knows where each text of a row begins."""
 _DTYPES = ("float32", "float16", "bfloat16")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -54,6 +58,18 @@ def torch_dtype(device: str, asked: str) -> str:
     return asked
 
 
+def attention_for(device: str, dtype: str) -> str | None:
+    """Returns the attention to ask for: without padding, where the installed packages have it; None: the model's own.
+
+    With it sentence-transformers puts the texts of a batch into one row, and so does ``model_inputs``.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    if device.startswith("cuda") and dtype in ("float16", "bfloat16") and is_flash_attn_2_available():
+        return UNPADDED
+    return None
+
+
 def load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> Any:
     """Returns the ``SentenceTransformer`` below ``path``, ready on the device."""
     try:
@@ -67,15 +83,16 @@ def load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> Any
     model_kwargs: dict[str, object] = {"dtype" if modern else "torch_dtype": getattr(torch, dtype)}
     if not spec.trust_remote_code:
         model_kwargs["use_safetensors"] = True
+    open_model = functools.partial(
+        sentence_transformers.SentenceTransformer,
+        path,
+        device=device,
+        trust_remote_code=spec.trust_remote_code,
+        # All files are there; only a trusted model may name code that lies in another repository.
+        local_files_only=not spec.trust_remote_code,
+    )
     try:
-        model = sentence_transformers.SentenceTransformer(
-            path,
-            device=device,
-            trust_remote_code=spec.trust_remote_code,
-            # All files are there; only a trusted model may name code that lies in another repository.
-            local_files_only=not spec.trust_remote_code,
-            model_kwargs=model_kwargs,
-        )
+        model = _opened(open_model, model_kwargs, attention_for(device, dtype))
     except Exception as error:
         if is_out_of_memory(torch, error):
             raise EmbedderError(
@@ -86,6 +103,16 @@ def load(torch: Any, spec: ModelSpec, path: str, device: str, dtype: str) -> Any
         # Not every kind of module heeds the keyword: a table of static embeddings does not.
         model.to(getattr(torch, dtype))
     return model
+
+
+def _opened(open_model: Callable[..., Any], model_kwargs: dict[str, object], attention: str | None) -> Any:
+    """Opens the model with the attention that is asked for, or, where it has none of the kind, with its own."""
+    if attention is not None:
+        try:
+            return open_model(model_kwargs={**model_kwargs, "attn_implementation": attention})
+        except (ImportError, ValueError) as error:
+            logger.info("the model's own attention is used: %s", first_line(error))
+    return open_model(model_kwargs=model_kwargs)
 
 
 def _why_not_loaded(error: Exception) -> str:

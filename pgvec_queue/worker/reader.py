@@ -40,7 +40,8 @@ _STRAY_SECONDS = 1.0
 _LOOK = 0.1
 _PACED_FOR = 2.0
 """Seconds that a job is kept while others use up what may be read."""
-_END_LOOK = 1.0
+_END_LOOK, _END_LOOK_PER_WORKER = 1.0, 0.03
+"""Seconds between looks at how much is left to claim; in a large fleet each looks the more seldom."""
 _END_JOBS = 2
 """Per worker: with fewer to claim, the end is near."""
 _HELD_AT_END = 3
@@ -262,7 +263,7 @@ class Reader:
         """Near the end, waits a moment for slices in hand to be written; True when there are enough of them."""
         now = time.monotonic()
         if now >= self._end_look_at:
-            self._end_look_at = now + _END_LOOK
+            self._end_look_at = now + max(_END_LOOK, _END_LOOK_PER_WORKER * self._state.fleet)
             most = _END_JOBS * self._state.fleet
             self._state.near_end = self._state.fleet > 1 and self._link.call(
                 lambda connection: self.claimer.is_near_end(connection, most=most)

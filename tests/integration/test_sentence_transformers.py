@@ -24,6 +24,7 @@ from pgvec_queue.embedders import (
     load,
     model_files,
     model_inputs,
+    model_loading,
     tokenizer_of,
 )
 from pgvec_queue.embedders.batching import FixedShapes
@@ -508,3 +509,30 @@ def test_loading_and_embedding_print_nothing(
 ) -> None:
     embed(open_model(), ["word " * 600, "short"])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "asked"),
+    [
+        ("cuda:0", "float16", True, "flash_attention_2"),
+        ("cuda:1", "bfloat16", True, "flash_attention_2"),
+        ("cuda:0", "float16", False, None),
+        ("cuda:0", "float32", True, None),
+        ("cpu", "float16", True, None),
+        ("mps", "float16", True, None),
+    ],
+)
+def test_attention_without_padding_is_asked_for_where_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, installed: bool, asked: str | None
+) -> None:
+    import transformers.utils
+
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: installed)
+    assert model_loading.attention_for(device, dtype) == asked
+
+
+def test_a_model_without_that_attention_is_run_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the package is not installed: transformers refuses, as it does for a model that has no such attention."""
+    monkeypatch.setattr(model_loading, "attention_for", lambda *_: model_loading.UNPADDED)
+    embedder = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu", batch_tokens=1024, runtime="torch"))
+    assert embedder.embed_documents(["it works"], [4]).shape == (1, 384)
