@@ -111,7 +111,7 @@ def _opened(open_model: Callable[..., Any], model_kwargs: dict[str, object], att
         try:
             return open_model(model_kwargs={**model_kwargs, "attn_implementation": attention})
         except (ImportError, ValueError) as error:
-            logger.info("the model's own attention is used: %s", first_line(error))
+            log.info("model has no attention without padding", error=first_line(error))
     return open_model(model_kwargs=model_kwargs)
 
 
