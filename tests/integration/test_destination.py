@@ -368,7 +368,10 @@ def test_an_index_that_somebody_builds_is_not_built_twice(bench: Bench) -> None:
         with pytest.raises(DefinitionError, match=r"an index on public.vectors is being built already; try again"):
             bench.define("docs", "body", into="vectors")
         # It waits longer than the database's timeout, and does not fail for it.
-        waits = "SELECT clock_timestamp() - query_start FROM pg_stat_activity WHERE query ~ '^CREATE INDEX'"
+        waits = (
+            "SELECT clock_timestamp() - query_start FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query ~ '^CREATE INDEX'"
+        )
         wait_until(lambda: bench.value(waits) > timedelta(seconds=0.2))
         user.rollback()
         builder.join()
@@ -383,7 +386,8 @@ def test_an_index_build_that_was_stopped_is_made_up_for_by_the_next_enqueue(benc
         builder = threading.Thread(target=_define_elsewhere, args=(bench, ended))
         builder.start()
         wait_until(lambda: bench.value(BUILDING) == 1)
-        bench.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index")
+        # The server's other databases are other tests'.
+        bench.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index WHERE datname = current_database()")
         builder.join()
     assert isinstance(ended[0], psycopg.errors.QueryCanceled)
     assert _indexes(bench, "vectors") == []

@@ -97,8 +97,8 @@ def test_what_is_told_of_rows_that_were_all_read_is_what_happens(bench: Bench, o
     # The maps of a small table are a tenth of it.
     assert _close(told.table_bytes, table), (told.table_bytes, table)
     indexes = bench.value("SELECT pg_indexes_size('docs_vectors')")
-    # Identifiers as text do not come in their order; and two pages are a third of the smallest.
-    share = 0.4 if "columns" in options else max(0.15, 2 * 8192 / indexes)
+    # Identifiers as text do not come in order; and three pages, as two writers split them, are much of a small one.
+    share = 0.4 if "columns" in options else max(0.15, 3 * 8192 / indexes)
     assert _close(told.key_index_bytes, indexes, share), (told.key_index_bytes, indexes)
     bench.sql(f"CREATE INDEX hnsw ON docs_vectors USING hnsw (embedding {vectorizer.store}_cosine_ops)")
     hnsw = told.hnsw_vector_bytes if vectorizer.store == "vector" else told.hnsw_halfvec_bytes
