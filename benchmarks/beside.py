@@ -1,6 +1,6 @@
 """What a production load feels of a backfill: the latency of pgbench at a third of what the machine can do.
 
-    python -m benchmarks.beside [--seconds 60] [--rounds 5] [--workers 3] [--rate 300] [--limit ROWS_PER_SECOND]
+    python -m benchmarks.beside [--seconds 60] [--rounds 5] [--workers 3] [--rate 100] [--limit ROWS_PER_SECOND]
 
 The workers' embedder sleeps as a device would, so that they do not take the cores that the database needs. Rounds with
 and without workers alternate. Bar: p95 grows by 20 % at most.
@@ -19,7 +19,7 @@ from pathlib import Path
 import psycopg
 
 from benchmarks import common
-from benchmarks.steering import _RUNNING, _fill, _value, _wait, _workers
+from benchmarks.steering import _RUNNING, _WRITTEN, _fill, _value, _wait, _wait_for_rows, _workers
 from pgvec_queue import embedded, embedded_programs, schema, vectorizer
 from pgvec_queue.database import Database
 from pgvec_queue.vectorizer import Changes
@@ -33,14 +33,15 @@ def main() -> int:
     options.add_argument("--seconds", type=int, default=60)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--workers", type=int, default=3)
-    options.add_argument("--rate", type=float, default=300.0, help="rows per second of a worker")
+    options.add_argument("--rate", type=float, default=100.0, help="rows per second of a worker")
     options.add_argument("--limit", type=float, help="rows per second of all of them together")
     chosen = options.parse_args()
     with common.cluster() as server:
         schema.initialize(Database(server.dsn))
         # Plain: VACUUM runs in no transaction.
         with psycopg.connect(server.dsn, autocommit=True) as connection:
-            _fill(connection, server.dsn, round(chosen.workers * chosen.rate * chosen.seconds * (chosen.rounds + 1)))
+            rows = 1.2 * chosen.workers * chosen.rate * chosen.seconds * (chosen.rounds + 1)
+            _fill(connection, server.dsn, round(rows))
             if chosen.limit:
                 vectorizer.alter(connection, "docs", Changes(rows_per_second=chosen.limit))
             _bench(server, "-i", "-s", "10")
@@ -51,13 +52,15 @@ def main() -> int:
             for number in range(1, chosen.rounds + 1):
                 alone.append(_p95(server, rate, chosen.seconds))
                 with _workers(server.dsn, chosen.workers, chosen.rate):
-                    _wait("the workers' beginning", lambda: _value(connection, _RUNNING) >= 1)
-                    before = _value(connection, "SELECT sum(rows_right) FROM pgvec.counters")
+                    # Starting a process takes more than what it does then.
+                    _wait("the workers' beginning", lambda: _value(connection, _RUNNING) == chosen.workers)
+                    _wait_for_rows(connection, chosen.workers * chosen.rate * 3)
+                    before = _value(connection, _WRITTEN)
                     beside.append(_p95(server, rate, chosen.seconds))
-                    rows = _value(connection, "SELECT sum(rows_right) FROM pgvec.counters") - before
+                    written = _value(connection, _WRITTEN) - before
                 print(
                     f"round {number}: p95 {alone[-1]:.2f} ms alone, {beside[-1]:.2f} ms beside a backfill of "
-                    f"{rows / chosen.seconds:,.0f} rows/s"
+                    f"{written / chosen.seconds:,.0f} rows/s"
                 )
     ratios = [after / before for before, after in zip(alone, beside, strict=True)]
     ratio = statistics.median(ratios)

@@ -52,6 +52,8 @@ def _fill(connection: Connection, jobs: int, workers: int) -> None:
         f" FROM generate_series(1, {jobs}) i",
         "INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)"
         f" SELECT 1, 'range', ARRAY[i::text], ARRAY[(i + 1)::text], 1000 FROM generate_series(1, {jobs}) i",
+        # One with nothing to do, whose first queued job nobody finds among the other's million.
+        "UPDATE pgvec.jobs SET state = 'done', finished_at = clock_timestamp() WHERE vectorizer_id = 2",
         "UPDATE pgvec.jobs SET state = 'running', worker_id = id % 200 + 1 WHERE id IN"
         f" (SELECT id FROM pgvec.jobs WHERE state = 'queued' ORDER BY id LIMIT {workers})",
         "INSERT INTO pgvec.counters (vectorizer_id, worker_id, rows_right, jobs_done)"
