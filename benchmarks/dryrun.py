@@ -25,11 +25,11 @@ from typing import Any
 import psycopg
 
 from benchmarks import common
-from pgvec_queue import definition, demo, estimate, estimate_survey
+from pgvec_queue import definition, demo, estimate
 from pgvec_queue.bench import texts
 from pgvec_queue.database import Connection, Database, versions
-from pgvec_queue.estimate import Estimate, Wish
-from pgvec_queue.estimate_totals import Interval
+from pgvec_queue.estimate import Estimate, Wish, survey
+from pgvec_queue.estimate.totals import Interval
 
 _SKIPPED = {"test", "tests", "site-packages"}
 _MEMORY_MB = 8
@@ -54,7 +54,7 @@ def main() -> int:
     options.add_argument("--markdown", action="store_true")
     chosen = options.parse_args()
     # A large table has hundreds of pages for each that is read; these have not, and a few are to do for them.
-    estimate_survey._FEWEST_PAGES, estimate_survey._ROWS_PER_DOCUMENT = 100, 3
+    survey._FEWEST_PAGES, survey._ROWS_PER_DOCUMENT = 100, 3
     worst = 0.0
     for table in _tables(chosen.scale):
         if chosen.only in (None, table.name):

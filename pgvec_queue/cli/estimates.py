@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pgvec_queue.cli.texts import console, duration, plain, size
 from pgvec_queue.estimate import Estimate
-from pgvec_queue.estimate_totals import Interval
+from pgvec_queue.estimate.totals import Interval
 
 _Unit = Callable[[float], str]
 _LABEL = 26

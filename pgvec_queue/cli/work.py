@@ -31,7 +31,8 @@ from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import DatabaseError, PgvecError, SchemaOutdatedError, StalledError
 from pgvec_queue.log import get_logger, show_texts
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
-from pgvec_queue.worker.lifecycle import BY_SUPERVISOR, DEFAULT_LEASE, DEFAULT_STALL, check
+from pgvec_queue.worker.lifecycle import BY_SUPERVISOR
+from pgvec_queue.worker.options import DEFAULT_LEASE, DEFAULT_STALL, check
 from pgvec_queue.worker.supervisor import EXIT_AGAIN, EXIT_DIED, Place, Supervisor, leave_with_parent
 
 log = get_logger("pgvec.worker")

@@ -16,10 +16,12 @@ from pgvec_queue.embedders import Embedder
 from pgvec_queue.errors import EmbedderError, PgvecError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
 from pgvec_queue.vectorizer import Vectorizer
-from pgvec_queue.worker.embedding import POOL_DIED, Block
+from pgvec_queue.worker.embedding import POOL_DIED
 from pgvec_queue.worker.models import Models
+from pgvec_queue.worker.refusals import Block
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import State, StoppedError, Work
+from pgvec_queue.worker.state import State, StoppedError
+from pgvec_queue.worker.work import Work
 
 LOADING_SECONDS = 1_800.0
 """Longest that a model may take to load, its download included."""

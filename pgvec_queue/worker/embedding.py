@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as NotYetError
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +25,14 @@ from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.log import hidden
-from pgvec_queue.slices import Document, Embedded, Failure
+from pgvec_queue.slices import Embedded, Failure
+from pgvec_queue.worker import windows
 from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
+from pgvec_queue.worker.refusals import Block
 from pgvec_queue.worker.stages import Channel, Fan
-from pgvec_queue.worker.state import Run, State, StoppedError, Work
+from pgvec_queue.worker.state import State, StoppedError
+from pgvec_queue.worker.work import Work
 
 LEAVE_WITHIN = 5.0
 """Seconds that what is in hand may go on after the worker was told to leave."""
@@ -45,15 +47,6 @@ _CAREFUL_FOR = 2_000
 """Documents that are embedded so few at a time after a call was spoilt that cost as much as a good one."""
 _DEAR, _DEAR_SECONDS = 0.3, 0.1
 """Of the time of a good call, or in seconds as long as that is not known."""
-
-Ready = tuple[Document, Sequence[Chunk]]
-"""A document with its chunks."""
-
-
-class Block(Protocol):
-    """Blocks a vectorizer with the reason; ``shown`` is that without what it repeats of a document."""
-
-    def __call__(self, run: Run, reason: str, shown: str | None = None) -> None: ...
 
 
 class EmbedStage:
@@ -108,7 +101,7 @@ class EmbedStage:
         embedder = window[0].embedder
         if embedder is None:
             return cuts
-        room = self._window_tokens(window[0], embedder) - _tokens(cuts[0])
+        room = self._window_tokens(window[0], embedder) - windows.tokens(cuts[0])
 
         def fits(work: Work) -> bool:
             return work.embedder is embedder and work.cutting is not None and work.cutting.done()
@@ -116,7 +109,7 @@ class EmbedStage:
         while room > 0 and (work := self._source.take_if(fits)) is not None:
             window.append(work)
             cuts.append(self._cuts(work))
-            room -= _tokens(cuts[-1])
+            room -= windows.tokens(cuts[-1])
         return cuts
 
     def _cuts(self, work: Work) -> list[Cut]:
@@ -177,14 +170,16 @@ class EmbedStage:
         except StoppedError:
             pass
         self._measured(spec, embedded, time.monotonic() - started)
-        return _hand_out(window, pairs, embedded)
+        return windows.hand_out(window, pairs, embedded)
 
     def _without_model(self, work: Work) -> bool:
         if work.verdict is not None:
             work.embedded = [Embedded(document, failure=work.verdict) for document in work.part.documents]
         return not work.run.dropped and not self._state.stopping.is_set()
 
-    def _groups(self, spec: ModelSpec, documents: Sequence[Ready], tokens: int) -> Iterator[Sequence[Ready]]:
+    def _groups(
+        self, spec: ModelSpec, documents: Sequence[windows.Ready], tokens: int
+    ) -> Iterator[Sequence[windows.Ready]]:
         """Yields the documents in groups short enough to be able to leave between them.
 
         Raises ``StoppedError`` once the worker was told to leave too long ago.
@@ -200,12 +195,12 @@ class EmbedStage:
                 if self._state.aborted.is_set() or time.monotonic() - told_at > LEAVE_WITHIN:
                     raise StoppedError
             careful = self._careful[spec] > 0
-            group = _first_group(documents, at, even, _CAREFUL_DOCUMENTS if careful else len(documents))
+            group = windows.first_group(documents, at, even, _CAREFUL_DOCUMENTS if careful else len(documents))
             self._careful[spec] -= len(group) if careful else 0
             at += len(group)
             yield group
 
-    def _embed_group(self, embedder: Embedder, spec: ModelSpec, documents: Sequence[Ready]) -> list[Embedded]:
+    def _embed_group(self, embedder: Embedder, spec: ModelSpec, documents: Sequence[windows.Ready]) -> list[Embedded]:
         """Embeds documents in one call; on an error of a row's kind, in parts, until it is alone."""
         started = time.monotonic()
         try:
@@ -264,7 +259,7 @@ class EmbedStage:
             )
         finally:
             about.clear()
-        self._state.measures.batches(_batches(embedder, once))
+        self._state.measures.batches(windows.batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
         return vectors[place] if repeated else vectors, repeated
@@ -279,41 +274,3 @@ class EmbedStage:
         if tokens and seconds > 0:
             known = self._rates.get(spec)
             self._rates[spec] = tokens / seconds if known is None else 0.7 * known + 0.3 * tokens / seconds
-
-
-def _hand_out(window: Sequence[Work], pairs: Sequence[Sequence[tuple[Document, Cut]]], embedded: list[Embedded]) -> int:
-    """Gives each slice what was made for it; returns how many have everything, from the first on."""
-    at = 0
-    for done, (work, some) in enumerate(zip(window, pairs, strict=True)):
-        good = sum(not isinstance(cut, Failure) for _, cut in some)
-        if at + good > len(embedded):
-            return done
-        results = iter(embedded[at : at + good])
-        at += good
-        work.embedded = [
-            Embedded(document, failure=cut) if isinstance(cut, Failure) else next(results) for document, cut in some
-        ]
-    return len(window)
-
-
-def _batches(embedder: Embedder, chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
-    """Returns the tokens, with padding and without, of each batch of the last call; without batches, of the call."""
-    own: list[tuple[int, int]] | None = getattr(embedder, "last_batches", None)
-    if own is not None:
-        return own
-    tokens = sum([chunk.tokens for chunk in chunks])
-    return [(tokens, tokens)]
-
-
-def _tokens(cuts: Sequence[Cut]) -> int:
-    return sum([chunk.tokens for cut in cuts if not isinstance(cut, Failure) for chunk in cut])
-
-
-def _first_group(documents: Sequence[Ready], start: int, tokens: float, most: int) -> Sequence[Ready]:
-    """The documents from ``start`` on that have at least so many tokens together, ``most`` of them at most."""
-    held = 0
-    for at, (_, cut) in enumerate(documents[start : start + most], start + 1):
-        held += sum([chunk.tokens for chunk in cut])
-        if held >= tokens:
-            return documents[start:at]
-    return documents[start : start + most]

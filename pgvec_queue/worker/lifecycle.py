@@ -11,39 +11,36 @@ from __future__ import annotations
 
 import enum
 import functools
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import psycopg
 import tenacity
 from structlog.contextvars import bound_contextvars
 
-from pgvec_queue import embedders, process, queue, schema, vectorizer
-from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line, versions
-from pgvec_queue.embedders import DeviceOptions
-from pgvec_queue.errors import DatabaseError, Kind, MissingExtraError
+from pgvec_queue import embedders, process, queue
+from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line
+from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Membership, Pending
-from pgvec_queue.worker import reader as reading_stage
 from pgvec_queue.worker.chunking import ChunkStage
-from pgvec_queue.worker.embedding import Block, EmbedStage
+from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
+from pgvec_queue.worker.link import LONGEST_BACKOFF, Link
 from pgvec_queue.worker.measures import Look, Measures
 from pgvec_queue.worker.models import Models
+from pgvec_queue.worker.options import WorkerOptions, check
 from pgvec_queue.worker.reader import Reader
+from pgvec_queue.worker.refusals import Block, block
 from pgvec_queue.worker.stages import Channel, Fan, Stage
-from pgvec_queue.worker.state import LONGEST_BACKOFF, Link, State, StoppedError
+from pgvec_queue.worker.state import State, StoppedError
 from pgvec_queue.worker.writer import Breakers, Writer
 
 log = get_logger("pgvec.worker")
 
 T = TypeVar("T")
 
-DEFAULT_LEASE = 30.0
-DEFAULT_STALL = 600.0
 LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
 BY_SIGNAL, BY_COMMAND, BY_SUPERVISOR = "a signal", "pgvec workers stop", "its supervisor"
@@ -52,29 +49,6 @@ _WRITERS = ("writer", "writer-2")
 """The second has a connection only while the first cannot keep up."""
 _CUT_AHEAD, _WRITTEN_BEHIND = 4, 6
 """Slices that wait for the model, a second of its work each, and for the database."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """How one worker works; nothing of it belongs to a vectorizer."""
-
-    names: Sequence[str] | None = None
-    """Vectorizers to work on; None: all."""
-    device: DeviceOptions = field(default_factory=DeviceOptions)
-    drain: bool = False
-    """End when nothing is left to claim or to wait for."""
-    lease: float = DEFAULT_LEASE
-    """Seconds without a heartbeat after which others take over."""
-    memory: int | None = None
-    """Bytes that loaded models may hold; None: no bound."""
-    pool_size: int = 3
-    """Connections of its stages, apart from the heartbeat's own."""
-    listen: bool = True
-    """Wake on NOTIFY; off for a connection through a transaction-mode pooler, where polling does it alone."""
-    tokenizers: int | None = None
-    """Processes that chunk and tokenize beside this one; None: as many as suit the device."""
-    stall: float = DEFAULT_STALL
-    """Seconds after which a call of a model or a tokenizer is taken for hung."""
 
 
 class Outcome(enum.Enum):
@@ -89,34 +63,6 @@ class Outcome(enum.Enum):
     """Drained as far as possible: a vectorizer is blocked, or its plan was stopped half-way."""
     RECYCLED = "recycled"
     """It has left in order so that a fresh process can go on."""
-
-
-def check(database: Database, options: WorkerOptions) -> dict[int, str]:
-    """Makes sure that a worker can begin here; returns the vectorizers whose model this installation cannot run.
-
-    Raises ``PgvecError`` when the database cannot be used, the schema is outdated, a name is unknown, or packages are
-    missing that every vectorizer needs. Whether the device is there is another question: answering it loads torch.
-    """
-    with database.connect("worker") as connection:
-        versions(connection)
-        schema.require(connection)
-        for name in options.names or ():
-            vectorizer.get(connection, name)
-        return _cannot_serve(connection, options.names)
-
-
-def _cannot_serve(connection: psycopg.Connection, names: Sequence[str] | None) -> dict[int, str]:
-    chosen = [
-        one
-        for name in (names or vectorizer.names(connection))
-        if (one := vectorizer.find(connection, name)) is not None
-    ]
-    if importlib.util.find_spec("sentence_transformers") and importlib.util.find_spec("torch"):
-        return {}
-    refused = {one.id: one.name for one in chosen if one.embedder == "sentence-transformers"}
-    if refused and len(refused) == len(chosen):
-        raise MissingExtraError("`pgvec work` on sentence-transformers models", "worker")
-    return refused
 
 
 class Worker:
@@ -323,7 +269,7 @@ class Worker:
         fan = Fan(embedded)
 
         def blocker(stage: str) -> Block:
-            return functools.partial(reading_stage.block, Link(pool, stage, state), state, claimer.member)
+            return functools.partial(block, Link(pool, stage, state), state, claimer.member)
 
         reader = Reader(
             Link(pool, "reader", state), state, read, claimer, options.names, lease=options.lease, drain=options.drain

@@ -20,11 +20,15 @@ from pgvec_queue import queue, reading, stealing, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.log import get_logger, hidden_data
-from pgvec_queue.queue import Claimer, Membership, Pending
+from pgvec_queue.queue import Claimer, Pending
 from pgvec_queue.slices import Failure, Slice
+from pgvec_queue.worker.link import Link
 from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
+from pgvec_queue.worker.pacing import Pace
+from pgvec_queue.worker.refusals import block
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import Link, Run, State, Work
+from pgvec_queue.worker.state import State
+from pgvec_queue.worker.work import Run, Work
 
 log = get_logger("pgvec.worker")
 
@@ -38,8 +42,6 @@ DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
 _LOOK = 0.1
-_PACED_FOR = 2.0
-"""Seconds that a job is kept while others use up what may be read."""
 _END_LOOK, _END_LOOK_PER_WORKER = 1.0, 0.03
 """Seconds between looks at how much is left to claim; in a large fleet each looks the more seldom."""
 _END_JOBS = 2
@@ -73,6 +75,7 @@ class Reader:
         self._link = link
         self._state = state
         self._out = out
+        self._pace = Pace(link, state)
         self._lease = lease
         self._strays_at = time.monotonic() + lease
         self._end_look_at = 0.0
@@ -170,7 +173,7 @@ class Reader:
                 continue
             if self._holds_enough() or self._state.wait_while_held(run):
                 continue
-            if not self._has_pace(run):
+            if not self._pace.has_room(run):
                 self._hand_back(run)
                 return
             # Somebody may have taken the rest meanwhile, as the writer has found.
@@ -192,7 +195,7 @@ class Reader:
             if job.kind == "range":
                 run.read_to = [] if part.last else part.checkpoint
             work = Work(run, part, verdict)
-            if not self._keep_pace(run, len(part.documents)):
+            if not self._pace.keep(run, len(part.documents)):
                 self._state.measures.given_up(run.fragments.vectorizer.name)
                 self._hand_back(run)
                 return
@@ -206,13 +209,6 @@ class Reader:
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
 
-    def _has_pace(self, run: Run) -> bool:
-        """False where others use up the vectorizer's rate for so long that the job goes back."""
-        vectorizer = run.job.vectorizer_id
-        if run.job.kind != "range" or vectorizer not in self._state.rate_limits:
-            return True
-        return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
-
     def _hand_back(self, run: Run) -> None:
         """Gives the job back when what is in hand of it is written: others have use of this worker meanwhile."""
         while not self._nothing_in_hand():
@@ -222,25 +218,6 @@ class Reader:
             self._link.call(lambda connection: queue.release(connection, self.claimer.member, job=run.job.id))
             log.debug("job is given back", vectorizer=run.fragments.vectorizer.name, job=run.job.id)
             self._state.end(run)
-
-    def _keep_pace(self, run: Run, rows: int) -> bool:
-        """Waits for as long as the vectorizer's limit asks for, since so many rows of a range were read.
-
-        False where others have used it up for so long that the job goes back.
-        """
-        vectorizer = run.job.vectorizer_id
-        if not rows or run.job.kind != "range" or vectorizer not in self._state.rate_limits:
-            return True
-        seconds = self._link.call(lambda connection: queue.reserve(connection, vectorizer, rows, most=_PACED_FOR))
-        if seconds is None:
-            # Or there is no limit any more.
-            return self._link.call(lambda connection: queue.spent(connection, vectorizer)) < _PACED_FOR
-        deadline = time.monotonic() + seconds
-        with self._state.measures.waiting(HELD):
-            while (left := deadline - time.monotonic()) > 0 and vectorizer in self._state.rate_limits:
-                if run.stopped or run.dropped or self._state.ending or self._state.aborted.wait(min(left, _LOOK)):
-                    break
-        return True
 
     def _verdict(self, job: queue.Job) -> Failure | None:
         """Why the next document of a job that runs alone is not tried again; None: it is, and the job says so."""
@@ -333,28 +310,3 @@ def _most_bytes(fragments: Fragments) -> int:
     if vectorizer.chunk_size is None:
         return SLICE_BYTES
     return min(SLICE_BYTES, _most_rows(fragments) * vectorizer.chunk_size * _CHARACTERS_PER_TOKEN)
-
-
-def leave_to_others(link: Link, state: State, claimer: Claimer, run: Run, reason: str, shown: str) -> None:
-    """Claims nothing more of the run's vectorizer here, and gives back what this worker has of it.
-
-    ``shown`` is the reason without what it repeats of a document.
-    """
-    name = run.fragments.vectorizer.name
-    log.error("vectorizer is left to other workers", vectorizer=name, error=shown)
-    claimer.refused[run.job.vectorizer_id] = reason
-    state.waits[name] = f"{name}: {reason}"
-    state.drop_vectorizer(run.job.vectorizer_id)
-    link.call(lambda connection: queue.release(connection, claimer.member, vectorizer=run.job.vectorizer_id))
-
-
-def block(link: Link, state: State, member: Membership, run: Run, reason: str, shown: str | None = None) -> None:
-    """Blocks the run's vectorizer with the reason, and gives back all of its jobs.
-
-    ``shown`` is the reason without what it repeats of a document, where it may do so.
-    """
-    name = run.fragments.vectorizer.name
-    state.drop_vectorizer(run.job.vectorizer_id)
-    log.error("vectorizer is blocked", vectorizer=name, error=shown or reason)
-    link.call(lambda connection: vectorizer.block(connection, run.job.vectorizer_id, reason))
-    link.call(lambda connection: queue.release(connection, member, vectorizer=run.job.vectorizer_id))

@@ -11,7 +11,8 @@ from structlog.contextvars import bind_contextvars
 from pgvec_queue.database import stage
 from pgvec_queue.log import get_logger
 from pgvec_queue.worker.measures import BLOCKED, STARVED
-from pgvec_queue.worker.state import State, StoppedError, Work
+from pgvec_queue.worker.state import State, StoppedError
+from pgvec_queue.worker.work import Work
 
 log = get_logger("pgvec.worker")
 

@@ -7,89 +7,33 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-import psycopg
 import tenacity
 
-from pgvec_queue.cutting import Cut
-from pgvec_queue.database import Connection, Pool, kind_of, one_line
-from pgvec_queue.embedders import Embedder
+from pgvec_queue.database import one_line
 from pgvec_queue.errors import EmbedderError, Kind, StalledError
-from pgvec_queue.fragments import Fragments
 from pgvec_queue.log import get_logger, hidden
-from pgvec_queue.queue import Job
-from pgvec_queue.slices import Embedded, Failure, Slice
 from pgvec_queue.worker.busy import Busy
 from pgvec_queue.worker.measures import HELD, Measures
 from pgvec_queue.worker.tally import Tally
 from pgvec_queue.worker.watch import Watch
+from pgvec_queue.worker.work import Run, Work
 
 log = get_logger("pgvec.worker")
 
 T = TypeVar("T")
 
-CALL_SECONDS = 150.0
-"""Longest that one call of the database may take; each of its statements has a timeout of a minute at most."""
 _TOLD_FROM = 5.0
 _TOLD_EVERY = 10.0
 """Seconds between two lines about the same trouble, at least."""
 _HELD_LOOK = 0.1
-LONGEST_BACKOFF = 2.0
-"""Seconds between tries to reach a database: it is to be back at work soon after it accepts connections again."""
 
 
 class StoppedError(Exception):
     """The stage has to end: the worker was told to leave, or lost its lease."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One claimed job while it is in this worker's hands."""
-
-    job: Job
-    """As it stands after the last slice that was written."""
-    fragments: Fragments
-    dropped: bool = False
-    """Nothing more of it may be read, embedded or written here."""
-    stopped: bool = False
-    """Nothing more of it is read or given to the model; what the model has is written if that takes no time."""
-    taker: int | None = None
-    """Which of several writers has its slices."""
-    read_to: list[str] | None = None
-    """How far a range has been read; empty: all of it is."""
-    began: float = field(default_factory=time.monotonic)
-    rows: int = 0
-    """Embedded and written here."""
-
-    @property
-    def begins(self) -> bool:
-        """Whether anything more of it may be read or given to the model here."""
-        return not (self.dropped or self.stopped)
-
-
-@dataclass(slots=True)
-class Work:
-    """A slice on its way through the stages."""
-
-    run: Run
-    part: Slice
-    verdict: Failure | None = None
-    """Why its documents are not to be embedded at all."""
-    embedder: Embedder | None = None
-    cutting: Future[list[Cut]] | None = None
-    """Its documents' chunks, which another process may still be finding; None where there is nothing to embed."""
-    embedded: list[Embedded] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its texts, of their chunks, and of their vectors."""
-        texts = sum(document.size for document in self.part.documents if document.text is not None)
-        vectors = sum(item.vectors.nbytes for item in self.embedded if item.vectors is not None)
-        return texts * (2 if self.cutting else 1) + vectors
 
 
 @dataclass(slots=True)
@@ -316,40 +260,6 @@ class State:
         """Of the device alone; 0 until something was measured."""
         with self._lock:
             return self._rate
-
-
-class Link:
-    """A stage's way to the database: a connection of the worker's pool, for as long as one call takes."""
-
-    def __init__(self, pool: Pool, stage: str, state: State) -> None:
-        self._pool = pool
-        self._stage = stage
-        self._state = state
-
-    def call(self, work: Callable[[Connection], T]) -> T:
-        """Runs ``work`` on a connection; passing errors back off and try again, anything else is raised.
-
-        Raises ``StoppedError`` when the worker is to end before it succeeds.
-        """
-        for attempt in tenacity.Retrying(
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=LONGEST_BACKOFF),
-            retry=tenacity.retry_if_exception(_passes),
-            sleep=self._state.pause,
-            before_sleep=lambda call: self._state.tell(self._stage, call),
-            reraise=True,
-        ):
-            with (
-                attempt,
-                self._pool.connection() as connection,
-                self._state.watch.database(f"the {self._stage}'s connection", CALL_SECONDS, connection),
-            ):
-                result = work(connection)
-        self._state.goes_on(self._stage)
-        return result
-
-
-def _passes(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error | OSError) and kind_of(error) is Kind.PASSING
 
 
 def _until(seconds: float) -> str:

@@ -23,9 +23,11 @@ from pgvec_queue.log import get_logger, hidden
 from pgvec_queue.queue import Claimer
 from pgvec_queue.slices import Document, Embedded, Failure, Fate, Slice, Written, position
 from pgvec_queue.worker.breaker import Breaker
-from pgvec_queue.worker.reader import block, leave_to_others
+from pgvec_queue.worker.link import Link
+from pgvec_queue.worker.refusals import block, leave_to_others
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import Link, Run, State
+from pgvec_queue.worker.state import State
+from pgvec_queue.worker.work import Run
 
 log = get_logger("pgvec.worker")
 

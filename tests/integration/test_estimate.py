@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgvec_queue import definition, estimate, estimate_survey
+from pgvec_queue import definition, estimate
 from pgvec_queue.database import versions
 from pgvec_queue.definition import Options
 from pgvec_queue.embedders import DEFAULT_MODEL, ModelSpec, model_files, tokenizer_of
-from pgvec_queue.estimate import Estimate, Wish
-from pgvec_queue.estimate_totals import Interval
+from pgvec_queue.estimate import Estimate, Wish, survey
+from pgvec_queue.estimate.totals import Interval
 from tests.commandline import CommandLine
 from tests.oracle import work_off
 from tests.support import WORDS, Bench
@@ -176,8 +176,8 @@ def test_documents_too_large_or_too_long_are_counted(bench: Bench) -> None:
 @pytest.fixture
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few pages, so that small tables are sampled as large ones are."""
-    monkeypatch.setattr(estimate_survey, "_FEWEST_PAGES", 20)
-    monkeypatch.setattr(estimate_survey, "_ROWS_PER_DOCUMENT", 4)
+    monkeypatch.setattr(survey, "_FEWEST_PAGES", 20)
+    monkeypatch.setattr(survey, "_ROWS_PER_DOCUMENT", 4)
 
 
 @pytest.mark.usefixtures("coarse")

@@ -17,8 +17,10 @@ from pgvec_queue.queue import Claimer, Job
 from pgvec_queue.slices import Fate
 from pgvec_queue.stealing import Thief, Victim
 from pgvec_queue.vectorizer import Vectorizer, by_ids
+from pgvec_queue.worker.link import Link
 from pgvec_queue.worker.stages import Channel
-from pgvec_queue.worker.state import Link, Run, State, Work
+from pgvec_queue.worker.state import State
+from pgvec_queue.worker.work import Run, Work
 from pgvec_queue.worker.writer import Breakers, Writer
 from tests.oracle import assert_right, work_off
 from tests.support import Bench

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pgvec_queue.estimate_documents import Drawn, State
-from pgvec_queue.estimate_repeats import distinct
-from pgvec_queue.estimate_totals import Interval
+from pgvec_queue.estimate.documents import Drawn, State
+from pgvec_queue.estimate.repeats import distinct
+from pgvec_queue.estimate.totals import Interval
 
 
 def _documents(*marks: list[int]) -> list[Drawn]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pgvec_queue import estimate_hnsw, estimate_storage
-from pgvec_queue.estimate_storage import Attribute, Rows
+from pgvec_queue.estimate import hnsw, storage
+from pgvec_queue.estimate.storage import Attribute, Rows
 
 BIGINT = Attribute("key0", 8, "d", "p")
 INDEX = Attribute("chunk_index", 4, "i", "p")
@@ -24,7 +24,7 @@ def _rows(dimensions: int, *texts: int, target: int = 8160, kept: float = 1.0) -
         "embedding": np.full(count, 4.0 + 4 * dimensions),
         "source_hash": np.full(count, 16.0),
     }
-    return estimate_storage.rows(TABLE, widths, target, np.full(count, kept))
+    return storage.rows(TABLE, widths, target, np.full(count, kept))
 
 
 def test_a_row_is_its_values_each_aligned_with_header_and_line_pointer() -> None:
@@ -52,23 +52,23 @@ def test_values_that_leave_no_room_are_compressed_or_moved_out() -> None:
 
 def test_a_heap_of_equal_rows_has_as_many_to_a_page_as_fit() -> None:
     rows = np.full(1_000, 2_104.0)
-    fill = estimate_storage.heap_fill(rows)
+    fill = storage.heap_fill(rows)
     assert fill == pytest.approx(3 * 2_104 / 8_168, rel=0.01)
     # 334 pages of rows, three of the free space map and one of the visibility map.
-    assert estimate_storage.heap_bytes(float(rows.sum()), fill) == 8_192 * (334 + 4)
+    assert storage.heap_bytes(float(rows.sum()), fill) == 8_192 * (334 + 4)
 
 
 def test_small_rows_go_where_large_ones_have_left_room() -> None:
     mixed = np.tile([5_000.0, 1_500.0, 1_500.0], 500)
-    assert estimate_storage.heap_fill(mixed) > 0.95
-    assert estimate_storage.heap_fill(np.full(500, 5_000.0)) == pytest.approx(5_000 / 8_168, rel=0.01)
+    assert storage.heap_fill(mixed) > 0.95
+    assert storage.heap_fill(np.full(500, 5_000.0)) == pytest.approx(5_000 / 8_168, rel=0.01)
 
 
 def test_an_index_that_grows_in_order_is_nine_tenths_full() -> None:
-    entry = estimate_storage.index_row([BIGINT], {}, 1)[0]
+    entry = storage.index_row([BIGINT], {}, 1)[0]
     assert entry == 20
     # What a primary key of a million bigints takes: 2,745 pages.
-    assert estimate_storage.index_bytes(1_000_000 * entry, 1_000_000) == pytest.approx(2_745 * 8_192, rel=0.01)
+    assert storage.index_bytes(1_000_000 * entry, 1_000_000) == pytest.approx(2_745 * 8_192, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_an_index_that_grows_in_order_is_nine_tenths_full() -> None:
 def test_an_hnsw_page_holds_as_many_elements_as_fit_with_their_neighbours(
     dimensions: int, store: str, per_page: int
 ) -> None:
-    assert estimate_hnsw.element_bytes(dimensions, store) == pytest.approx(8_192 / per_page, rel=0.03)
-    assert estimate_hnsw.wal_bytes(dimensions, store) <= estimate_hnsw.element_bytes(dimensions, store)
+    assert hnsw.element_bytes(dimensions, store) == pytest.approx(8_192 / per_page, rel=0.03)
+    assert hnsw.wal_bytes(dimensions, store) <= hnsw.element_bytes(dimensions, store)
 
 
 def test_an_element_too_large_for_a_page_with_its_neighbours_takes_two() -> None:
-    assert estimate_hnsw.element_bytes(2_000, "vector") == pytest.approx(2 * 8_192, rel=0.01)
+    assert hnsw.element_bytes(2_000, "vector") == pytest.approx(2 * 8_192, rel=0.01)

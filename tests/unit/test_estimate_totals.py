@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pgvec_queue.estimate_documents import draw
-from pgvec_queue.estimate_totals import Floats, Indexes, Interval, Population, Totals
+from pgvec_queue.estimate.documents import draw
+from pgvec_queue.estimate.totals import Floats, Indexes, Interval, Population, Totals
 
 PAGE_ROWS = 20
 

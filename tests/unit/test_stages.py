@@ -9,7 +9,8 @@ from typing import cast
 import pytest
 
 from pgvec_queue.worker.stages import Channel, Fan
-from pgvec_queue.worker.state import State, StoppedError, Work
+from pgvec_queue.worker.state import State, StoppedError
+from pgvec_queue.worker.work import Work
 
 
 @dataclass

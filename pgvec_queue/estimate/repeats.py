@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
-from pgvec_queue.estimate_documents import Drawn
-from pgvec_queue.estimate_totals import Floats, Interval
+from pgvec_queue.estimate.documents import Drawn
+from pgvec_queue.estimate.totals import Floats, Interval
 
 PER_ELEMENT = 10
 _MOST_COPIES = 100

@@ -1,9 +1,9 @@
 """What an `enqueue` would mean, told before anything is done: rows, chunks, tokens, bytes, time and cost.
 
-Each number is an estimate with an interval, from a sample in two steps: ``estimate_survey`` counts the rows and takes
-whole pages of them, ``estimate_documents`` draws documents, which are cut as a worker would cut them, and
-``estimate_totals`` makes totals of both. Bytes follow from the layout of a row (``estimate_storage``,
-``estimate_hnsw``). Nothing is written, and every transaction is READ ONLY. docs/dry-run.md says how each is made.
+Each number is an estimate with an interval, from a sample in two steps: ``survey`` counts the rows and takes
+whole pages of them, ``documents`` draws documents, which are cut as a worker would cut them, and
+``totals`` makes totals of both. Bytes follow from the layout of a row (``storage``,
+``hnsw``). Nothing is written, and every transaction is READ ONLY. docs/dry-run.md says how each is made.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from pgvec_queue import embedders, estimate_pace, estimate_repeats, estimate_space
+from pgvec_queue import embedders
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.cutting import Recipe, recipe_of
 from pgvec_queue.database import Connection, Versions, statement
 from pgvec_queue.errors import DefinitionError, EmbedderError, MissingExtraError
-from pgvec_queue.estimate_documents import Documents, Drawn, State, draw
-from pgvec_queue.estimate_pace import Pace
-from pgvec_queue.estimate_survey import SMALL, Survey, Surveyor, reading
-from pgvec_queue.estimate_totals import Floats, Interval, Totals
+from pgvec_queue.estimate import pace, repeats, space
+from pgvec_queue.estimate.documents import Documents, Drawn, State, draw
+from pgvec_queue.estimate.pace import Pace
+from pgvec_queue.estimate.survey import SMALL, Survey, Surveyor, reading
+from pgvec_queue.estimate.totals import Floats, Interval, Totals
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.tokenizers import Tokenizer
 from pgvec_queue.vectorizer import Vectorizer
@@ -139,10 +140,10 @@ class _Estimator:
         found = self._rows(totals, documents, survey, destination_exists=destination is not None)
         if recipe is not None and tokenizer is not None:
             with reading(self._connection):
-                pace = estimate_pace.of_model(self._connection, vectorizer)
+                speed = pace.of_model(self._connection, vectorizer)
             self._work(found, totals, documents, recipe, survey)
-            self._time(found, pace)
-            self._space(found, totals, documents, 1 / chances, survey, destination, pace)
+            self._time(found, speed)
+            self._space(found, totals, documents, 1 / chances, survey, destination, speed)
         self._settings(found)
         return self._limited(found)
 
@@ -215,11 +216,11 @@ class _Estimator:
         cuts = (bounded and recipe.truncate) or recipe.template is not None
         found.too_long_truncated = truncated if cuts else Interval.exactly(0)
 
-    def _time(self, found: Estimate, pace: Pace | None) -> None:
+    def _time(self, found: Estimate, speed: Pace | None) -> None:
         assert found.tokens is not None
-        if pace is not None:
+        if speed is not None:
             todo = found.rows_new.plus(found.rows_changed)
-            found.seconds, found.workers = pace.seconds(found.tokens, todo), pace.workers
+            found.seconds, found.workers = speed.seconds(found.tokens, todo), speed.workers
         if self._wish.price is not None:
             found.cost = found.tokens.times(self._wish.price / 1e6)
 
@@ -231,14 +232,14 @@ class _Estimator:
         weights: Floats,
         survey: Survey,
         destination: Relation | None,
-        pace: Pace | None,
+        speed: Pace | None,
     ) -> None:
         vectorizer, todo = self._vectorizer, found.rows_new.plus(found.rows_changed)
         assert found.chunks is not None
         if vectorizer.into_column:
-            space = estimate_space.of_column(vectorizer, survey.parts, found.rows_in_source, todo)
+            needed = space.of_column(vectorizer, survey.parts, found.rows_in_source, todo)
         else:
-            space = estimate_space.of_table(
+            needed = space.of_table(
                 self._connection,
                 vectorizer,
                 destination,
@@ -248,18 +249,16 @@ class _Estimator:
                 found.jobs,
                 todo,
                 found.seconds,
-                pace,
+                speed,
             )
-        found.table_bytes, found.key_index_bytes = space.table_bytes, space.key_index_bytes
-        found.wal_bytes = space.wal_bytes
-        if space.other_indexes:
+        found.table_bytes, found.key_index_bytes = needed.table_bytes, needed.key_index_bytes
+        found.wal_bytes = needed.wal_bytes
+        if needed.other_indexes:
             self._notes.append(
-                f"{found.destination} has {space.other_indexes} indexes of other kinds than B-tree, which grow besides"
+                f"{found.destination} has {needed.other_indexes} indexes of other kinds than B-tree, which grow besides"
             )
-        elements = estimate_repeats.distinct(documents, weights, totals.scale, found.chunks)
-        vector, halfvec = (
-            estimate_space.of_hnsw(vectorizer, found.chunks, elements, store) for store in ("vector", "halfvec")
-        )
+        elements = repeats.distinct(documents, weights, totals.scale, found.chunks)
+        vector, halfvec = (space.of_hnsw(vectorizer, found.chunks, elements, store) for store in ("vector", "halfvec"))
         if vector is not None:
             found.hnsw_vector_bytes, found.hnsw_vector_memory_bytes = vector.index_bytes, vector.memory_bytes
         if halfvec is not None:

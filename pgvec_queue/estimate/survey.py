@@ -20,7 +20,7 @@ from psycopg.rows import class_row
 
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection, statement, transaction
-from pgvec_queue.estimate_totals import Population
+from pgvec_queue.estimate.totals import Population
 from pgvec_queue.fragments import Fragments, identifier
 from pgvec_queue.queue import Key
 

@@ -17,8 +17,8 @@ from psycopg import sql
 
 from pgvec_queue.cutting import Recipe, cut
 from pgvec_queue.database import Connection, statement
-from pgvec_queue.estimate_survey import Survey, reading
-from pgvec_queue.estimate_totals import Floats, Indexes
+from pgvec_queue.estimate.survey import Survey, reading
+from pgvec_queue.estimate.totals import Floats, Indexes
 from pgvec_queue.fragments import Fragments, identifier
 from pgvec_queue.queue import Key
 from pgvec_queue.slices import Document, Failure

@@ -3,7 +3,7 @@
 By pgvector's layout (``hnsw.h``, ``hnswbuild.c``): an element holds its vector and room for ten row pointers, and
 has a tuple of neighbours, twice ``m`` on the lowest level and ``m`` on each above; both go to the same page where
 they fit one together, and no page is gone back to. So at 384 dimensions four elements fill a page, and at 1,024 one.
-Equal vectors share an element (``estimate_repeats``).
+Equal vectors share an element (``repeats``).
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import numpy as np
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.destination import TOAST_TARGET, keeps_vectors_in_rows
-from pgvec_queue.estimate_documents import Drawn
-from pgvec_queue.estimate_storage import Attribute, Bytes
+from pgvec_queue.estimate.documents import Drawn
+from pgvec_queue.estimate.storage import Attribute, Bytes
 from pgvec_queue.vectorizer import Vectorizer
 
 _HASH_BYTES = 16

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pgvec_queue import estimate_hnsw, estimate_layout, estimate_storage
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection
 from pgvec_queue.destination import INDEXABLE
-from pgvec_queue.estimate_documents import Drawn
-from pgvec_queue.estimate_pace import Pace
-from pgvec_queue.estimate_storage import PAGE
-from pgvec_queue.estimate_survey import Part
-from pgvec_queue.estimate_totals import Floats, Interval, Totals
+from pgvec_queue.estimate import hnsw, layout, storage
+from pgvec_queue.estimate.documents import Drawn
+from pgvec_queue.estimate.pace import Pace
+from pgvec_queue.estimate.storage import PAGE
+from pgvec_queue.estimate.survey import Part
+from pgvec_queue.estimate.totals import Floats, Interval, Totals
 from pgvec_queue.vectorizer import Vectorizer
 
 _TABLE_SPREAD, _INDEX_SPREAD, _HNSW_SPREAD = 0.04, 0.04, 0.02
@@ -77,11 +77,11 @@ def of_table(
     pace: Pace | None,
 ) -> Space:
     """Disk and WAL of a table of chunks. ``weights`` ``(n,)`` is how many documents each of the drawn stands for."""
-    layout = estimate_layout.of_vectorizer(connection, vectorizer, existing)
-    widths = estimate_layout.widths(layout, vectorizer, documents)
-    kept = estimate_layout.compressed_share(documents)
-    stored = estimate_storage.rows(layout.attributes, widths, layout.target, kept)
-    entries = [estimate_storage.index_row(columns, widths, len(kept)) for columns in layout.indexes]
+    found = layout.of_vectorizer(connection, vectorizer, existing)
+    widths = layout.widths(found, vectorizer, documents)
+    kept = layout.compressed_share(documents)
+    stored = storage.rows(found.attributes, widths, found.target, kept)
+    entries = [storage.index_row(columns, widths, len(kept)) for columns in found.indexes]
     counts = [len(one.chunks) for one in documents]
     owner = np.repeat(np.arange(len(documents)), counts)
 
@@ -89,29 +89,29 @@ def of_table(
         return totals.total(np.bincount(owner, of_chunks, minlength=len(documents)).astype(np.float64))
 
     of_chunks = np.repeat(weights, counts)
-    heap_fill = estimate_storage.heap_fill(_typical(stored.heap, of_chunks), layout.fillfactor)
-    toast_fill = estimate_storage.heap_fill(_typical(stored.toast_pieces, None))
+    heap_fill = storage.heap_fill(_typical(stored.heap, of_chunks), found.fillfactor)
+    toast_fill = storage.heap_fill(_typical(stored.toast_pieces, None))
 
     def table_bytes(heap: float, toast: float, pieces: float) -> float:
-        held = estimate_storage.heap_bytes(heap, heap_fill)
-        return held + estimate_storage.toast_bytes(toast, pieces, toast_fill) if held else 0.0
+        held = storage.heap_bytes(heap, heap_fill)
+        return held + storage.toast_bytes(toast, pieces, toast_fill) if held else 0.0
 
     chunks = total(np.ones(len(kept)))
     table = _each(table_bytes, total(stored.heap), total(stored.toast), total(stored.toast_rows))
     table = table.plus(_at_most(_SPARE_PAGES.times(PAGE), table, _SPARE_SHARE))
-    trees = [_each(estimate_storage.index_bytes, total(entry), chunks) for entry in entries]
+    trees = [_each(storage.index_bytes, total(entry), chunks) for entry in entries]
     if jobs.estimate > 1:
         partial = _each(operator.mul, _PARTIAL_LEAVES.times(PAGE), jobs.plus(Interval.exactly(-1)))
         trees = [tree.plus(_at_most(partial, tree, Interval.exactly(_LEAST_FULL))) for tree in trees]
     slices = todo.times(_SLICE_WAL / _slice_rows(vectorizer, pace))
-    wal = total(estimate_storage.copied_wal(stored, entries)).plus(slices).plus(jobs.times(_JOB_WAL))
+    wal = total(storage.copied_wal(stored, entries)).plus(slices).plus(jobs.times(_JOB_WAL))
     if chunks.estimate:
         wal = wal.plus(_RUN_WAL).plus((seconds or Interval.exactly(0)).times(_SECOND_WAL))
     return Space(
         table.within(_TABLE_SPREAD),
         functools.reduce(Interval.plus, trees, Interval.exactly(0)).within(_INDEX_SPREAD),
         wal.within(_WAL_SPREAD),
-        layout.other_indexes,
+        found.other_indexes,
     )
 
 
@@ -125,8 +125,8 @@ def of_column(vectorizer: Vectorizer, parts: Sequence[Part], rows: Interval, tod
     vector = {"vector": 4.0, "halfvec": 2.0}[vectorizer.store] * vectorizer.dimensions + 8
     pages = sum(part.pages for part in parts)
     row = pages * PAGE / max(rows.estimate, 1)
-    outside = row + vector > estimate_storage.TOAST_THRESHOLD
-    added = (estimate_storage.toasted_value(vector) if outside else vector) + 17
+    outside = row + vector > storage.TOAST_THRESHOLD
+    added = (storage.toasted_value(vector) if outside else vector) + 17
     index = sum(part.index_bytes for part in parts) / max(rows.estimate, 1)
     # Each old page is written whole when it is first touched after a checkpoint, and so are the indexes' pages.
     images = min(1.0, todo.estimate / max(rows.estimate, 1) * max(rows.estimate / max(pages, 1), 1.0)) * pages * PAGE
@@ -145,9 +145,9 @@ def of_hnsw(vectorizer: Vectorizer, chunks: Interval, elements: Interval, store:
     """
     if vectorizer.dimensions > INDEXABLE[store]:
         return None
-    index = elements.times(estimate_hnsw.element_bytes(vectorizer.dimensions, store))
-    memory = chunks.times(estimate_hnsw.memory_bytes(vectorizer.dimensions, store))
-    wal = elements.times(estimate_hnsw.wal_bytes(vectorizer.dimensions, store))
+    index = elements.times(hnsw.element_bytes(vectorizer.dimensions, store))
+    memory = chunks.times(hnsw.memory_bytes(vectorizer.dimensions, store))
+    wal = elements.times(hnsw.wal_bytes(vectorizer.dimensions, store))
     return Hnsw(index.within(_HNSW_SPREAD), memory.within(_MEMORY_SPREAD), wal.within(_WAL_SPREAD))
 
 

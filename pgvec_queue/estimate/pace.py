@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from pgvec_queue.database import Connection, statement
-from pgvec_queue.estimate_totals import Interval
+from pgvec_queue.estimate.totals import Interval
 from pgvec_queue.vectorizer import Vectorizer
 
 _LEAST_SPREAD, _FEW_SPREAD, _DEVICE_SPREAD = 0.1, 0.25, 0.5
