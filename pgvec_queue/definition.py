@@ -176,7 +176,8 @@ def _store(connection: Connection, proposed: Vectorizer, where_to: destination.D
         raise DefinitionError(
             f"somebody else has just made the vectorizer {proposed.name!r}; run the same command again"
         ) from None
-    except psycopg.errors.DuplicateTable as error:
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as error:
+        # The second is a type of that name, that of a table included which somebody makes at this moment.
         raise DefinitionError(
             f"the destination {where_to.schema}.{where_to.table} cannot be made: {one_line(error)}; "
             "name another one with --into"

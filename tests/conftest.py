@@ -47,6 +47,8 @@ def pytest_configure() -> None:
         if name.startswith(("PG", "PGVEC_")) and not name.startswith("PGVEC_TEST_"):
             del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # Several processes of tests share the cores: a model's threads that spin while they wait take them from the others.
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
     settings.register_profile("local", deadline=None)
     settings.register_profile("ci", deadline=None, derandomize=True)
     settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -242,14 +242,14 @@ GUARDS = [
     Guard(
         "7: a pause gives back what is in hand",
         "pgvec_queue/worker/heartbeat.py",
-        "                self.state.stop_vectorizer(one)\n",
+        "                self._stopping[one] = now + _GRACE\n                self.state.stop_vectorizer(one)\n",
         "                self._stopping.clear()\n",
         "tests/integration/test_steering.py::test_a_pause_is_obeyed_by_workers_in_the_middle_of_their_jobs",
     ),
     Guard(
         "a limit on what is read is kept by all workers together",
         "pgvec_queue/worker/reader.py",
-        "            if not self._keep_pace(run, len(part.documents)):\n",
+        "            if not self._pace.keep(run, len(part.documents)):\n",
         "            if False:\n",
         "tests/integration/test_steering.py::test_a_rate_is_kept_by_all_workers_together_and_live_changes_go_before",
     ),

@@ -15,9 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
 
-from pgvec_queue import catalog, definition
+from pgvec_queue import catalog, definition, destination
 from pgvec_queue.catalog import quoted_name, split_name
-from pgvec_queue.database import versions
+from pgvec_queue.database import Connection, versions
 from pgvec_queue.definition import Options
 from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.vectorizer import Vectorizer, block, by_ids, get
@@ -605,6 +605,22 @@ def test_a_proposal_makes_nothing(bench: Bench) -> None:
     defined = definition.define(bench.connection, options, versions(bench.connection)).vectorizer
     assert replace(defined, id=0) == proposed
     assert definition.propose(bench.connection, options, versions(bench.connection)) == defined
+
+
+@pytest.mark.parametrize("thing", ["TABLE docs_vectors (id int)", "TYPE docs_vectors AS (id int)"])
+def test_a_destination_whose_name_is_taken_meanwhile_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, thing: str
+) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    make = destination.make
+
+    def make_late(connection: Connection, where_to: destination.Destination) -> None:
+        bench.sql(f"CREATE {thing}")
+        make(connection, where_to)
+
+    monkeypatch.setattr(destination, "make", make_late)
+    with pytest.raises(DefinitionError, match="already exists; name another one with --into"):
+        bench.define("docs", "body", model="hashing-8")
 
 
 def test_two_who_define_the_same_at_once_get_one_vectorizer(bench: Bench) -> None:

@@ -28,7 +28,8 @@ from pgvec_queue.embedders.tuning import Memory
 from pgvec_queue.errors import MissingExtraError, SettingsError
 from tests.support import Bench, run_pgvec
 
-pytestmark = pytest.mark.model
+# In one process: each would load the models again.
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("openvino")]
 
 SPEC = ModelSpec("sentence-transformers", DEFAULT_MODEL)
 WORDS = ["the", "queue", "of", "a", "database,", "worker", "17:", "vectors!", "Straße", "naïve", "世界", "jumped"]
@@ -135,7 +136,7 @@ def test_another_dtype_is_refused_where_it_is_asked_for() -> None:
 
 def test_a_model_without_a_transformer_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     tokenizer = SentenceTransformer(str(model_files.locate(SPEC).path)).tokenizer
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)]).save(str(tmp_path / "static"))
