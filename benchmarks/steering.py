@@ -4,8 +4,9 @@
     python -m benchmarks.steering eta [--seconds 300]
     python -m benchmarks.steering lag [--rounds 3]
 
-``obey``: from `pause` to the last commit and to the last job given back, while workers run whose embedder sleeps as a
-device would; bar: 2 s. ``eta``: a run of so many seconds, looked at every ten; after the first minute the time left
+``obey``: from `pause` to the last commit and to the last job given back, from `retry` to the vectors of what was in
+quarantine, and from `workers stop` to the jobs given back, while workers run whose embedder sleeps as a device would;
+bar: 2 s. ``eta``: a run of so many seconds, looked at every ten; after the first minute the time left
 may be 15 % off, rows done never go down and never pass the total. ``lag``: a real standby whose replay is paused: from
 crossing the bound to the last claim, and from falling below it to the next; bar: 2 s.
 """
@@ -57,8 +58,10 @@ def _fill(connection: Connection, dsn: str, rows: int) -> None:
 
 
 @contextmanager
-def _workers(dsn: str, count: int, rate: float, *arguments: str) -> Iterator[list[subprocess.Popen[bytes]]]:
-    environment = {**os.environ, "PGVEC_DSN": dsn, "PGVEC_HASHING_FAULTS": f"rate={rate}"}
+def _workers(
+    dsn: str, count: int, rate: float, *arguments: str, faults: str = ""
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    environment = {**os.environ, "PGVEC_DSN": dsn, "PGVEC_HASHING_FAULTS": f"rate={rate}{faults}"}
     command = [sys.executable, "-m", "pgvec_queue", "work", *arguments]
     started = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(count)]
     try:
@@ -93,12 +96,15 @@ def _wait_for_rows(connection: Connection, rows: float) -> float:
 
 _RUNNING = "SELECT count(DISTINCT worker_id) FROM pgvec.jobs WHERE state = 'running'"
 _WRITTEN = "SELECT sum(rows_right) FROM pgvec.counters"
+_REFUSED = "SELECT count(*) FROM pgvec.failures"
 
 
 def _obey(dsn: str, connection: Connection, workers: int, rate: float, rounds: int) -> int:
-    _fill(connection, dsn, round(workers * rate * 30 * rounds))
-    released, wrote = [], []
-    with _workers(dsn, workers, rate):
+    _fill(connection, dsn, round(workers * rate * 40 * rounds))
+    # They are read first, and refused.
+    connection.execute("UPDATE docs SET body = 'poison' WHERE id <= %s", (rounds,))
+    released, wrote, retried = [], [], []
+    with _workers(dsn, workers, rate, faults=";refuse=poison") as processes:
         for number in range(1, rounds + 1):
             _wait("the workers' beginning", lambda: _value(connection, _RUNNING) == workers)
             _wait_for_rows(connection, workers * rate)
@@ -114,8 +120,26 @@ def _obey(dsn: str, connection: Connection, workers: int, rate: float, rounds: i
             wrote.append(last - began)
             print(f"round {number}: jobs back after {released[-1]:.2f} s, last rows written after {wrote[-1]:.2f} s")
             vectorizer.steer(connection, "docs", "resume")
+        for number in range(1, rounds + 1):
+            _wait("the refused rows", lambda: _value(connection, _REFUSED) == rounds - len(retried))
+            connection.execute("UPDATE docs SET body = 'good now' WHERE id = %s", (number,))
+            connection.execute("SELECT pgvec.retry('docs')")
+            retried.append(
+                _wait(
+                    "the row",
+                    lambda n=number: _value(connection, f"SELECT count(*) FROM docs_vectors WHERE id = {n}") > 0,
+                )
+            )
+        print("a row that was tried again on demand is written after", ", ".join(f"{one:.2f} s" for one in retried))
+        _wait("the workers", lambda: _value(connection, _RUNNING) == workers)
+        connection.execute("SELECT pgvec.stop_workers(NULL)")
+        began = time.monotonic()
+        given_back = _wait("the jobs", lambda: _value(connection, _RUNNING) == 0)
+        codes = [process.wait(30) for process in processes]
+        left = time.monotonic() - began
+        print(f"told to leave: jobs back after {given_back:.2f} s, all left after {left:.2f} s, exit codes {codes}")
     attempts = _value(connection, "SELECT sum(attempts) FROM pgvec.jobs")
-    worst = max(*released, *wrote)
+    worst = max(*released, *wrote, *retried, given_back)
     print(f"worst {worst:.2f} s; bar {OBEY_BAR} s: {'kept' if worst <= OBEY_BAR else 'missed'}; attempts {attempts}")
     return 0 if worst <= OBEY_BAR and not attempts else 1
 
