@@ -31,7 +31,8 @@ from pgvec_queue.errors import DatabaseError, EmbedderError, Kind
 Connection = psycopg.Connection[TupleRow]
 Pool = ConnectionPool[Connection]
 
-_CONNECTION: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+CONNECTION: dict[str, Any] = {"autocommit": True, "prepare_threshold": None}
+"""How each connection is opened, so that a pooler may stand between."""
 
 stage: ContextVar[str | None] = ContextVar("stage", default=None)
 """What this thread does for a worker; shown in ``application_name`` while a pooled connection is in its hands."""
@@ -92,7 +93,7 @@ class Database:
     def connect(self, stage: str) -> Connection:
         """Opens a connection in autocommit mode. Raises ``DatabaseError`` with libpq's reason in one line."""
         try:
-            return psycopg.connect(self.conninfo(stage), cursor_factory=TimedCursor, **_CONNECTION)
+            return psycopg.connect(self.conninfo(stage), cursor_factory=TimedCursor, **CONNECTION)
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
             raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
 
@@ -102,7 +103,7 @@ class Database:
             self.conninfo(stage),
             min_size=0,
             max_size=size,
-            kwargs={"cursor_factory": TimedCursor, **_CONNECTION},
+            kwargs={"cursor_factory": TimedCursor, **CONNECTION},
             # Short: whoever asks tries again, and a pool that has given up is only woken by being asked.
             timeout=2.0,
             reconnect_timeout=1.0,

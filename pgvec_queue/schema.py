@@ -16,7 +16,7 @@ from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
-HEAD = "0005"
+HEAD = "0006"
 """The revision that this program works with; a test holds it to the newest migration."""
 
 _ALEMBIC = threading.Lock()

@@ -1,0 +1,29 @@
+"""What one request, one client and all of them together may ask of a gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one gateway; each has a setting of the same name (``pgvec serve --help``)."""
+
+    body_bytes: int = 16 * 1024 * 1024
+    texts: int = 1_000
+    """In one request."""
+    text_bytes: int = 1024 * 1024
+    """Of one text, in UTF-8."""
+    requests: int = 256
+    """At the same time; more get 503."""
+    per_minute: int = 6_000
+    """Requests of one token, or of one address where no tokens are asked for; more get 429."""
+    request_seconds: float = 30.0
+    """Longest that a request may take, streams aside."""
+    connection_seconds: float = 5.0
+    """Longest that a request waits for a connection of the pool; then it gets 503."""
+    pool_size: int = 10
+    queued_rows: int = 1_000_000
+    """Of a collection, waiting; above it, new texts get 429."""
+    keep_tasks_days: float = 7.0
+    """How long an ended task is kept."""
