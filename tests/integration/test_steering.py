@@ -31,8 +31,9 @@ def start(bench: Bench) -> Iterator[Start]:
     """Starts `pgvec work` whose embedder is a device of so many texts per second; ends what is left of them."""
     started: list[subprocess.Popen[str]] = []
 
-    def work(*arguments: str, rate: float = 300, dsn: str | None = None) -> subprocess.Popen[str]:
-        process = pgvec("work", *arguments, dsn=dsn or bench.dsn, env={"PGVEC_HASHING_FAULTS": f"rate={rate}"})
+    def work(*arguments: str, rate: float = 300, dsn: str | None = None, faults: str = "") -> subprocess.Popen[str]:
+        environment = {"PGVEC_HASHING_FAULTS": f"rate={rate}{faults}"}
+        process = pgvec("work", *arguments, dsn=dsn or bench.dsn, env=environment)
         started.append(process)
         return process
 
@@ -116,6 +117,27 @@ def test_cancelled_and_dropped_ones_are_left_at_once(bench: Bench, start: Start,
     _fill(bench, 500, "others")
     _assert_whole(bench, bench.enqueue("others", "body"), 500)
     assert bench.value("SELECT count(*) FROM docs_vectors") == written < 6_000
+
+
+@pytest.mark.parametrize("listen", [True, False], ids=["told at once", "asking"])
+def test_changes_and_retries_go_before_the_rest_of_a_range_in_hand(bench: Bench, start: Start, listen: bool) -> None:
+    _fill(bench, 20_000)
+    bench.sql("UPDATE docs SET body = 'poison' WHERE id = 1")
+    bench.enqueue("docs", "body", rows_per_job=20_000, sync=True)
+    start("--lease", "20", *(() if listen else ("--no-listen",)), faults=";refuse=poison")
+    wait_until(lambda: _done(bench) > 600 and bench.progress("docs").rows_failed == 1, 30, what="some progress")
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 2")
+    changed = "SELECT count(*) FROM docs_vectors WHERE chunk = 'changed' AND id = 2"
+    wait_until(lambda: bench.value(changed) == 1, 30, what="the change")
+    with bench.connection.transaction():
+        # Unseen by the triggers: it is the retry that brings it.
+        bench.sql("SET LOCAL session_replication_role = replica")
+        bench.sql("UPDATE docs SET body = 'healed' WHERE id = 1")
+    assert bench.value("SELECT pgvec.retry('docs')") == 1
+    wait_until(lambda: bench.progress("docs").rows_failed == 0, 30, what="the retry")
+    wait_until(lambda: bench.value("SELECT count(*) FROM docs_vectors WHERE id = 1") == 1, 30, what="its vector")
+    first = "SELECT state, attempts FROM pgvec.jobs WHERE kind = 'range' ORDER BY id LIMIT 1"
+    assert bench.sql(first) == [("running", 0)]
 
 
 def test_workers_of_a_host_leave_when_they_are_told_to(bench: Bench, start: Start, cli: CommandLine) -> None:
