@@ -64,7 +64,8 @@ class Channel:
         """Whether a small slice that is not urgent would be taken at once, or within so many seconds."""
         with self._changed:
             if seconds and self._is_full(self._held, 1):
-                self._changed.wait(seconds)
+                with self._state.measures.waiting(BLOCKED):
+                    self._changed.wait(seconds)
             return not self._is_full(self._held, 1)
 
     def take_if(self, wanted: Callable[[Work], bool]) -> Work | None:
