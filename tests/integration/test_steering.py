@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgvec_queue import queue, schema, vectorizer
+from pgvec_queue import __version__, queue, schema, vectorizer
 from pgvec_queue.database import Database
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.vectorizer import Changes, Vectorizer
@@ -344,6 +344,22 @@ def test_a_lock_that_a_stranger_holds_is_the_reason(bench: Bench, start: Start) 
 
         wait_until(told, 30, what="the reason")
     _assert_whole(bench, made, 100)
+
+
+def test_workers_that_are_all_too_old_are_the_reason(bench: Bench) -> None:
+    _fill(bench, 10)
+    bench.enqueue("docs", "body")
+    assert bench.progress("docs").reason == "no worker is running"
+    add = "INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, %s, '1 hour')"
+    for version in ("0.3.0", "0.3.1rc1", "0.2"):
+        bench.sql(add, version)
+    told = "all workers that run are too old for this schema (pgvec-queue 0.2, 0.3.0, 0.3.1rc1); upgrade them"
+    assert bench.progress("docs").reason == told
+    for version in (__version__, "0.10.0", "1", "unknown"):
+        bench.sql(add, version)
+        assert bench.progress("docs").reason is None, version
+        bench.sql("DELETE FROM pgvec.workers WHERE version = %s", version)
+    assert bench.progress("docs").reason == told
 
 
 def test_minutes_are_summed_up_and_folded_without_a_loss(bench: Bench) -> None:
