@@ -139,6 +139,12 @@ class Claimer:
                 self.ranges_run = bool(row and row[0])
         return None
 
+    def claim_keys(self, connection: Connection, vectorizer: int, *, keys: int) -> Job | None:
+        """Claims live changes of one vectorizer only, several lists as one job, by a worker that is not idle."""
+        with transaction(connection, statement_timeout=30):
+            floor = self._floors.get(f"{vectorizer}keys", self._horizon)
+            return self._claim_kind(connection, vectorizer, "keys", floor, keys, idle=False)
+
     def is_near_end(self, connection: Connection, *, most: int) -> bool:
         """Whether fewer than ``most`` ranges are left to claim; a cheap look from where they were found last."""
         with transaction(connection, statement_timeout=30):

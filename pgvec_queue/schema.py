@@ -7,10 +7,13 @@ transaction.
 from __future__ import annotations
 
 import io
+import re
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
@@ -18,6 +21,8 @@ from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
 HEAD = "0006"
 """The revision that this program works with; a test holds it to the newest migration."""
+
+_VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")
 
 _ALEMBIC = threading.Lock()
 """Alembic's context is one per process: two threads in it would use each other's connections."""
@@ -88,9 +93,8 @@ def configure_and_run() -> None:
     with context.begin_transaction():
         _execute(context.get_context(), resources.statements("schema")["prepare"])
         context.run_migrations()
-        for file in ("views", "control"):
-            for created in resources.statements(file).values():
-                _execute(context.get_context(), created)
+        _make_views(context.get_context())
+        _execute_all(context.get_context(), resources.statements("control").values())
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:
@@ -128,6 +132,11 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         engine.dispose()
 
 
+def _execute_all(context: Any, texts: Iterable[str]) -> None:
+    for text in texts:
+        _execute(context, text)
+
+
 def _execute(context: Any, text: str) -> None:
     """Runs several statements through the driver: SQLAlchemy would read % and : in them as its own."""
     if context.as_sql:
@@ -135,6 +144,40 @@ def _execute(context: Any, text: str) -> None:
         return
     with context.connection.connection.cursor() as cursor:
         cursor.execute(text)
+
+
+def _make_views(context: Any) -> None:
+    """Replaces the views; where columns were others they go first, all, and the rights on them come back."""
+    created = list(resources.statements("views").values())
+    if context.as_sql:
+        _execute_all(context, created)
+        return
+    connection: psycopg.Connection[Any] = context.connection.connection.dbapi_connection
+    try:
+        with connection.transaction():
+            _execute_all(context, created)
+        return
+    except psycopg.errors.InvalidTableDefinition:
+        names = [found[1] for text in created if (found := _VIEW.search(text))]
+    rights = connection.execute(statement("schema", "rights"), {"names": names}).fetchall()
+    try:
+        connection.execute(
+            statement("schema", "drop_views").format(
+                views=sql.SQL(", ").join(sql.Identifier("pgvec", name) for name in names)
+            )
+        )
+    except psycopg.errors.DependentObjectsStillExist as error:
+        users = (error.diag.message_detail or "").splitlines()[0].strip()
+        raise DatabaseError(
+            f"views of ours have other columns in this version, and a view of somebody's needs the old ones ({users}); "
+            "drop that, run `pgvec init` again, and make it anew"
+        ) from error
+    _execute_all(context, created)
+    for name, right, grantee in rights:
+        to = sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee)
+        connection.execute(
+            statement("schema", "grant").format(right=sql.SQL(right), view=sql.Identifier("pgvec", name), grantee=to)
+        )
 
 
 def _ensure_extension(connection: Connection) -> None:

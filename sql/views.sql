@@ -81,7 +81,10 @@ WITH counted AS (
            sum(seconds) AS seconds
     FROM pgvec.recent_minutes GROUP BY vectorizer_id
 ), live AS (
-    SELECT w.*, w.beat_at > clock_timestamp() - w.lease AS heard FROM pgvec.workers w WHERE NOT w.gone
+    SELECT w.*, w.beat_at > clock_timestamp() - w.lease AS heard,
+           -- The oldest program that this schema is made for; an older one goes on only with what it can.
+           string_to_array(substring(w.version from '^[0-9]+(?:[.][0-9]+)*'), '.')::bigint[] < '{0,4}' AS old
+    FROM pgvec.workers w WHERE NOT w.gone
 ), numbers AS MATERIALIZED (
     -- Once each: what follows mentions some of them ten times.
     SELECT v.*,
@@ -157,6 +160,12 @@ SELECT id AS vectorizer_id,
                                       WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
                  THEN (SELECT format('a small commit takes %s s; the limit is %s s', round(min(w.commit_seconds)::numeric, 2),
                                      round(extract(epoch FROM commit_time_limit), 2))
+                       FROM live w WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
+            WHEN rows_per_second IS NULL
+                 AND NOT EXISTS (SELECT FROM live w WHERE w.heard AND w.old IS NOT TRUE
+                                 AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
+                 THEN (SELECT format('all workers that run are too old for this schema (pgvec-queue %s); upgrade them',
+                                     string_agg(DISTINCT w.version, ', ' ORDER BY w.version))
                        FROM live w WHERE w.heard AND (w.vectorizers IS NULL OR name = ANY (w.vectorizers)))
             WHEN rows_per_second IS NULL
                  THEN coalesce(

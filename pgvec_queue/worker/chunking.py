@@ -52,7 +52,7 @@ class ChunkStage:
         self._pool: CutterPool | None = None
 
     def run(self) -> None:
-        for work in self._source:
+        for work in self._source.towards(self._out):
             if not work.run.begins or self._state.stopping.is_set() or not self._prepare(work):
                 self._state.give_up(work)
             else:

@@ -29,6 +29,7 @@ from pgvec_queue.slices import Embedded, Failure
 from pgvec_queue.worker import windows
 from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
+from pgvec_queue.worker.rates import Rate
 from pgvec_queue.worker.refusals import Block
 from pgvec_queue.worker.stages import Channel, Fan
 from pgvec_queue.worker.state import State, StoppedError
@@ -72,7 +73,7 @@ class EmbedStage:
         self._call_seconds = call_seconds
         self._careful: Counter[ModelSpec] = Counter()
         """Per model: for how many documents more."""
-        self._rates: dict[ModelSpec, float] = {}
+        self._rates: dict[ModelSpec, Rate] = {}
         """Tokens per second."""
 
     def run(self) -> None:
@@ -104,7 +105,9 @@ class EmbedStage:
         room = self._window_tokens(window[0], embedder) - windows.tokens(cuts[0])
 
         def fits(work: Work) -> bool:
-            return work.embedder is embedder and work.cutting is not None and work.cutting.done()
+            # What is urgent does not wait for a whole window.
+            alike = work.embedder is embedder and work.urgent == window[0].urgent
+            return alike and work.cutting is not None and work.cutting.done()
 
         while room > 0 and (work := self._source.take_if(fits)) is not None:
             window.append(work)
@@ -138,9 +141,10 @@ class EmbedStage:
 
     def _window_tokens(self, work: Work, embedder: Embedder) -> int:
         """How many tokens to pass in one call, once their rate is known about three seconds' worth."""
-        rate = self._rates.get(work.run.fragments.vectorizer.spec)
-        if rate is None:
+        measured = self._rates.get(work.run.fragments.vectorizer.spec)
+        if measured is None:
             return embedder.window_tokens
+        rate = measured.per_second
         if self._state.near_end:
             return min(embedder.window_tokens, max(1, int(rate * WINDOW_AT_END)))
         return min(embedder.window_tokens, max(_LEAST_WINDOW, int(rate * WINDOW_SECONDS)))
@@ -272,5 +276,4 @@ class EmbedStage:
         self._state.measured(len(embedded), seconds)
         tokens = sum([chunk.tokens for item in embedded for chunk in item.chunks])
         if tokens and seconds > 0:
-            known = self._rates.get(spec)
-            self._rates[spec] = tokens / seconds if known is None else 0.7 * known + 0.3 * tokens / seconds
+            self._rates.setdefault(spec, Rate()).add(tokens, seconds)

@@ -47,8 +47,8 @@ BY_SIGNAL, BY_COMMAND, BY_SUPERVISOR = "a signal", "pgvec workers stop", "its su
 """Who may tell a worker to leave."""
 _WRITERS = ("writer", "writer-2")
 """The second has a connection only while the first cannot keep up."""
-_CUT_AHEAD, _WRITTEN_BEHIND = 4, 6
-"""Slices that wait for the model, a second of its work each, and for the database."""
+_READ_AHEAD, _CUT_AHEAD, _WRITTEN_BEHIND = 2, 4, 6
+"""Slices that wait to be cut, for the model, a second of its work each, and for the database."""
 
 
 class Outcome(enum.Enum):
@@ -264,7 +264,7 @@ class Worker:
 
     def _stages(self, state: State, pool: Pool, claimer: Claimer) -> tuple[list[Stage], ChunkStage]:
         options = self._options
-        read, chunked = Channel(state, 1), Channel(state, _CUT_AHEAD)
+        read, chunked = Channel(state, _READ_AHEAD), Channel(state, _CUT_AHEAD)
         embedded = [Channel(state, _WRITTEN_BEHIND) for _ in _WRITERS]
         fan = Fan(embedded)
 

@@ -42,6 +42,8 @@ DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
 _LOOK = 0.1
+_CHANGES_LOOK, _UNTOLD = 0.5, 1.5
+"""Seconds between looks for live changes while a range is read, at least; and longer, as long as nobody told of any."""
 _END_LOOK, _END_LOOK_PER_WORKER = 1.0, 0.03
 """Seconds between looks at how much is left to claim; in a large fleet each looks the more seldom."""
 _END_JOBS = 2
@@ -79,6 +81,7 @@ class Reader:
         self._lease = lease
         self._strays_at = time.monotonic() + lease
         self._end_look_at = 0.0
+        self._changes_at = 0.0
         self._names = names
         self._drain = drain
         self.claimer = claimer
@@ -121,6 +124,9 @@ class Reader:
         if fragments is None:
             log.warning("vectorizer of a job was dropped", job=job.id)
             return None
+        return self._begin(job, fragments, stolen=stolen)
+
+    def _begin(self, job: queue.Job, fragments: Fragments, *, stolen: bool) -> Run:
         run = Run(job, fragments)
         self._state.begin(run)
         log.debug("job is claimed", vectorizer=fragments.vectorizer.name, job=job.id, kind=job.kind)
@@ -169,6 +175,10 @@ class Reader:
         job = run.job
         alone = 0
         while run.begins and not self._state.ending:
+            if job.kind == "range":
+                self._read_changes(run)
+                if not self._out.has_room(_LOOK):
+                    continue
             if job.alone and not self._nothing_in_hand():
                 continue
             if self._holds_enough() or self._state.wait_while_held(run):
@@ -208,6 +218,20 @@ class Reader:
             # Whatever is claimed next is not to be counted as this one's victim.
             while not self._nothing_in_hand() and not self._state.ending:
                 pass
+
+    def _read_changes(self, run: Run) -> None:
+        """Reads what is listed of the run's vectorizer, now and then: a range may take an hour."""
+        now = time.monotonic()
+        if now < self._changes_at or (now < self._changes_at + _UNTOLD and not self._state.news.is_set()):
+            return
+        self._changes_at = now + _CHANGES_LOOK
+        self._state.news.clear()
+        vectorizer, keys = run.job.vectorizer_id, self._rows()
+        if vectorizer in self._state.held or not run.begins:
+            return
+        job = self._claiming(lambda connection: self.claimer.claim_keys(connection, vectorizer, keys=keys))
+        if job is not None:
+            self._read_job(self._begin(job, run.fragments, stolen=False))
 
     def _hand_back(self, run: Run) -> None:
         """Gives the job back when what is in hand of it is written: others have use of this worker meanwhile."""

@@ -19,11 +19,14 @@ log = get_logger("pgvec.worker")
 CHANNEL_BYTES = 32 * 1024 * 1024
 """Text and vectors that may wait between two stages."""
 _BACKLOG = 2
-_LOOK = 0.2
+_LOOK, _LOOK_FOR_ROOM = 0.2, 0.02
 
 
 class Channel:
-    """A queue of work between two stages, bounded by slices and by bytes; its end comes after all work."""
+    """A queue of work between two stages, bounded by slices and by bytes; its end comes after all work.
+
+    What is urgent goes before the rest and has room of its own; each of the two stays in order.
+    """
 
     def __init__(self, state: State, slices: int, size: int = CHANNEL_BYTES) -> None:
         """Holds up to ``slices`` pieces of work of ``size`` bytes together; a larger one only by itself."""
@@ -32,17 +35,19 @@ class Channel:
         self._size = size
         self._changed = threading.Condition()
         self._held: deque[tuple[Work, int]] = deque()
+        self._urgent: deque[tuple[Work, int]] = deque()
         self._bytes = 0
         self._ended = False
 
     def put(self, work: Work) -> None:
         """Waits for room. Raises ``StoppedError`` when the session was aborted meanwhile."""
         size = work.size
+        lane = self._urgent if work.urgent else self._held
         with self._changed:
-            if self._is_full(size):
+            if self._is_full(lane, size):
                 with self._state.measures.waiting(BLOCKED):
-                    self._wait_for_room(size)
-            self._held.append((work, size))
+                    self._wait_for_room(lane, size)
+            lane.append((work, size))
             self._bytes += size
             self._changed.notify_all()
 
@@ -53,39 +58,60 @@ class Channel:
             self._changed.notify_all()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._urgent) + len(self._held)
+
+    def has_room(self, seconds: float = 0.0) -> bool:
+        """Whether a small slice that is not urgent would be taken at once, or within so many seconds."""
+        with self._changed:
+            if seconds and self._is_full(self._held, 1):
+                with self._state.measures.waiting(BLOCKED):
+                    self._changed.wait(seconds)
+            return not self._is_full(self._held, 1)
 
     def take_if(self, wanted: Callable[[Work], bool]) -> Work | None:
         """Returns the next work if it is there already and wanted."""
         with self._changed:
-            if not self._held or self._state.aborted.is_set() or not wanted(self._held[0][0]):
+            lane = self._urgent or self._held
+            if not lane or self._state.aborted.is_set() or not wanted(lane[0][0]):
                 return None
-            return self._take()
+            return self._take(lane)
 
     def __iter__(self) -> Iterator[Work]:
         """Yields work until its end; after an abort, nothing more."""
+        return self.towards(None)
+
+    def towards(self, out: Channel | None) -> Iterator[Work]:
+        """Yields work until its end; after an abort, nothing more.
+
+        What is not urgent is left here until ``out`` has room for it, so that it stands in nothing's way.
+        """
         while not self._state.aborted.is_set():
             with self._changed:
-                if not self._held:
+                lane = self._urgent or self._held
+                if not lane:
                     if self._ended:
                         return
                     with self._state.measures.waiting(STARVED):
                         self._changed.wait(_LOOK)
                     continue
-                work = self._take()
+                if out is not None and not self._urgent and not out.has_room():
+                    with self._state.measures.waiting(BLOCKED):
+                        self._changed.wait(_LOOK_FOR_ROOM)
+                    continue
+                work = self._take(lane)
             yield work
 
-    def _is_full(self, size: int) -> bool:
-        return bool(self._held) and (len(self._held) >= self._slices or self._bytes + size > self._size)
+    def _is_full(self, lane: deque[tuple[Work, int]], size: int) -> bool:
+        return bool(lane) and (len(lane) >= self._slices or self._bytes + size > self._size)
 
-    def _wait_for_room(self, size: int) -> None:
-        while self._is_full(size):
+    def _wait_for_room(self, lane: deque[tuple[Work, int]], size: int) -> None:
+        while self._is_full(lane, size):
             if self._state.aborted.is_set():
                 raise StoppedError
             self._changed.wait(_LOOK)
 
-    def _take(self) -> Work:
-        work, size = self._held.popleft()
+    def _take(self, lane: deque[tuple[Work, int]]) -> Work:
+        work, size = lane.popleft()
         self._bytes -= size
         self._changed.notify_all()
         return work

@@ -18,6 +18,7 @@ from pgvec_queue.errors import EmbedderError, Kind, StalledError
 from pgvec_queue.log import get_logger, hidden
 from pgvec_queue.worker.busy import Busy
 from pgvec_queue.worker.measures import HELD, Measures
+from pgvec_queue.worker.rates import Rate
 from pgvec_queue.worker.tally import Tally
 from pgvec_queue.worker.watch import Watch
 from pgvec_queue.worker.work import Run, Work
@@ -57,6 +58,8 @@ class State:
         self.drained = threading.Event()
         self.wake = threading.Event()
         """Something may be claimable."""
+        self.news = threading.Event()
+        """Somebody has said so since the reader last looked for live changes."""
         self.failure: BaseException | None = None
         self.stalled: str | None = None
         """The call that did not come back; the worker beats no more."""
@@ -83,7 +86,7 @@ class State:
         self._names: dict[int, str] = {}
         self._troubles: dict[str, _Trouble] = {}
         self._in_flight = 0
-        self._rate = 0.0
+        self._rate = Rate()
 
     @property
     def ending(self) -> bool:
@@ -182,6 +185,7 @@ class State:
 
     def woken(self) -> None:
         """Somebody has added work. A large fleet does not ask for it all at once."""
+        self.news.set()
         if self.fleet <= 8:
             self.wake.set()
         else:
@@ -250,16 +254,14 @@ class State:
 
     def measured(self, documents: int, seconds: float) -> None:
         """Takes in how long the device needed for a slice."""
-        if documents and seconds > 0:
-            with self._lock:
-                rate = documents / seconds
-                self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
+        with self._lock:
+            self._rate.add(documents, seconds)
 
     @property
     def documents_per_second(self) -> float:
         """Of the device alone; 0 until something was measured."""
         with self._lock:
-            return self._rate
+            return self._rate.per_second
 
 
 def _until(seconds: float) -> str:

@@ -52,6 +52,11 @@ class Work:
     embedded: list[Embedded] = field(default_factory=list)
 
     @property
+    def urgent(self) -> bool:
+        """Live changes, and what somebody wants tried again, go before ranges."""
+        return self.run.job.kind == "keys"
+
+    @property
     def size(self) -> int:
         """Bytes of its texts, of their chunks, and of their vectors."""
         texts = sum(document.size for document in self.part.documents if document.text is not None)

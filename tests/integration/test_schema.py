@@ -7,6 +7,7 @@ import re
 import shutil
 import threading
 import tomllib
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -76,6 +77,42 @@ def test_views_that_were_lost_come_back(bench: Bench) -> None:
     bench.sql("DROP VIEW pgvec.progress, pgvec.throughput")
     schema.initialize(bench.database)
     assert _made(bench.connection) == made
+
+
+def test_views_of_an_earlier_version_are_replaced_with_their_rights(bench: Bench) -> None:
+    """Columns that were others cannot be changed in place."""
+    made = _made(bench.connection)
+    bench.sql("DROP VIEW pgvec.progress, pgvec.worker_status, pgvec.throughput")
+    for created in _statements(Path(__file__).parent / "views_0_3_0.sql"):
+        bench.sql(created)
+    role = f"reader_{uuid.uuid4().hex}"
+    bench.sql(
+        f"CREATE ROLE {role}; GRANT SELECT ON pgvec.progress TO {role}; GRANT SELECT ON pgvec.throughput TO PUBLIC"
+    )
+    try:
+        schema.initialize(bench.database)
+        assert _made(bench.connection) == made
+        rights = "SELECT has_table_privilege(%s, 'pgvec.' || v, 'SELECT') FROM unnest(%s::text[]) v"
+        assert bench.sql(rights, role, ["progress", "throughput", "worker_status"]) == [(True,), (True,), (False,)]
+    finally:
+        bench.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+def test_a_view_of_somebody_s_that_stands_in_the_way_is_named(bench: Bench) -> None:
+    bench.sql("DROP VIEW pgvec.recent_events")
+    bench.sql("CREATE VIEW pgvec.recent_events AS SELECT 1 AS one_more")
+    bench.sql("CREATE VIEW mine AS SELECT one_more FROM pgvec.recent_events")
+    with pytest.raises(
+        DatabaseError, match=r"\(view mine depends on view pgvec.recent_events\); drop that"
+    ):
+        schema.initialize(bench.database)
+    assert bench.value("SELECT one_more FROM mine") == 1
+    bench.sql("DROP VIEW mine")
+    schema.initialize(bench.database)
+
+
+def _statements(path: Path) -> list[str]:
+    return [part for part in re.split(r"(?m)^-- name: .*$", path.read_text())[1:] if part.strip()]
 
 
 def test_two_programs_that_make_it_at_once_take_turns(database: str, connect: Connect) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgvec_queue import queue, schema, vectorizer
+from pgvec_queue import __version__, queue, schema, vectorizer
 from pgvec_queue.database import Database
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.vectorizer import Changes, Vectorizer
@@ -31,8 +31,9 @@ def start(bench: Bench) -> Iterator[Start]:
     """Starts `pgvec work` whose embedder is a device of so many texts per second; ends what is left of them."""
     started: list[subprocess.Popen[str]] = []
 
-    def work(*arguments: str, rate: float = 300, dsn: str | None = None) -> subprocess.Popen[str]:
-        process = pgvec("work", *arguments, dsn=dsn or bench.dsn, env={"PGVEC_HASHING_FAULTS": f"rate={rate}"})
+    def work(*arguments: str, rate: float = 300, dsn: str | None = None, faults: str = "") -> subprocess.Popen[str]:
+        environment = {"PGVEC_HASHING_FAULTS": f"rate={rate}{faults}"}
+        process = pgvec("work", *arguments, dsn=dsn or bench.dsn, env=environment)
         started.append(process)
         return process
 
@@ -116,6 +117,27 @@ def test_cancelled_and_dropped_ones_are_left_at_once(bench: Bench, start: Start,
     _fill(bench, 500, "others")
     _assert_whole(bench, bench.enqueue("others", "body"), 500)
     assert bench.value("SELECT count(*) FROM docs_vectors") == written < 6_000
+
+
+@pytest.mark.parametrize("listen", [True, False], ids=["told at once", "asking"])
+def test_changes_and_retries_go_before_the_rest_of_a_range_in_hand(bench: Bench, start: Start, listen: bool) -> None:
+    _fill(bench, 20_000)
+    bench.sql("UPDATE docs SET body = 'poison' WHERE id = 1")
+    bench.enqueue("docs", "body", rows_per_job=20_000, sync=True)
+    start("--lease", "20", *(() if listen else ("--no-listen",)), faults=";refuse=poison")
+    wait_until(lambda: _done(bench) > 600 and bench.progress("docs").rows_failed == 1, 30, what="some progress")
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 2")
+    changed = "SELECT count(*) FROM docs_vectors WHERE chunk = 'changed' AND id = 2"
+    wait_until(lambda: bench.value(changed) == 1, 30, what="the change")
+    with bench.connection.transaction():
+        # Unseen by the triggers: it is the retry that brings it.
+        bench.sql("SET LOCAL session_replication_role = replica")
+        bench.sql("UPDATE docs SET body = 'healed' WHERE id = 1")
+    assert bench.value("SELECT pgvec.retry('docs')") == 1
+    wait_until(lambda: bench.progress("docs").rows_failed == 0, 30, what="the retry")
+    wait_until(lambda: bench.value("SELECT count(*) FROM docs_vectors WHERE id = 1") == 1, 30, what="its vector")
+    first = "SELECT state, attempts FROM pgvec.jobs WHERE kind = 'range' ORDER BY id LIMIT 1"
+    assert bench.sql(first) == [("running", 0)]
 
 
 def test_workers_of_a_host_leave_when_they_are_told_to(bench: Bench, start: Start, cli: CommandLine) -> None:
@@ -322,6 +344,22 @@ def test_a_lock_that_a_stranger_holds_is_the_reason(bench: Bench, start: Start) 
 
         wait_until(told, 30, what="the reason")
     _assert_whole(bench, made, 100)
+
+
+def test_workers_that_are_all_too_old_are_the_reason(bench: Bench) -> None:
+    _fill(bench, 10)
+    bench.enqueue("docs", "body")
+    assert bench.progress("docs").reason == "no worker is running"
+    add = "INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, %s, '1 hour')"
+    for version in ("0.3.0", "0.3.1rc1", "0.2"):
+        bench.sql(add, version)
+    told = "all workers that run are too old for this schema (pgvec-queue 0.2, 0.3.0, 0.3.1rc1); upgrade them"
+    assert bench.progress("docs").reason == told
+    for version in (__version__, "0.10.0", "1", "unknown"):
+        bench.sql(add, version)
+        assert bench.progress("docs").reason is None, version
+        bench.sql("DELETE FROM pgvec.workers WHERE version = %s", version)
+    assert bench.progress("docs").reason == told
 
 
 def test_minutes_are_summed_up_and_folded_without_a_loss(bench: Bench) -> None:

@@ -15,9 +15,10 @@ from pgvec_queue.worker.work import Work
 
 @dataclass
 class _Piece:
-    """What a channel asks of work: its size."""
+    """What a channel asks of work."""
 
     size: int
+    urgent: bool = False
 
 
 def _piece(size: int) -> Work:
@@ -51,6 +52,38 @@ def test_work_comes_out_in_the_order_in_which_it_went_in_and_then_the_end() -> N
     thread.join()
 
 
+def test_what_is_urgent_goes_first_has_room_of_its_own_and_stays_in_order() -> None:
+    channel = Channel(State(), 2, 1_000)
+    pieces = [_piece(1), _piece(2)]
+    urgent = [cast(Work, _Piece(size, urgent=True)) for size in (3, 4)]
+    for one in (*pieces, *urgent):
+        channel.put(one)
+    channel.end()
+    assert (len(channel), channel.has_room()) == (4, False)
+    assert channel.take_if(lambda work: not work.urgent) is None
+    assert list(channel) == [*urgent, *pieces]
+    assert channel.has_room()
+
+
+def test_only_what_is_urgent_is_taken_towards_a_channel_without_room() -> None:
+    state = State()
+    source, out = Channel(state, 3), Channel(state, 1)
+    out.put(_piece(1))
+    usual, urgent = _piece(2), cast(Work, _Piece(3, urgent=True))
+    source.put(usual)
+    source.put(urgent)
+    source.end()
+    taking = source.towards(out)
+    assert next(taking) is urgent
+    taken: list[Work] = []
+    thread = threading.Thread(target=lambda: taken.extend(taking), daemon=True)
+    thread.start()
+    assert len(source) == 1
+    assert next(iter(out)).size == 1
+    thread.join(10)
+    assert taken == [usual]
+
+
 def test_after_an_abort_nothing_comes_out() -> None:
     state = State()
     channel = Channel(state, 1)
@@ -68,6 +101,7 @@ class _Run:
 class _PieceOf:
     run: _Run
     size: int = 1
+    urgent: bool = False
 
 
 def test_a_second_channel_is_used_only_when_the_first_has_a_backlog_and_a_run_keeps_its_channel() -> None:
