@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgvec_queue.embedders import DEFAULT_MODEL
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -25,5 +27,7 @@ class Limits:
     pool_size: int = 10
     queued_rows: int = 1_000_000
     """Of a collection, waiting; above it, new texts get 429."""
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """Those that requests may name."""
     keep_tasks_days: float = 7.0
     """How long an ended task is kept."""
