@@ -28,11 +28,11 @@ def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
         async with pool:
-            context = app.state.context = Context(database, chosen, pool)
+            app.state.context = Context(database, chosen, pool)
             shown = app.state.overview = Overview(reader(pool))
             plans = app.state.plans = Plans(database)
             try:
-                async with shown.until(context.stopping):
+                async with shown.running():
                     yield
             finally:
                 await plans.close()

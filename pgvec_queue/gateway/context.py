@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio.to_thread
@@ -25,8 +24,6 @@ class Context:
     database: Database
     limits: Limits
     pool: AsyncPool
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the gateway is told to end, while connections are open still: streams end then."""
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

@@ -11,6 +11,8 @@ from pgvec_queue.embedders import DEFAULT_MODEL
 class Limits:
     """Bounds of one gateway; each has a setting of the same name (``pgvec serve --help``)."""
 
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """Those that requests may name. No other is ever loaded because a request names it."""
     body_bytes: int = 16 * 1024 * 1024
     texts: int = 1_000
     """In one request."""
@@ -27,7 +29,5 @@ class Limits:
     pool_size: int = 10
     queued_rows: int = 1_000_000
     """Of a collection, waiting; above it, new texts get 429."""
-    models: tuple[str, ...] = (DEFAULT_MODEL,)
-    """Those that requests may name."""
     keep_tasks_days: float = 7.0
     """How long an ended task is kept."""

@@ -28,7 +28,6 @@ EVERY = 1.0
 """Seconds between two looks, at least."""
 HEARTBEAT = 15.0
 """Seconds without news after which a comment is sent."""
-MOST_WATCHERS = 200
 _SHARE = 0.1
 """Of the time, at most, that goes into looking."""
 _SELDOM = 10.0
@@ -70,19 +69,12 @@ class Overview:
     def watchers(self) -> int:
         return len(self._watchers)
 
-    @property
-    def full(self) -> bool:
-        """As many watch as may."""
-        return len(self._watchers) >= MOST_WATCHERS
-
     @asynccontextmanager
-    async def until(self, stopping: asyncio.Event) -> AsyncIterator[None]:
-        """Ends all streams when ``stopping`` is set, or with the block."""
-        waiting = asyncio.create_task(self._close_after(stopping))
+    async def running(self) -> AsyncIterator[None]:
+        """Ends all streams, and what reads for them, with the block."""
         try:
             yield
         finally:
-            waiting.cancel()
             self.close()
             if self._task is not None:
                 self._task.cancel()
@@ -114,10 +106,6 @@ class Overview:
                     yield b": nothing new\n\n"
         finally:
             self._watchers.discard(woken)
-
-    async def _close_after(self, stopping: asyncio.Event) -> None:
-        await stopping.wait()
-        self.close()
 
     async def _look_while_watched(self) -> None:
         try:

@@ -9,7 +9,6 @@ from fastapi.responses import StreamingResponse
 
 from pgvec_queue.gateway.auth import requires
 from pgvec_queue.gateway.overview import Overview
-from pgvec_queue.gateway.problems import Problem
 
 router = APIRouter(tags=["overview"])
 
@@ -33,7 +32,6 @@ _EXAMPLE = 'event: overview\ndata: {"at": 1767225600.0, "state": {"vectorizers":
             "description": "Events `overview`, with everything that the page shows, and `outage`, with the reason.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
         },
-        503: {"description": "Too many streams are open."},
     },
 )
 async def overview_events(overview: Annotated[Overview, Depends(overview_of)]) -> StreamingResponse:
@@ -42,8 +40,6 @@ async def overview_events(overview: Annotated[Overview, Depends(overview_of)]) -
     At most once a second; a comment every 15 seconds where nothing changes. All times are seconds since 1970 by the
     database's clock, and `at` is that clock's own time.
     """
-    if overview.full:
-        raise Problem(503, "Too many streams", "as many watch as this gateway serves", {"Retry-After": "10"})
     return StreamingResponse(
         overview.events(),
         media_type="text/event-stream",
