@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import psycopg
-from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from pgvec_queue.async_database import AsyncPool, async_transaction
 from pgvec_queue.database import one_line, statement
@@ -28,12 +27,16 @@ EVERY = 1.0
 """Seconds between two looks, at least."""
 HEARTBEAT = 15.0
 """Seconds without news after which a comment is sent."""
+_AWAY = ("08", "53", "57P")
+"""SQLSTATEs of a server that ends, begins, or takes no more connections."""
 _SHARE = 0.1
 """Of the time, at most, that goes into looking."""
 _SELDOM = 10.0
 """Seconds between two looks, at most."""
 _STATEMENT_TIMEOUT = 5.0
 _LOCK_TIMEOUT = 2.0
+_PATIENCE = 12.0
+"""Seconds after which a look is given up whose connection says nothing at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +128,10 @@ class Overview:
     async def _look(self) -> None:
         try:
             look = await self._read()
-        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests, OSError) as error:
+        except (psycopg.Error, OSError) as error:
             self._tell("outage", json.dumps({"reason": reason_of(error)}))
-        except Exception as error:  # the task that all streams depend on goes on
+        # All streams depend on this task: it goes on.
+        except Exception as error:
             log.exception("the overview cannot be read", error=str(error))
             self._tell("outage", json.dumps({"reason": "the gateway has failed; its log says why"}))
         else:
@@ -152,6 +156,7 @@ def reader(pool: AsyncPool) -> Read:
 
     async def read() -> Look:
         async with (
+            asyncio.timeout(_PATIENCE),
             pool.connection() as connection,
             async_transaction(
                 connection, statement_timeout=_STATEMENT_TIMEOUT, lock_timeout=_LOCK_TIMEOUT, read_only=True
@@ -173,6 +178,7 @@ def reason_of(error: BaseException) -> str:
         error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn | psycopg.errors.InvalidSchemaName
     ):
         return "the pgvec schema is missing, or not the one that this gateway needs; run: pgvec init"
-    if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state is not None and not state.startswith(_AWAY):
         return f"the database refuses: {one_line(error)}"
     return "the database cannot be reached"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 
@@ -30,7 +31,7 @@ _LEAVE_SECONDS = 5.0
 Tell = Callable[[Defined | Exception], None]
 
 
-class Stopped(PgvecError):
+class StoppedError(PgvecError):
     """The gateway ends, and with it what it was planning."""
 
 
@@ -111,17 +112,15 @@ class Plans:
                 tell(error)
 
     def _plan(self, connection: Connection, fragments: Fragments) -> None:
-        def go_on(jobs: int, rows: int) -> None:
+        def go_on(_jobs: int, _rows: int) -> None:
             if self._stop.is_set():
-                raise Stopped("the gateway ends; ask for the same again to go on")
+                raise StoppedError("the gateway ends; ask for the same again to go on")
 
         planned = Planner(connection, fragments, go_on).plan()
         log.info("planned", vectorizer=fragments.vectorizer.name, jobs=planned.jobs, rows=planned.rows)
 
 
 def _call(loop: asyncio.AbstractEventLoop, settle: Tell, result: Defined | Exception) -> None:
-    try:
+    # The loop may have ended, with its gateway.
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(settle, result)
-    except RuntimeError:
-        # The loop has ended with its gateway.
-        pass

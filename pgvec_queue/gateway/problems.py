@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818
     """An answer that is an error: its status, a title that is the same for all of its kind, and what happened."""
 
     def __init__(

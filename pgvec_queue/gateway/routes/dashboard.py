@@ -1,4 +1,4 @@
-"""``/dashboard``: one page to watch and to steer from, with its style and scripts; they come from here and nowhere else.
+"""``/dashboard``: one page to watch and to steer from, with its style and scripts, all of which come from here.
 
 The page itself holds nothing that is worth guarding: what it shows it asks for, with the token that it is given.
 """

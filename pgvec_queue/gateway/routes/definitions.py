@@ -14,7 +14,7 @@ from pgvec_queue.definition import Options
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.errors import DatabaseError, DefinitionDiffersError, EmbedderError, Kind, PgvecError
 from pgvec_queue.gateway.auth import requires
-from pgvec_queue.gateway.context import Context, context_of
+from pgvec_queue.gateway.context import Context
 from pgvec_queue.gateway.plans import Plans
 from pgvec_queue.gateway.problems import Problem
 from pgvec_queue.gateway.routes.vectorizers import In
@@ -137,13 +137,17 @@ async def make_vectorizer(
     """
     _refuse(context, wanted)
     if plans.full:
-        raise Problem(503, "Service Unavailable", "other vectorizers are being made or planned; try again", {"Retry-After": "10"})
+        raise Problem(
+            503, "Service Unavailable", "other vectorizers are being made or planned; try again", {"Retry-After": "10"}
+        )
     future = plans.begin(Options(**wanted.model_dump()))
     try:
         async with asyncio.timeout(context.limits.request_seconds * _PATIENCE):
             defined = await asyncio.shield(future)
     except TimeoutError:
-        accepted = Accepted(source=wanted.source, detail="it is being made; the list of vectorizers shows when it is there")
+        accepted = Accepted(
+            source=wanted.source, detail="it is being made; the list of vectorizers shows when it is there"
+        )
         return Response(accepted.model_dump_json(), 202, media_type="application/json")
     except (PgvecError, OSError) as error:
         raise _problem(error) from None
