@@ -12,6 +12,7 @@ import os
 import queue
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +29,14 @@ _FLAGS = [
     *("--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"),
 ]
 
+# Puts the pipes where the browser looks for them; 200 and 201 are out of their way.
+_LAUNCH = """import os, sys
+for given, aside in ((sys.argv[1], 200), (sys.argv[2], 201)):
+    os.dup2(int(given), aside)
+os.dup2(200, 3), os.dup2(201, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class BrowserError(Exception):
     """The browser, or a script in it, has failed."""
@@ -41,10 +50,19 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         flags = [*_FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else []), f"--user-data-dir={profile}"]
-        # The shell puts the pipes where the browser looks for them.
-        command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, PROGRAM, *flags, "about:blank"],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _LAUNCH,
+                str(theirs_in),
+                str(theirs_out),
+                PROGRAM,
+                *flags,
+                "about:blank",
+            ],
             pass_fds=(theirs_in, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

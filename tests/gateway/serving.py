@@ -41,7 +41,7 @@ class Served:
 
 @contextmanager
 def serving(
-    dsn: str, limits: Limits | None = None, change: Callable[[FastAPI], None] | None = None
+    dsn: str, limits: Limits | None = None, change: Callable[[FastAPI], None] | None = None, port: int = 0
 ) -> Iterator[Served]:
     """Serves the database until the block ends; ``change`` may add to the application before it begins."""
     app = create_app(Database(dsn), limits)
@@ -54,7 +54,7 @@ def serving(
 
     if change is not None:
         change(app)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="on")
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
