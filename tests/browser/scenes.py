@@ -88,7 +88,7 @@ def failures(bench: Bench, name: str = "articles") -> None:
 def hostile(bench: Bench) -> None:
     """Names and texts that want to be more than text."""
     source(bench, "docs", 10)
-    name = HOSTILE + "\u202eevil\nline"
+    name = HOSTILE + "\u202eevil"
     vectorizer = bench.enqueue("docs", "body")
     bench.sql("UPDATE pgvec.vectorizers SET name = %s, model = %s, blocked_reason = %s", name, HOSTILE, HOSTILE)
     worker = _worker(bench, HOSTILE, 1, "working", HOSTILE, HOSTILE)
@@ -123,8 +123,9 @@ def _worker(
     )
     if at is not None:
         bench.sql(
-            "UPDATE pgvec.jobs SET state = 'running', worker_id = %s, epoch = epoch + 1, claimed_at = clock_timestamp(),"
-            " checkpoint = ARRAY['4199'] WHERE id = (SELECT j.id FROM pgvec.jobs j JOIN pgvec.vectorizers v ON"
+            "UPDATE pgvec.jobs SET state = 'running', worker_id = %s, epoch = epoch + 1,"
+            " claimed_at = clock_timestamp(), checkpoint = ARRAY['4199']"
+            " WHERE id = (SELECT j.id FROM pgvec.jobs j JOIN pgvec.vectorizers v ON"
             " v.id = j.vectorizer_id WHERE v.name = %s AND j.state = 'queued' ORDER BY j.id LIMIT 1)",
             *(member.worker, at),
         )
@@ -143,9 +144,9 @@ def _went_on(bench: Bench, name: str, done: int, rate: int, worker: int) -> None
     """Rates of the last quarter of an hour: twelve minutes that are over, and the last ten seconds of each since."""
     _worked(bench, name, done, 2, worker)
     bench.sql(
-        "INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, began_at, ended_at, host, rows, chunks, tokens, bytes)"
-        " SELECT v.id, %s, m, m, m + interval '1 minute', 'rack-1', r, r, r * 60, r * 800 FROM pgvec.vectorizers v,"
-        " LATERAL (SELECT date_trunc('minute', clock_timestamp()) - interval '1 minute' * i AS m,"
+        "INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, began_at, ended_at, host, rows, chunks,"
+        " tokens, bytes) SELECT v.id, %s, m, m, m + interval '1 minute', 'rack-1', r, r, r * 60, r * 800"
+        " FROM pgvec.vectorizers v, LATERAL (SELECT date_trunc('minute', clock_timestamp()) - interval '1 minute' * i AS m,"
         " (60 * %s * (1 - 0.04 * ((i * 7) %% 5) - CASE WHEN i > 9 THEN 0.3 ELSE 0 END))::bigint AS r"
         " FROM generate_series(2, 13) i) past WHERE v.name = %s",
         *(worker, rate, name),

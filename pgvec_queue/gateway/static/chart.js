@@ -5,7 +5,7 @@ import { minute, rate } from "./format.js";
 
 export const MINUTES = 15;
 const EARLY = 20; // Seconds: what a minute says that has only just begun is mostly chance.
-const MARGIN = { left: 52, right: 12, top: 14, bottom: 28 };
+const MARGIN = { left: 52, right: 12, top: 30, bottom: 28 };
 
 /** Returns the last minutes, the oldest first, as `{at, rate}`; 0 where nothing was done. */
 export function lately(points, now) {
@@ -84,18 +84,19 @@ export class Chart {
     const wanted = JSON.stringify([width, height, this.minutes]);
     if (wanted === this.drawn) return;
     this.drawn = wanted;
-    const { top, step } = scale(Math.max(...this.minutes.map((one) => one.rate)));
+    const highest = Math.max(...this.minutes.map((one) => one.rate));
+    const { top, step } = scale(highest);
     const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
     const y = (value) => MARGIN.top + inner.height * (1 - value / top);
     const wide = inner.width / MINUTES;
     const parts = [];
-    const steps = Math.round(top / step);
+    const steps = highest > 0 ? Math.round(top / step) : 0;
     for (let line = 0; line <= steps; line += 1) {
       const at = Math.round(y(line * step)) + 0.5;
       parts.push(svg("line", { class: line ? "grid" : "axis", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
       parts.push(svg("text", { class: "label", x: MARGIN.left - 8, y: at + 4, "text-anchor": "end" }, rate(line * step)));
     }
-    parts.push(svg("text", { class: "label", x: 0, y: 10 }, "rows/s"));
+    parts.push(svg("text", { class: "label", x: MARGIN.left - 8, y: 12, "text-anchor": "end" }, "rows/s"));
     const every = wide < 24 ? 5 : wide < 48 ? 3 : 2;
     this.minutes.forEach((one, place) => {
       const x = MARGIN.left + place * wide;

@@ -91,6 +91,7 @@ export function bar(label) {
     update(share, failedShare, text) {
       done.style.width = `${(100 * share).toFixed(2)}%`;
       failed.style.width = `${(100 * failedShare).toFixed(2)}%`;
+      failed.style.minWidth = failedShare > 0 ? "3px" : "0";
       mark(node, "aria-valuenow", Math.floor(100 * Math.min(share + failedShare, 1)));
       mark(node, "aria-valuetext", text);
     },

@@ -26,7 +26,7 @@ const keyOf = (one) => [one.at, one.kind, one.vectorizer, one.host, one.job_id, 
 function makeRow(one) {
   const when = el("time");
   const where = [one.vectorizer === null ? "" : plain(one.vectorizer), one.job_id === null ? "" : `job ${one.job_id}`,
-    one.host === null ? "" : `by ${plain(one.host)}`].filter(Boolean).join(" ");
+    one.host === null ? "" : `${one.job_id === null ? "" : "by "}${plain(one.host)}`].filter(Boolean).join(" ");
   const message = one.kind === "claimed" || !one.message ? "" : `: ${plain(one.message)}`;
   return {
     node: el("li", { "data-kind": one.kind }, when, el("span", { class: "kind" }, WORDS[one.kind] ?? plain(one.kind)),

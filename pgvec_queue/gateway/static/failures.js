@@ -63,8 +63,8 @@ function makeClass(name, errorClass, retry) {
     if (!documents.hidden) list(documents, name, errorClass);
   });
   return {
-    node: el("li", {}, el("div", { class: "class-line" }, count, el("code", {}, shown), when, el("span", { class: "buttons" }, look, again)),
-      message, documents),
+    node: el("li", {}, el("div", { class: "class-line" }, count, el("code", {}, shown), when), message,
+      el("div", { class: "buttons" }, look, again), documents),
     update(one, now) {
       amount = one.documents;
       say(count, number(one.documents));

@@ -104,7 +104,7 @@ function leftOf(all) {
   const moving = all.filter((one) => one.state === "active" && one.eta_seconds !== null);
   if (!moving.length) return "nothing moves";
   const last = moving.reduce((one, other) => (other.eta_seconds > one.eta_seconds ? other : one));
-  return `${duration(last.eta_seconds)} left (${between(last.eta_low_seconds, last.eta_high_seconds)})`;
+  return `${between(last.eta_low_seconds, last.eta_high_seconds) || duration(last.eta_seconds)} left`;
 }
 
 function showChart(minutes, at) {

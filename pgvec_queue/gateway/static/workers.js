@@ -23,7 +23,7 @@ function makeRow(first) {
     cell("c-state", null, state),
     cell("c-device", "Device", device),
     cell("c-doing", null, doing),
-    cell("c-busy", "Busy", busy.node, busyText),
+    cell("c-busy", "Busy", el("span", { class: "busy" }, busy.node, busyText)),
     cell("c-wrate number", "Rows/s", speed),
     cell("c-jobs number", "Jobs", jobs),
     cell("c-beat number", "Last beat", beat));
