@@ -54,7 +54,7 @@ def busy(bench: Bench) -> None:
     for name, done, rate in (("articles", 48_800, 604), ("letters", 3_100, 41)):
         _went_on(bench, name, done, rate, first)
     _worked(bench, "notes", 1_200, 0, first)
-    for kind, name, host, message in (
+    for kind, of, host, message in (
         ("started", None, "rack-1", "pid 4711"),
         ("paused", "notes", None, None),
         ("gone", None, "old-laptop", "pid 990"),
@@ -64,7 +64,7 @@ def busy(bench: Bench) -> None:
         bench.sql(
             "INSERT INTO pgvec.events (kind, vectorizer_id, host, message)"
             " VALUES (%s, (SELECT id FROM pgvec.vectorizers WHERE name = %s), %s, %s)",
-            *(kind, name, host, message),
+            *(kind, of, host, message),
         )
 
 
@@ -145,8 +145,9 @@ def _went_on(bench: Bench, name: str, done: int, rate: int, worker: int) -> None
     _worked(bench, name, done, 2, worker)
     bench.sql(
         "INSERT INTO pgvec.minutes (vectorizer_id, worker_id, minute, began_at, ended_at, host, rows, chunks,"
-        " tokens, bytes) SELECT v.id, %s, m, m, m + interval '1 minute', 'rack-1', r, r, r * 60, r * 800"
-        " FROM pgvec.vectorizers v, LATERAL (SELECT date_trunc('minute', clock_timestamp()) - interval '1 minute' * i AS m,"
+        " tokens, bytes) SELECT v.id, %s, m, m, m + interval '1 minute', 'rack-1', r, r, r * 60,"
+        " r * 800 FROM pgvec.vectorizers v, LATERAL (SELECT"
+        " date_trunc('minute', clock_timestamp()) - interval '1 minute' * i AS m,"
         " (60 * %s * (1 - 0.04 * ((i * 7) %% 5) - CASE WHEN i > 9 THEN 0.3 ELSE 0 END))::bigint AS r"
         " FROM generate_series(2, 13) i) past WHERE v.name = %s",
         *(worker, rate, name),

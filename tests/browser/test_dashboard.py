@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 Picture = Callable[[Page, str], None]
-PHONE = {"width": 375, "height": 812, "mobile": True, "scale": 2}
+PHONE: dict[str, Any] = {"width": 375, "height": 812, "mobile": True, "scale": 2}
 
 
 @pytest.fixture
@@ -73,7 +73,12 @@ def assert_sound(page: Page) -> None:
     assert wide == [], "the page is wider than the screen"
 
 
-VIEWS = {"wide": {}, "dark": {"dark": True}, "phone": PHONE, "phone-dark": {**PHONE, "dark": True}}
+VIEWS: dict[str, dict[str, Any]] = {
+    "wide": {},
+    "dark": {"dark": True},
+    "phone": PHONE,
+    "phone-dark": {**PHONE, "dark": True},
+}
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -217,7 +222,7 @@ def test_what_is_hostile_stays_text(bench: Bench, served: Served, open_page: Ope
     page = open_page(f"{served.url}/dashboard")
     live(page)
     page.click("#vectorizer-rows .open")
-    page.click(".class-line [aria-expanded]")
+    page.click(".classes [aria-expanded]")
     page.wait("document.querySelectorAll('.documents tbody tr').length === 1")
     assert page.run("document.querySelectorAll('#content img, #content script, #content [onerror]').length") == 0
     assert page.run("document.title").endswith("pgvec-queue")
@@ -378,7 +383,7 @@ def test_a_lost_gateway_is_said_and_it_comes_back(bench: Bench, open_page: Open)
 def test_nothing_is_cut_off(bench: Bench, served: Served, open_page: Open, picture: Picture, view: str) -> None:
     scenes.busy(bench)
     scenes.failures(bench)
-    sizes = {
+    sizes: dict[str, dict[str, Any]] = {
         "narrow": {"width": 320, "height": 640},
         "zoomed": {"width": 640, "height": 400, "scale": 2},
         "large text": {},

@@ -11,6 +11,7 @@ import psycopg
 from fastapi import APIRouter, Depends, Path, Query
 from psycopg.rows import dict_row
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from pgvec_queue import progress
 from pgvec_queue.async_database import AsyncConnection, async_transaction
@@ -24,7 +25,7 @@ In = Annotated[Context, Depends(context_of)]
 Name = Annotated[str, Path(description="The vectorizer's name.", examples=["articles"])]
 
 MOST_FAILURES = 500
-_EXAMPLE = {
+_EXAMPLE: JsonDict = {
     "name": "articles",
     "state": "active",
     "reason": None,
