@@ -223,10 +223,10 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def screenshot(self, path: Path, top: int = 0, height: int | None = None) -> Path:
-        """Writes a picture of the page from ``top`` on, all of it where no height is given."""
+        """Writes a picture, PNG or WebP, of the page from ``top`` on: of all of it where no height is given."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": top, "width": size["width"], "height": height or size["height"] - top, "scale": 1}
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        answer = self.call("Page.captureScreenshot", format=path.suffix[1:], captureBeyondViewport=True, clip=clip)
         path.write_bytes(base64.b64decode(answer["data"]))
         return path
 

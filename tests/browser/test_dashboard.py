@@ -391,6 +391,7 @@ def test_nothing_is_cut_off(bench: Bench, served: Served, open_page: Open, pictu
     page = open_page(f"{served.url}/dashboard", **sizes[view])
     if view == "large text":
         page.call("Page.setFontSizes", fontSizes={"standard": 32})
+        page.wait("getComputedStyle(document.documentElement).fontSize === '32px'")
     live(page)
     assert_sound(page)
     cut = page.run(
