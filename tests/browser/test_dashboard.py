@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from tests.browser import scenes
 from tests.browser.chromium import PROGRAM, BrowserError, Page
 from tests.browser.conftest import Open
-from tests.gateway.serving import Served, closed, serving
+from tests.gateway.page_server import Served, closed, serving
 from tests.support import Bench
 from tests.waiting import wait_until
 
@@ -316,6 +316,8 @@ def guarded(app: FastAPI) -> None:
         if request.url.path.startswith("/api/") and given != "Bearer good":
             detail = "the token is not valid" if given else "a token is needed"
             return JSONResponse({"title": "Unauthorized", "detail": detail}, 401)
+        # It is nobody's but this test's.
+        request.scope["headers"] = [one for one in request.scope["headers"] if one[0] != b"authorization"]
         found: Response = await call_next(request)
         return found
 

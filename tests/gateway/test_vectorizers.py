@@ -9,7 +9,7 @@ import pytest
 
 from pgvec_queue import vectorizer
 from pgvec_queue.gateway.limits import Limits
-from tests.gateway.serving import Served, serving
+from tests.gateway.page_server import Served, serving
 from tests.support import Bench
 from tests.waiting import wait_until
 
@@ -197,10 +197,10 @@ def test_asking_again_brings_it_up_to_date_and_another_definition_is_a_conflict(
         ({"too_long": "truncate"}, "no_chunking"),
         ({"model": "hashing-9"}, "hashing-9"),
         ({"model": "https://evil.example/model"}, "does not serve"),
-        ({"source": "pgvec.api_tokens"}, "pgvec"),
-        ({"source": ' "pgvec" .api_tokens'}, "pgvec"),
-        ({"source": "PG_CATALOG.pg_authid"}, "pg_catalog"),
-        ({"into": "pgvec.jobs"}, "pgvec"),
+        ({"source": "pgvec.api_tokens", "text": ["name"]}, "not for vectorizers"),
+        ({"source": '"pgvec".api_tokens', "text": ["name"]}, "not for vectorizers"),
+        ({"source": "PG_CATALOG.pg_class", "text": ["relname"]}, "not for vectorizers"),
+        ({"into": "pgvec.jobs"}, "not for vectorizers"),
         ({"name": "two\nlines"}, None),
         ({"text": []}, None),
         ({"where": "pg_sleep(10) IS NULL"}, None),
