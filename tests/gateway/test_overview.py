@@ -296,8 +296,10 @@ def test_a_lost_database_is_told_and_comes_back(bench: Bench) -> None:
         stream.wait(lambda one: one[0] == "overview", "the database", 60)
 
 
-def test_a_schema_that_is_missing_is_named(database: str) -> None:
-    with serving(database) as served, watching(served) as stream:
+def test_a_schema_that_goes_missing_is_named(bench: Bench) -> None:
+    with serving(bench.dsn) as served, watching(served) as stream:
+        stream.wait(lambda one: one[0] == "overview", "the first event")
+        bench.sql("DROP SCHEMA pgvec CASCADE")
         stream.wait(lambda one: one[0] == "outage", "the outage")
         assert "pgvec init" in stream.events[-1][1]["reason"]
 

@@ -137,7 +137,7 @@ def test_documents_are_tried_again_by_class_or_all(bench: Bench, served: Served)
     assert bench.progress("docs").rows_failed == 0
     assert served.post(place, {"error_class": None}).json() == {"documents": 0}
     assert served.post(place, {"class": "x"}).status_code == 422
-    assert served.post(place, {"error_class": "\0"}).status_code == 422
+    assert served.post(place, {"error_class": "\0"}).status_code in (400, 422)
 
 
 def test_a_row_that_somebody_has_locked_is_told(bench: Bench, served: Served) -> None:
