@@ -119,6 +119,7 @@ class Retried(BaseModel):
 
 READ = [Depends(requires("read"))]
 WRITE = [Depends(requires("write"))]
+NAMED: dict[int | str, dict[str, Any]] = {404: {"description": "There is no vectorizer of that name."}}
 
 
 @router.get("/vectorizers", dependencies=READ)
@@ -127,7 +128,7 @@ async def list_vectorizers(context: In) -> Vectorizers:
     return Vectorizers(vectorizers=await _progress(context, None))
 
 
-@router.get("/vectorizers/{name:path}/failures", dependencies=READ)
+@router.get("/vectorizers/{name:path}/failures", dependencies=READ, responses=NAMED)
 async def list_failures(
     context: In,
     name: Name,
@@ -156,19 +157,19 @@ async def list_failures(
     return Failures(failures=page, next_cursor=_encoded(page[-1].key) if more else None)
 
 
-@router.post("/vectorizers/{name:path}/pause", dependencies=WRITE)
+@router.post("/vectorizers/{name:path}/pause", dependencies=WRITE, responses=NAMED)
 async def pause(context: In, name: Name) -> VectorizerProgress:
     """Workers claim no more of its jobs, and give back the ones they have, within two seconds."""
     return await _steered(context, name, "pause")
 
 
-@router.post("/vectorizers/{name:path}/resume", dependencies=WRITE)
+@router.post("/vectorizers/{name:path}/resume", dependencies=WRITE, responses=NAMED)
 async def resume(context: In, name: Name) -> VectorizerProgress:
     """Lets it go on after a pause, a block or a cancellation."""
     return await _steered(context, name, "resume")
 
 
-@router.post("/vectorizers/{name:path}/retry", dependencies=WRITE)
+@router.post("/vectorizers/{name:path}/retry", dependencies=WRITE, responses=NAMED)
 async def retry(context: In, name: Name, which: Retry | None = None) -> Retried:
     """Takes documents out of quarantine, all or those of one error class, and queues them."""
     error_class = which.error_class if which else None
@@ -181,7 +182,7 @@ async def retry(context: In, name: Name, which: Retry | None = None) -> Retried:
     return Retried(documents=row[0] if row else 0)
 
 
-@router.get("/vectorizers/{name:path}", dependencies=READ)
+@router.get("/vectorizers/{name:path}", dependencies=READ, responses=NAMED)
 async def show_vectorizer(context: In, name: Name) -> VectorizerProgress:
     """One vectorizer: how far it is, how fast, when it ends, and why nothing moves."""
     return await _one(context, name)
