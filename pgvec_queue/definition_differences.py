@@ -8,17 +8,17 @@ from pgvec_queue import catalog, destination, source_checks
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection
 from pgvec_queue.definition_options import DEFAULT_CHUNK_SIZE, Options
-from pgvec_queue.errors import DefinitionError
+from pgvec_queue.errors import DefinitionDiffersError, DefinitionError
 from pgvec_queue.vectorizer import Vectorizer
 
 
 def refuse(connection: Connection, known: Vectorizer, options: Options, source: Relation) -> None:
-    """Raises ``DefinitionError`` where ``options`` ask for something else than what is stored.
+    """Raises ``DefinitionDiffersError`` where ``options`` ask for something else than what is stored.
 
     With --text a definition is stated in full; a bare `enqueue SOURCE` takes it as it stands.
     """
     if (source.schema, source.name) != (known.source_schema, known.source_table):
-        raise DefinitionError(
+        raise DefinitionDiffersError(
             f"the vectorizer {known.name!r} is over {known.source}, not {source.label}; give another --name"
         )
     for name, type_ in zip(known.key_columns, known.key_types, strict=True):
@@ -83,7 +83,7 @@ def _said(
 
 def _refuse_other(known: Vectorizer, flag: str, have: object, want: object) -> None:
     if have != want:
-        raise DefinitionError(
+        raise DefinitionDiffersError(
             f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
             f"now it is {_shown(want)}; give another --name, or drop it first"
         )

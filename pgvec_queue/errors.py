@@ -39,6 +39,10 @@ class DefinitionError(PgvecError):
     """A vectorizer cannot be defined as asked: table, column, key, destination or option do not fit."""
 
 
+class DefinitionDiffersError(DefinitionError):
+    """A vectorizer of that name exists with another definition."""
+
+
 class EmbedderError(PgvecError):
     """An embedder could not embed; ``kind`` says whose fault it is."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,11 @@ class Progress:
 def read(connection: Connection, name: str | None = None) -> list[Progress]:
     """Returns all vectorizers, by name, or the one of that name (an empty list when there is none)."""
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(statement("progress", "progress"), {"name": name}).fetchall()
+        return from_rows(cursor.execute(statement("progress", "progress"), {"name": name}).fetchall())
+
+
+def from_rows(rows: Sequence[dict[str, Any]]) -> list[Progress]:
+    """Returns what rows of the view say, whoever has read them."""
     return [
         Progress(
             jobs={state: row[f"jobs_{state}"] for state in ("queued", "running", "done", "cancelled")},

@@ -12,7 +12,9 @@ from pgvec_queue.async_database import async_pool
 from pgvec_queue.database import Database
 from pgvec_queue.gateway.context import Context
 from pgvec_queue.gateway.limits import Limits
-from pgvec_queue.gateway.routes import health
+from pgvec_queue.gateway.overview import Overview, reader
+from pgvec_queue.gateway.plans import Plans
+from pgvec_queue.gateway.routes import dashboard, definitions, health, overview, vectorizers, workers
 
 PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
@@ -27,8 +29,17 @@ def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
         pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
         async with pool:
             app.state.context = Context(database, chosen, pool)
-            yield
+            shown = app.state.overview = Overview(reader(pool))
+            plans = app.state.plans = Plans(database)
+            try:
+                async with shown.running():
+                    yield
+            finally:
+                await plans.close()
 
     app = FastAPI(title="pgvec-queue", version=__version__, lifespan=lifespan)
     app.include_router(health.router)
+    app.include_router(dashboard.router)
+    for module in (overview, definitions, vectorizers, workers):
+        app.include_router(module.router, prefix=PREFIX)
     return app

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgvec_queue.embedders import DEFAULT_MODEL
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one gateway; each has a setting of the same name (``pgvec serve --help``)."""
 
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """Those that requests may name. No other is ever loaded because a request names it."""
     body_bytes: int = 16 * 1024 * 1024
     texts: int = 1_000
     """In one request."""

@@ -100,6 +100,9 @@ def test_the_wheel_holds_everything_below_the_package(wheel: Path) -> None:
         assert here
         assert here == {name for name in names if name.startswith(f"pgvec_queue/{folder}/")}
     assert {"pgvec_queue/py.typed", "pgvec_queue/sql/queue.sql", "pgvec_queue/alembic/env.py"} <= names
+    page = {f"pgvec_queue/gateway/static/{path.name}" for path in (ROOT / "pgvec_queue/gateway/static").iterdir()}
+    assert len(page) > 10
+    assert page <= names
 
 
 def test_the_base_installation_asks_for_no_model_library(wheel: Path) -> None:
