@@ -88,7 +88,7 @@ def configure_and_run() -> None:
     with context.begin_transaction():
         _execute(context.get_context(), resources.statements("schema")["prepare"])
         context.run_migrations()
-        for file in ("views", "control"):
+        for file in ("views", "control", "search_function"):
             for created in resources.statements(file).values():
                 _execute(context.get_context(), created)
 

@@ -12,7 +12,7 @@ from pgvec_queue.async_database import async_pool
 from pgvec_queue.database import Database
 from pgvec_queue.gateway.context import Context
 from pgvec_queue.gateway.limits import Limits
-from pgvec_queue.gateway.routes import health
+from pgvec_queue.gateway.routes import health, search
 
 PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
@@ -26,9 +26,13 @@ def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
         async with pool:
-            app.state.context = Context(database, chosen, pool)
-            yield
+            context = app.state.context = Context(database, chosen, pool)
+            try:
+                yield
+            finally:
+                await context.queries.close()
 
     app = FastAPI(title="pgvec-queue", version=__version__, lifespan=lifespan)
     app.include_router(health.router)
+    app.include_router(search.router, prefix=PREFIX)
     return app
