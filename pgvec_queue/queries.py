@@ -92,7 +92,7 @@ class QueryEmbedder:
         return [spec.model for spec, model in self._models.items() if model.loaded]
 
     def _retire(self) -> None:
-        for spec in list(self._models)[: len(self._models) - self._most_models]:
+        for spec in list(self._models)[: max(0, len(self._models) - self._most_models)]:
             self._leave(self._models.pop(spec))
 
     def _leave(self, model: _Model) -> None:

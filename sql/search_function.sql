@@ -163,8 +163,8 @@ DECLARE
     most bigint;
     fetched bigint;
     beyond boolean;  -- the furthest of them is below the threshold
-    strict tsquery;
-    loose tsquery;
+    all_of tsquery;
+    any_of tsquery;
     parts tsquery[];
     unwanted tsquery[];
     vector_t oid[] := '{}';
@@ -311,12 +311,12 @@ BEGIN
     END IF;
 
     IF mode <> 'vector' THEN
-        strict := pgvec.search_query(query_text, language);
-        SELECT p.wanted, p.unwanted INTO parts, unwanted FROM pgvec.search_parts(strict) p;
-        loose := strict;
+        all_of := pgvec.search_query(query_text, language);
+        SELECT p.wanted, p.unwanted INTO parts, unwanted FROM pgvec.search_parts(all_of) p;
+        any_of := all_of;
         IF cardinality(parts) > 1 THEN
             SELECT concat_ws(' & ', '( ' || string_agg(part::text, ' | ') || ' )', nullif(array_to_string(unwanted, ' & '), ''))::tsquery
-            INTO loose FROM unnest(parts) AS u(part);
+            INTO any_of FROM unnest(parts) AS u(part);
         END IF;
         -- Texts with all the words come first; only where they are too few, those with some are looked for.
         statement := format($statement$
@@ -340,10 +340,10 @@ BEGIN
             $statement$, doc, destination, body_source, body, language, condition,
             CASE WHEN query IS NULL THEN 'NULL::double precision' ELSE distance END);
         most := CASE mode WHEN 'text' THEN wanted ELSE depth END;
-        IF numnode(strict) > 0 THEN
-            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, strict, parts, strict;
-            IF cardinality(text_t) < most AND loose IS DISTINCT FROM strict THEN
-                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, strict, parts, loose;
+        IF numnode(all_of) > 0 THEN
+            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, all_of;
+            IF cardinality(text_t) < most AND any_of IS DISTINCT FROM all_of THEN
+                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, any_of;
             END IF;
         END IF;
     END IF;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -187,9 +188,9 @@ def _check_json(value: Any, *, depth: int) -> None:
     elif isinstance(value, list):
         for one in value:
             _check_json(one, depth=depth + 1)
-    elif isinstance(value, str) and ("\0" in value or not value.isprintable() and _has_surrogate(value)):
+    elif isinstance(value, str) and ("\0" in value or _has_surrogate(value)):
         raise ValueError("it holds a character that no text of PostgreSQL's can")
-    elif isinstance(value, float) and not -1.8e308 < value < 1.8e308:
+    elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("it holds a number that JSON has not")
 
 
