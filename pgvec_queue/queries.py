@@ -138,17 +138,14 @@ class _Model:
             await asyncio.wait([self._work])
         if self._embedder is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._embedder.close)
-        self._thread.shutdown(wait=False)
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self) -> None:
         try:
             if self._embedder is not None:
                 await asyncio.sleep(WINDOW)
             while self._waiting:
-                batch = {
-                    text: self._waiting.pop(text)
-                    for text in list(self._waiting)[:BATCH]
-                }
+                batch = {text: self._waiting.pop(text) for text in list(self._waiting)[:BATCH]}
                 # Who has given up needs no answer.
                 batch = {text: left for text, all_ in batch.items() if (left := [w for w in all_ if not w.done()])}
                 if batch:

@@ -198,6 +198,8 @@ def _told(vectorizer: Vectorizer) -> Iterator[None]:
     except psycopg.errors.NoDataFound as error:
         raise DefinitionError(f"no vectorizer is called {vectorizer.name!r} any more") from error
     except psycopg.errors.UndefinedFunction as error:
-        raise SchemaOutdatedError(f"the pgvec schema cannot be searched ({one_line(error)}); run: pgvec init") from error
+        raise SchemaOutdatedError(
+            f"the pgvec schema cannot be searched ({one_line(error)}); run: pgvec init"
+        ) from error
     except (psycopg.errors.DataError, psycopg.errors.UndefinedObject, psycopg.errors.InvalidName) as error:
         raise SearchError(one_line(error)) from error

@@ -355,7 +355,8 @@ BEGIN
         EXECUTE format($statement$
             SELECT array_agg(t ORDER BY place), array_agg(c ORDER BY place), array_agg(fused ORDER BY place)
             FROM (
-                SELECT coalesce(v.t, x.t) AS t, coalesce(v.c, x.c) AS c, both_.fused,
+                SELECT CASE WHEN v.place <= $5 OR x.place IS NULL THEN v.t ELSE x.t END AS t,
+                       CASE WHEN v.place <= $5 OR x.place IS NULL THEN v.c ELSE x.c END AS c, both_.fused,
                        row_number() OVER (ORDER BY both_.fused DESC NULLS LAST, v.place, x.place) AS place
                 FROM (SELECT u.t, u.c, u.place, %1$s AS doc FROM unnest($1, $2) WITH ORDINALITY AS u(t, c, place)
                       JOIN %2$s d ON d.tableoid = u.t AND d.ctid = u.c) v

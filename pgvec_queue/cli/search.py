@@ -32,7 +32,7 @@ class Filter(click.ParamType):  # type: ignore[type-arg]
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            self.fail(f"{value!r} is no JSON object; write it like '{{\"lang\": \"en\"}}'", param, ctx)
+            self.fail(f'{value!r} is no JSON object; write it like \'{{"lang": "en"}}\'', param, ctx)
         return found
 
 
@@ -119,7 +119,11 @@ def print_hits(answer: searching.Answer) -> None:
         place = "" if hit.chunk_index is None else f", chunk {hit.chunk_index}"
         score = "  -  " if hit.score is None else f"{hit.score:.3f}"
         out.print(Shown.assemble((score, "bold"), f"  {plain(', '.join(hit.key))}{place}"), soft_wrap=True)
-        for text, style in ((hit.context_before, "dim italic"), (hit.chunk or "", "dim"), (hit.context_after, "dim italic")):
+        for text, style in (
+            (hit.context_before, "dim italic"),
+            (hit.chunk or "", "dim"),
+            (hit.context_after, "dim italic"),
+        ):
             if text is None:
                 continue
             # Wrapping a whole document takes seconds, and four lines of it are shown.

@@ -33,7 +33,13 @@ class SearchRequest(BaseModel):
         json_schema_extra={
             "examples": [
                 {"query": "artificial intelligence", "limit": 10, "threshold": 0.7},
-                {"query": "broken lamp", "collection": "notes", "hybrid": True, "filter": {"lang": "en"}, "neighbours": 1},
+                {
+                    "query": "broken lamp",
+                    "collection": "notes",
+                    "hybrid": True,
+                    "filter": {"lang": "en"},
+                    "neighbours": 1,
+                },
             ]
         },
     )
@@ -52,16 +58,22 @@ class SearchRequest(BaseModel):
     filter: Annotated[
         dict[str, Any] | None, Field(description="What a text's metadata has to contain (jsonb containment).")
     ] = None
-    hybrid: Annotated[bool, Field(strict=True, description="Look for the words as well, and fuse both rankings.")] = False
+    hybrid: Annotated[bool, Field(strict=True, description="Look for the words as well, and fuse both rankings.")] = (
+        False
+    )
     exact: Annotated[bool, Field(strict=True, description="Compare with every vector, not through an index.")] = False
-    all_chunks: Annotated[
-        bool, Field(strict=True, description="Each chunk is a hit; else the best of each text.")
-    ] = False
+    all_chunks: Annotated[bool, Field(strict=True, description="Each chunk is a hit; else the best of each text.")] = (
+        False
+    )
     neighbours: Annotated[
-        int, Field(ge=0, le=search.MAX_NEIGHBOURS, strict=True, description="Chunks before and after a hit that come along.")
+        int,
+        Field(
+            ge=0, le=search.MAX_NEIGHBOURS, strict=True, description="Chunks before and after a hit that come along."
+        ),
     ] = 0
     language: Annotated[
-        str, Field(min_length=1, max_length=200, description="Of the words: a text search configuration of PostgreSQL's.")
+        str,
+        Field(min_length=1, max_length=200, description="Of the words: a text search configuration of PostgreSQL's."),
     ] = "english"
 
     @field_validator("query", "collection", "vectorizer", "language")
@@ -119,7 +131,8 @@ class SearchAnswer(BaseModel):
 
     hits: list[SearchHit]
     best_score: Annotated[
-        float | None, Field(description="Where there is no hit: the best score there is, or null where there is no vector.")
+        float | None,
+        Field(description="Where there is no hit: the best score there is, or null where there is no vector."),
     ] = None
     vectorizer: Annotated[str, Field(description="What was searched.")]
 
@@ -132,9 +145,7 @@ async def find(request: SearchRequest, context: In) -> SearchAnswer:
     """
     with _problems():
         async with context.connection() as connection:
-            found = await search_targets.find(
-                connection, vectorizer=request.vectorizer, collection=request.collection
-            )
+            found = await search_targets.find(connection, vectorizer=request.vectorizer, collection=request.collection)
         # No connection is held while the model works.
         vector = await context.queries.embed(found.spec, request.query)
         async with context.connection() as connection:
