@@ -33,7 +33,7 @@ Waiting = asyncio.Future[Vectors]
 
 
 class QueryEmbedder:
-    """Queries to vectors, through models that it owns. Everything but the models' own work is done in one event loop."""
+    """Queries to vectors, through models that it owns; all but the models' own work is done in one event loop."""
 
     def __init__(self, options: DeviceOptions | None = None, *, remembered: int = 10_000, models: int = 2) -> None:
         """``remembered`` bounds the vectors that are kept, ``models`` the models."""
@@ -156,7 +156,7 @@ class _Model:
     async def _embed_all(self, batch: dict[str, list[Waiting]]) -> None:
         try:
             vectors = await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, list(batch))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whoever asked raises it
             if len(batch) > 1 and isinstance(error, EmbedderError) and error.kind is Kind.ROW:
                 for text, waiting in batch.items():
                     await self._embed_all({text: waiting})

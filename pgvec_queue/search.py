@@ -98,7 +98,7 @@ class Answer:
 
 
 def search(connection: Connection, vectorizer: Vectorizer, embedder: Embedder | None, request: Search) -> Answer:
-    """Embeds the query with the vectorizer's model, where one is given and needed, and returns what ``nearest`` does."""
+    """Embeds the query with the vectorizer's model, where one is given, and returns what ``nearest`` does."""
     check(request)
     return nearest(
         connection, vectorizer, request, None if embedder is None else embedder.embed_queries([request.text])[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - the name of what it becomes, RFC 9457
     """Ends a request with a status, a title and a sentence about what is wrong."""
 
     def __init__(

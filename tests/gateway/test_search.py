@@ -60,7 +60,8 @@ def ask(bench: Bench) -> Iterator[Ask]:
 def fill(bench: Bench, *names: str) -> None:
     bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text, metadata jsonb)")
     bench.sql(
-        "INSERT INTO docs SELECT i, 'document ' || i, jsonb_build_object('odd', i %% 2 = 1) FROM generate_series(1, %s) i",
+        "INSERT INTO docs SELECT i, 'document ' || i, jsonb_build_object('odd', i %% 2 = 1)"
+        " FROM generate_series(1, %s) i",
         12,
     )
     for name in names:
@@ -75,8 +76,14 @@ def test_the_nearest_texts_come_with_score_key_and_metadata(bench: Bench, ask: A
     body = answer.json()
     assert (body["vectorizer"], body["best_score"], len(body["hits"])) == ("docs", None, 2)
     assert body["hits"][0] == {
-        "text": "document 3", "score": pytest.approx(1), "key": ["3"], "chunk_index": 0, "metadata": {"odd": True},
-        "fused": None, "context_before": None, "context_after": None,
+        "text": "document 3",
+        "score": pytest.approx(1),
+        "key": ["3"],
+        "chunk_index": 0,
+        "metadata": {"odd": True},
+        "fused": None,
+        "context_before": None,
+        "context_after": None,
     }
     assert [hit["key"] for hit in ask(limit=5, offset=2).json()["hits"]] == [
         hit["key"] for hit in ask(limit=7).json()["hits"][2:]
@@ -122,13 +129,13 @@ def test_what_is_searched_is_named_or_goes_without_saying(bench: Bench, ask: Ask
 @pytest.mark.parametrize(
     "body",
     [
-        *({"query": query} for query in ("", " \n", "a\0b", "x" * 8_193, 7, None, [])),
+        *[{"query": query} for query in ("", " \n", "a\0b", "x" * 8_193, 7, None, ["x"])],
         *({"limit": limit} for limit in (0, -1, 1_001, "10", 1.5)),
         *({"threshold": threshold} for threshold in (1.1, -1.1, "high")),
-        *(
-            {"filter": filter_}
-            for filter_ in ("x", [], {"a\0": 1}, {"a": ["\0"]})
-        ),
+        {"filter": "x"},
+        {"filter": [1]},
+        {"filter": {"a\0": 1}},
+        {"filter": {"a": ["\0"]}},
         {"offset": -1},
         {"neighbours": 101},
         {"language": "klingon"},

@@ -1,4 +1,4 @@
-"""``pgvec.search``: nearest chunks, words, both; every layout of a destination; pages, filters, neighbours and errors."""
+"""``pgvec.search``: nearest chunks, words, both; every layout of a destination; pages, filters, neighbours, errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def chunked(bench: Bench, chunks: Sequence[tuple[int, int, str, Sequence[float]]
         )
     with bench.connection.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO docs_vectors (id, chunk_index, chunk, embedding, source_hash) VALUES (%s, %s, %s, %s::real[], '')",
+            "INSERT INTO docs_vectors (id, chunk_index, chunk, embedding, source_hash)"
+            " VALUES (%s, %s, %s, %s::real[], '')",
             [(key, index, text, [*map(float, vector)]) for key, index, text, vector in chunks],
         )
     return defined
@@ -107,7 +108,8 @@ def test_an_exact_search_is_the_ranking_of_all_cosines(
     assert [hit.score for hit in answer.hits] == pytest.approx([cosines[i] for i in wanted], abs=1e-6)
     for hit in answer.hits:
         own = (int(hit.key[0]) - 1) * 3 + (hit.chunk_index or 0)
-        assert (hit.score, hit.chunk) == (pytest.approx(cosines[own], abs=1e-6), f"chunk {own}")
+        assert hit.score == pytest.approx(cosines[own], abs=1e-6)
+        assert hit.chunk == f"chunk {own}"
     if not answer.hits:
         assert answer.best_score == pytest.approx(cosines.max(), abs=1e-6)
 
@@ -179,7 +181,8 @@ def test_a_threshold_that_nothing_reaches_leaves_the_best_score(bench: Bench) ->
     indexed(bench)
     cosines = vectors @ np.ones(8) / np.linalg.norm(vectors, axis=1) / np.sqrt(8)
     answer = asked(bench, defined, ONE, threshold=0.999)
-    assert (answer.hits, answer.best_score) == ([], pytest.approx(cosines.max(), abs=1e-6))
+    assert answer.hits == []
+    assert answer.best_score == pytest.approx(cosines.max(), abs=1e-6)
     with bench.connection.transaction():
         over = asked(bench, defined, ONE, threshold=0.75, limit=100)
         assert 5 < len(over.hits) == pytest.approx((cosines >= 0.75).sum(), abs=2)
@@ -239,8 +242,8 @@ def _layouts(bench: Bench) -> list[Vectorizer]:
     schema_ = bench.value("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
     bench.sql("CREATE TYPE public.mood AS ENUM ('sad', 'o''k')")
     bench.sql(
-        'CREATE TABLE public."so %% \'urce" (id public.mood, "n%%""o" timestamptz, title text, body text, metadata jsonb,'
-        ' PRIMARY KEY (id, "n%%""o"))'.replace("%%", "%")
+        'CREATE TABLE public."so % \'urce" (id public.mood, "n%""o" timestamptz, title text, body text,'
+        ' metadata jsonb, PRIMARY KEY (id, "n%""o"))'
     )
     bench.sql(
         "INSERT INTO public.\"so % 'urce\" SELECT m, timestamptz '2020-01-01 00:00Z' + i * interval '1 h',"
@@ -338,7 +341,8 @@ def test_a_partitioned_destination_is_searched(bench: Bench) -> None:
     bench.drain()
     embedder = load(defined.spec, DeviceOptions())
     answer = search(bench.connection, defined, embedder, Search("text 7", limit=40))
-    assert (answer.hits[0].key, answer.hits[0].score) == (["7"], pytest.approx(1))
+    assert answer.hits[0].key == ["7"]
+    assert answer.hits[0].score == pytest.approx(1)
     assert sorted(keys(answer)) == list(range(1, 41))
 
 
@@ -500,18 +504,17 @@ def test_what_cannot_be_answered_says_why(
 def test_what_is_gone_is_named(bench: Bench) -> None:
     defined = texts(bench, "one")
     bench.sql("ALTER TABLE docs_vectors RENAME COLUMN chunk TO moved")
-    with pytest.raises(DestinationError, match=r"^public.docs_vectors is not what it was: .*moved|chunk"):
+    with pytest.raises(DestinationError, match=r"^public\.docs_vectors is not what it was: .*chunk"):
         asked(bench, defined, ONE)
     bench.sql("DROP TABLE docs_vectors")
-    with pytest.raises(
-        DestinationError, match="public.docs_vectors is not what it was: table public.docs_vectors is not"
-    ):
+    with pytest.raises(DestinationError, match=r"^public\.docs_vectors is not what it was: table public\.docs_vectors"):
         asked(bench, defined, ONE)
     bench.sql("SELECT pgvec.drop_vectorizer('docs')")
     with pytest.raises(DefinitionError, match="no vectorizer is called 'docs' any more"):
         asked(bench, defined, ONE)
     bench.sql(
-        "DO $$ BEGIN EXECUTE (SELECT 'DROP FUNCTION ' || oid::regprocedure FROM pg_proc WHERE proname = 'search'); END $$"
+        "DO $$ BEGIN EXECUTE"
+        " (SELECT 'DROP FUNCTION ' || oid::regprocedure FROM pg_proc WHERE proname = 'search'); END $$"
     )
     with pytest.raises(SchemaOutdatedError, match="run: pgvec init"):
         asked(bench, defined, ONE)
@@ -561,6 +564,12 @@ def test_a_hit_as_json_leaves_out_what_was_not_asked_for() -> None:
     plain = {"key": ["1"], "chunk_index": None, "score": 0.123457, "chunk": None}
     assert Hit(["1"], None, None, 0.1234567).as_json() == plain
     assert Hit(["1"], 0, "b", None, 0.5, "a", "c", {}).as_json() == {
-        "key": ["1"], "chunk_index": 0, "score": None, "chunk": "b", "fused": 0.5,
-        "context_before": "a", "context_after": "c", "metadata": {},
+        "key": ["1"],
+        "chunk_index": 0,
+        "score": None,
+        "chunk": "b",
+        "fused": 0.5,
+        "context_before": "a",
+        "context_after": "c",
+        "metadata": {},
     }
