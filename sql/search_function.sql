@@ -207,7 +207,7 @@ BEGIN
         RAISE EXCEPTION 'language is NULL; name a text search configuration' USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
-    SELECT n.nspname, string_to_array(e.extversion, '.')::integer[] INTO pgvector_schema, pgvector_version
+    SELECT n.nspname, string_to_array(substring(e.extversion FROM '^[0-9]+[.][0-9]+'), '.')::integer[] INTO pgvector_schema, pgvector_version
     FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector';
     wanted := skip + max_hits;
     into_column := v.destination_kind = 'column';
@@ -263,18 +263,18 @@ BEGIN
             WHERE i.indisvalid AND (i.indrelid = destination OR i.indrelid IN (SELECT relid FROM pg_partition_tree(destination))));
         old_ef := current_setting('hnsw.ef_search', true);
         old_scan := current_setting('hnsw.iterative_scan', true);
-        IF through_index THEN
-            -- Strict order: what a longer list begins with is the shorter list, so that pages fit together. Where pgvector cannot go on with a
-            -- scan, before 0.8, no more rows come than ef_search.
-            PERFORM set_config('hnsw.ef_search', coalesce(ef_search, CASE WHEN pgvector_version >= '{0,8}' THEN greatest(nullif(old_ef, '')::integer, depth)
-                               ELSE least(greatest(nullif(old_ef, '')::integer, depth, wanted), 1000) END)::text, true);
-            IF pgvector_version >= '{0,8}' THEN
-                PERFORM set_config('hnsw.iterative_scan', 'strict_order', true);
-            END IF;
-        END IF;
         wanted := greatest(wanted, CASE WHEN mode = 'hybrid' THEN depth ELSE 0 END);
         most := wanted * CASE WHEN all_chunks OR v.chunk_size IS NULL THEN 1 ELSE 4 END;
         LOOP
+            IF through_index THEN
+                -- Strict order: what a longer list begins with is the shorter list, so that pages fit together. Where pgvector cannot
+                -- go on with a scan, before 0.8, no more rows come than ef_search.
+                PERFORM set_config('hnsw.ef_search', coalesce(ef_search, least(greatest(nullif(old_ef, '')::integer, depth,
+                    CASE WHEN pgvector_version < '{0,8}' THEN most END), 1000))::text, true);
+                IF pgvector_version >= '{0,8}' THEN
+                    PERFORM set_config('hnsw.iterative_scan', 'strict_order', true);
+                END IF;
+            END IF;
             -- An index gives its own order of equals; without one the place decides.
             sorted := CASE WHEN through_index THEN distance ELSE distance || ' + 0, d.tableoid, d.ctid' END;
             statement := format($statement$

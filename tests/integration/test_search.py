@@ -164,6 +164,23 @@ def test_a_document_with_many_near_chunks_leaves_room_for_the_others(bench: Benc
     assert len(asked(bench, defined, ONE, exact=way == "exact", limit=100).hits) == 29
 
 
+def test_a_pgvector_that_cannot_go_on_with_a_scan_finds_as_much(bench: Bench) -> None:
+    """0.7 has no iterative scans, and ends at ef_search; so does a later one that is not told to go on."""
+    defined, vectors = many(bench, 1_500, 2)
+    indexed(bench)
+    bench.sql("UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'")
+    order = np.argsort(-(vectors @ np.ones(8)) / np.linalg.norm(vectors, axis=1))
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        assert len(asked(bench, defined, ONE, limit=150).hits) == 150
+        assert (_scans(bench, "docs_hnsw"), _scans(bench, "docs_vectors")) == (1, 0)
+        assert len(asked(bench, defined, ONE, limit=1_200, all_chunks=True).hits) == 1_200
+        for last in order[-2:]:
+            (hit,) = asked(bench, defined, ONE, filter={"id": int(last) // 2 + 1}).hits
+            assert hit.key == [str(last // 2 + 1)]
+        assert bench.value("SELECT current_setting('hnsw.iterative_scan')") == "off"
+
+
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"mode": "hybrid"}, {"mode": "text"}, {"all_chunks": True}])
 def test_pages_follow_each_other_without_gap_or_double(bench: Bench, options: dict[str, Any]) -> None:
     defined, _ = many(bench, 300, 2)
