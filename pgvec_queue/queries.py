@@ -63,14 +63,7 @@ class QueryEmbedder:
             model = self._models[spec] = _Model(spec, self._options)
         self._models.move_to_end(spec)
         self._retire()
-        try:
-            vector = await model.embed(text)
-        except BaseException:
-            if not model.loaded and not model.busy and self._models.get(spec) is model:
-                # It may be had another time.
-                del self._models[spec]
-                self._leave(model)
-            raise
+        vector = await model.embed(text)
         self._known[key] = vector
         self._known.move_to_end(key)
         while len(self._known) > self._remembered:
@@ -115,10 +108,6 @@ class _Model:
     @property
     def loaded(self) -> bool:
         return self._embedder is not None
-
-    @property
-    def busy(self) -> bool:
-        return self._work is not None
 
     async def embed(self, text: str) -> Vectors:
         loop = asyncio.get_running_loop()

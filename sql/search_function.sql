@@ -166,6 +166,7 @@ DECLARE
     all_of tsquery;
     any_of tsquery;
     parts tsquery[];
+    fewest integer;
     unwanted tsquery[];
     vector_t oid[] := '{}';
     vector_c tid[] := '{}';
@@ -333,6 +334,7 @@ BEGIN
                         WHERE pgvec.search_terms(%4$s, %5$L::regconfig) @@ $8 AND %6$s
                               AND ($5 IS NULL OR 1 - %7$s >= $5)
                     ) found
+                    WHERE words >= $9
                 ) best
                 WHERE nth = 1 OR $4
                 ORDER BY place LIMIT $3
@@ -340,10 +342,12 @@ BEGIN
             $statement$, doc, destination, body_source, body, language, condition,
             CASE WHEN query IS NULL THEN 'NULL::double precision' ELSE distance END);
         most := CASE mode WHEN 'text' THEN wanted ELSE depth END;
+        -- One word of many says little; beside the vectors it would only push away what they found.
+        fewest := CASE mode WHEN 'text' THEN 0 ELSE (cardinality(parts) + 1) / 2 END;
         IF numnode(all_of) > 0 THEN
-            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, all_of;
+            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, all_of, fewest;
             IF cardinality(text_t) < most AND any_of IS DISTINCT FROM all_of THEN
-                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, any_of;
+                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, any_of, fewest;
             END IF;
         END IF;
     END IF;

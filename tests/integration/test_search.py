@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pgvec_queue import schema, vectorizer
 from pgvec_queue.async_database import async_connect
 from pgvec_queue.database import Database
-from pgvec_queue.embedders import DeviceOptions, load
+from pgvec_queue.embedders import DEFAULT_MODEL, DeviceOptions, load
 from pgvec_queue.errors import DefinitionError, SchemaOutdatedError
 from pgvec_queue.search import Answer, DestinationError, Hit, Search, SearchError, nearest, nearest_async, search
 from pgvec_queue.vectorizer import Vectorizer
@@ -162,6 +162,15 @@ def test_a_document_with_many_near_chunks_leaves_room_for_the_others(bench: Benc
     assert keys(found)[0] == 1
     assert set(keys(asked(bench, defined, ONE, exact=way == "exact", limit=20, all_chunks=True))) == {1}
     assert len(asked(bench, defined, ONE, exact=way == "exact", limit=100).hits) == 29
+
+
+def test_an_index_goes_on_until_there_are_enough(bench: Bench) -> None:
+    defined, _ = many(bench, 3_000)
+    indexed(bench)
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
+        assert len(asked(bench, defined, ONE, limit=400, all_chunks=True).hits) == 400
+        assert (_scans(bench, "docs_hnsw"), _scans(bench, "docs_vectors")) == (1, 0)
 
 
 def test_a_pgvector_that_cannot_go_on_with_a_scan_finds_as_much(bench: Bench) -> None:
@@ -388,6 +397,18 @@ def test_hybrid_is_the_fusion_of_both_rankings(bench: Bench) -> None:
     assert set(keys(over)) == {i + 1 for i in range(150) if cosines[i] >= 0.2}
 
 
+def test_one_word_of_many_counts_for_nothing_beside_the_vectors(bench: Bench) -> None:
+    defined = texts(bench, "alpha beta gamma", "alpha", "alpha beta")
+    assert keys(asked(bench, defined, None, "alpha beta gamma delta", mode="text")) == [1, 3, 2]
+    hybrid = asked(bench, defined, ONE, "alpha beta gamma delta", mode="hybrid")
+    by_vector = keys(asked(bench, defined, ONE))
+    fused = {int(hit.key[0]): hit.fused for hit in hybrid.hits}
+    expected = {key: 1 / (61 + place) for place, key in enumerate(by_vector)}
+    expected[1] += 1 / 61
+    expected[3] += 1 / 62
+    assert fused == pytest.approx(expected)
+
+
 def test_words_are_found_in_their_forms_and_as_asked(bench: Bench) -> None:
     defined = texts(bench, "The cats were running", "a dog runs", "a cat and a dog", "dog cat")
 
@@ -448,6 +469,28 @@ def test_chinese_japanese_and_korean_words_are_found_without_extensions(
         assert set(found_ := keys(asked(bench, defined, None, query, mode="text"))[:2]) == {2, 7}, found_
 
 
+@pytest.mark.parametrize(
+    ("text", "query", "found"),
+    [
+        ("ﾃﾞｰﾀﾍﾞｰｽ", "データベース", True),
+        ("データベース", "ﾃﾞｰﾀﾍﾞｰｽ", True),
+        ("ＰｏｓｔｇｒｅＳＱＬ", "postgresql", True),
+        ("cafe\u0301", "café", True),
+        ("猫 犬", "猫犬", False),
+        ("猫、犬", "猫犬", False),
+        ("猫犬", "猫 犬", True),
+        ("東京都", "京都", True),
+        ("京の都", "京都", False),
+        ("‘quoted’ – words…", "quoted words", True),
+    ],
+)
+def test_words_are_the_same_in_any_width_and_go_no_further_than_their_letters(
+    bench: Bench, text: str, query: str, found: bool
+) -> None:
+    matches = "SELECT pgvec.search_terms(%s, 'english') @@ pgvec.search_query(%s, 'english')"
+    assert bench.value(matches, text, query) == found
+
+
 def test_words_are_looked_up_in_an_index_where_there_is_one(bench: Bench) -> None:
     defined, _ = many(bench, 2_000)
     bench.sql("CREATE INDEX docs_words ON docs_vectors USING gin (pgvec.search_terms(chunk, 'english'))")
@@ -483,6 +526,40 @@ def test_a_document_of_any_length_is_searched_as_far_as_a_tsvector_goes(bench: B
     cjk = "".join(chr(0x4E00 + i % 20_000) for i in range(300_000))
     for text, query in ((words, "1f"), (cjk, cjk[100:110])):
         assert bench.value("SELECT pgvec.search_terms(%s, 'english') @@ pgvec.search_query(%s, 'english')", text, query)
+
+
+# Meaning
+
+
+@pytest.mark.model
+def test_a_question_finds_the_text_that_answers_it_in_other_words(bench: Bench) -> None:
+    bodies = [
+        "Recursively delete a directory tree.",
+        "Return True for leap years, False for non-leap years.",
+        "Prompt for a password, with echo turned off.",
+        "Merge multiple sorted inputs into a single sorted output.",
+        "Guess the type of a file based on its URL. Error code E1234 is raised where that fails.",
+    ]
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    for i, body in enumerate(bodies, 1):
+        bench.sql("INSERT INTO docs VALUES (%s, %s)", i, body)
+    defined = bench.enqueue("docs", "body", model=DEFAULT_MODEL, chunk_size=128)
+    bench.drain(device=DeviceOptions(runtime="torch"))
+    embedder = load(defined.spec, DeviceOptions(runtime="torch"))
+    try:
+        for question, key in (
+            ("remove a folder with everything in it", 1),
+            ("has a year 366 days", 2),
+            ("ask for a secret without showing what is typed", 3),
+        ):
+            for mode in ("vector", "hybrid"):
+                found = search(bench.connection, defined, embedder, Search(question, mode=mode))
+                assert keys(found)[0] == key
+                assert found.best_score is not None
+                assert 0.2 < found.best_score < 1
+        assert keys(search(bench.connection, defined, embedder, Search("E1234", mode="hybrid")))[0] == 5
+    finally:
+        embedder.close()
 
 
 # What cannot be answered

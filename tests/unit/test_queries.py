@@ -68,6 +68,18 @@ def test_queries_at_the_same_time_go_to_the_model_together(endpoint: Endpoint) -
     assert [request["input"] for request in endpoint.requests] == [["first"], texts[:BATCH], texts[BATCH:]]
 
 
+def test_a_query_waits_a_moment_for_others(endpoint: Endpoint) -> None:
+    async def work(queries: QueryEmbedder) -> None:
+        await queries.embed(remote(endpoint), "first")
+        one = asyncio.create_task(queries.embed(remote(endpoint), "one"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await asyncio.gather(one, queries.embed(remote(endpoint), "two"))
+
+    run(work)
+    assert [request["input"] for request in endpoint.requests] == [["first"], ["one", "two"]]
+
+
 def test_what_comes_while_the_model_works_is_its_next_batch(endpoint: Endpoint) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
