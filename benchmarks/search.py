@@ -1,6 +1,6 @@
 """How good search is on real text, and what HTTP adds: the demo's corpus, and thirty questions with their answers.
 
-    python -m benchmarks.search [--documents N] [--rounds 5] [--markdown]
+    python -m benchmarks.search [--documents N | --dsn DSN] [--rounds 5] [--markdown]
 
 The questions and the docstrings that answer them (``search_questions.json``) were written down before the first search.
 Recall@10: of the answers to a question, the share among the first ten hits; found: an answer is among them. Apart from
@@ -44,31 +44,43 @@ uvicorn.run(create_app(Database(sys.argv[1])), port=int(sys.argv[2]), log_level=
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--documents", type=int, help="of the corpus; without it all, so that every answer is there")
+    options.add_argument("--dsn", help="a database in which this has been done already: demo, vectors and index")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--markdown", action="store_true")
     chosen = options.parse_args()
     questions = json.loads((Path(__file__).parent / "search_questions.json").read_text("utf-8"))
-    with common.server() as (dsn, _), Database(dsn).connect("bench") as connection:
-        held = demo.load(connection, chosen.documents)
-        flags = ("--text", "docstring", "--template", "$name: $chunk")
-        assert common.run(dsn, "enqueue", demo.TABLE, *flags).code == 0
-        worked = common.run(dsn, "work", "--drain", "--runtime", "torch")
-        assert worked.code == 0
+    with _place(chosen.dsn) as dsn, Database(dsn).connect("bench") as connection:
+        if chosen.dsn is None:
+            _embed(dsn, connection, chosen.documents)
         defined = vectorizer.get(connection, demo.TABLE)
-        connection.execute("CREATE INDEX ON pgvec_demo_vectors USING hnsw (embedding vector_cosine_ops)")
-        connection.execute("ANALYZE pgvec_demo_vectors")
-        chunks = connection.execute("SELECT count(*) FROM pgvec_demo_vectors").fetchone()
-        print(
-            f"{held:,} docstrings, {chunks[0] if chunks else 0:,} chunks, embedded in {worked.seconds:.0f} s",
-            flush=True,
-        )
         embedder = embedders.load(defined.spec, DeviceOptions(runtime="torch"))
         _quality(connection, defined, embedder, questions, markdown=chosen.markdown)
-        _index(connection, defined, embedder, [one["question"] for one in questions])
+        asked = [one["question"] for one in questions]
+        _index(connection, defined, embedder, asked)
         with _gateway(dsn) as address:
-            return _overhead(
-                connection, defined, embedder, address, [one["question"] for one in questions], chosen.rounds
-            )
+            return _overhead(connection, defined, embedder, address, asked, chosen.rounds)
+
+
+@contextmanager
+def _place(dsn: str | None) -> Iterator[str]:
+    """The database: the one named, or a fresh one."""
+    if dsn is not None:
+        yield dsn
+        return
+    with common.server() as (fresh, _):
+        yield fresh
+
+
+def _embed(dsn: str, connection: Connection, documents: int | None) -> None:
+    held = demo.load(connection, documents)
+    flags = ("--text", "docstring", "--template", "$name: $chunk")
+    assert common.run(dsn, "enqueue", demo.TABLE, *flags).code == 0
+    worked = common.run(dsn, "work", "--drain", "--runtime", "torch")
+    assert worked.code == 0
+    connection.execute("CREATE INDEX ON pgvec_demo_vectors USING hnsw (embedding vector_cosine_ops)")
+    connection.execute("ANALYZE pgvec_demo_vectors")
+    chunks = connection.execute("SELECT count(*) FROM pgvec_demo_vectors").fetchone()
+    print(f"{held:,} docstrings, {chunks[0] if chunks else 0:,} chunks, embedded in {worked.seconds:.0f} s", flush=True)
 
 
 def _quality(

@@ -166,7 +166,6 @@ DECLARE
     all_of tsquery;
     any_of tsquery;
     parts tsquery[];
-    fewest integer;
     unwanted tsquery[];
     vector_t oid[] := '{}';
     vector_c tid[] := '{}';
@@ -320,34 +319,37 @@ BEGIN
             INTO any_of FROM unnest(parts) AS u(part);
         END IF;
         -- Texts with all the words come first; only where they are too few, those with some are looked for.
+        -- A word weighs the more the fewer of the texts have it, as in BM25; ts_rank_cd alone knows nothing of that. Beside vectors a text
+        -- counts with half of the weight: one common word of many would only push away what they found.
         statement := format($statement$
+            WITH found AS MATERIALIZED (
+                SELECT d.tableoid AS t, d.ctid AS c, %1$s AS doc, terms
+                FROM %2$s d %3$s CROSS JOIN LATERAL (SELECT pgvec.search_terms(%4$s, %5$L::regconfig) AS terms OFFSET 0) own
+                WHERE pgvec.search_terms(%4$s, %5$L::regconfig) @@ $8 AND %6$s AND ($5 IS NULL OR 1 - %7$s >= $5)
+            ), weights AS MATERIALIZED (
+                SELECT part, ln(1 + ((SELECT count(*) FROM found) - greatest(count(t), 1) + 0.5) / (greatest(count(t), 1) + 0.5)) AS weight
+                FROM unnest($7) AS u(part) LEFT JOIN found ON terms @@ part GROUP BY part
+            ), ranked AS (
+                SELECT t, c, doc, terms @@ $6 AS all_words, ts_rank_cd(terms, $8, 1) AS rank,
+                       (SELECT coalesce(sum(weight), 0) FROM weights WHERE terms @@ part) AS words
+                FROM found
+            ), best AS (
+                SELECT *, row_number() OVER (PARTITION BY doc ORDER BY all_words DESC, words DESC, rank DESC, t, c) AS nth
+                FROM ranked WHERE NOT $9 OR 2 * words >= (SELECT coalesce(sum(weight), 0) FROM weights)
+            )
             SELECT coalesce(array_agg(t ORDER BY place), '{}'), coalesce(array_agg(c ORDER BY place), '{}')
             FROM (
                 SELECT t, c, row_number() OVER (ORDER BY all_words DESC, words DESC, rank DESC, t, c) AS place
-                FROM (
-                    SELECT *, row_number() OVER (PARTITION BY doc ORDER BY all_words DESC, words DESC, rank DESC, t, c) AS nth
-                    FROM (
-                        SELECT d.tableoid AS t, d.ctid AS c, %1$s AS doc, terms @@ $6 AS all_words,
-                               (SELECT count(*) FROM unnest($7) AS u(part) WHERE terms @@ part) AS words,
-                               ts_rank_cd(terms, $8, 1) AS rank
-                        FROM %2$s d %3$s CROSS JOIN LATERAL (SELECT pgvec.search_terms(%4$s, %5$L::regconfig) AS terms OFFSET 0) own
-                        WHERE pgvec.search_terms(%4$s, %5$L::regconfig) @@ $8 AND %6$s
-                              AND ($5 IS NULL OR 1 - %7$s >= $5)
-                    ) found
-                    WHERE words >= $9
-                ) best
-                WHERE nth = 1 OR $4
+                FROM best WHERE nth = 1 OR $4
                 ORDER BY place LIMIT $3
-            ) ranked
+            ) placed
             $statement$, doc, destination, body_source, body, language, condition,
             CASE WHEN query IS NULL THEN 'NULL::double precision' ELSE distance END);
         most := CASE mode WHEN 'text' THEN wanted ELSE depth END;
-        -- One word of many says little; beside the vectors it would only push away what they found.
-        fewest := CASE mode WHEN 'text' THEN 0 ELSE (cardinality(parts) + 1) / 2 END;
         IF numnode(all_of) > 0 THEN
-            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, all_of, fewest;
+            EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, all_of, mode = 'hybrid';
             IF cardinality(text_t) < most AND any_of IS DISTINCT FROM all_of THEN
-                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, any_of, fewest;
+                EXECUTE statement INTO text_t, text_c USING query, filter, most, all_chunks, threshold, all_of, parts, any_of, mode = 'hybrid';
             END IF;
         END IF;
     END IF;
