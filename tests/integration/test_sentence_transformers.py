@@ -151,7 +151,8 @@ def test_vectors_are_those_of_sentence_transformers(embedder: SentenceTransforme
 def test_queries_together_get_the_vectors_that_each_gets_alone(embedder: SentenceTransformersEmbedder) -> None:
     texts = [*mixed(20), "x"]
     together = embedder.embed_queries(texts)
-    assert (together.shape, together.dtype) == ((len(texts), 384), np.float32)
+    assert together.shape == (len(texts), 384)
+    assert together.dtype == np.float32
     assert cosines(together, np.stack([embedder.embed_query(text) for text in texts])).min() >= 0.9999
 
 
