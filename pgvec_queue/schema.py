@@ -94,7 +94,8 @@ def configure_and_run() -> None:
         _execute(context.get_context(), resources.statements("schema")["prepare"])
         context.run_migrations()
         _make_views(context.get_context())
-        _execute_all(context.get_context(), resources.statements("control").values())
+        for file in ("control", "search_function"):
+            _execute_all(context.get_context(), resources.statements(file).values())
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:

@@ -1,32 +1,92 @@
-"""Finds the chunks nearest to a query: one embedding, one statement, cosine similarity in [-1, 1]."""
+"""Search: what is asked, what is answered, and the call of ``pgvec.search`` between, which does the work.
+
+Scores are cosine similarities in [-1, 1]. The same for a plain connection and for one of an event loop: ``_asked`` says
+which statements to run and makes an answer of their rows, whoever runs them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
-from pgvector import Vector
-from psycopg import sql
+from psycopg.types.json import Jsonb
 
-from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
+from pgvec_queue.async_database import AsyncConnection, async_transaction
+from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.embedders import Embedder, Vectors
-from pgvec_queue.errors import PgvecError
-from pgvec_queue.fragments import Fragments, identifier
+from pgvec_queue.errors import DefinitionError, PgvecError, SchemaOutdatedError
 from pgvec_queue.vectorizer import Vectorizer
+
+MODES = ("vector", "text", "hybrid")
+MAX_HITS = 10_000
+MAX_SKIP = 100_000
+MAX_NEIGHBOURS = 100
+
+
+class SearchError(PgvecError):
+    """A search cannot be done as asked: a blank query, a filter where there is no metadata, no such language."""
+
+
+class DestinationError(PgvecError):
+    """The destination, or the source that has its text, is not what it was when the vectorizer was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """One request."""
+
+    text: str
+    limit: int = 10
+    offset: int = 0
+    threshold: float | None = None
+    """Least cosine similarity."""
+    filter: Mapping[str, Any] | None = None
+    """What the source's column ``metadata`` has to contain."""
+    mode: str = "vector"
+    """One of ``MODES``; ``text`` needs no vector of the query."""
+    exact: bool = False
+    """Looks at every vector, not through an index."""
+    ef_search: int | None = None
+    """How far an HNSW index is looked through, 1 to 1,000; None: what the server says, at least 100."""
+    all_chunks: bool = False
+    """Each chunk is a hit; else the best of each document."""
+    neighbours: int = 0
+    """How many chunks before and after a hit come along."""
+    language: str = "english"
+    """PostgreSQL's text search configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One chunk and its cosine similarity to the query."""
+    """One chunk, its cosine similarity to the query, and its score in a fused ranking where there is one."""
 
     key: list[str]
     chunk_index: int | None
     chunk: str | None
-    score: float
+    score: float | None
+    """None where only words were looked for, without a vector."""
+    fused: float | None = None
+    context_before: str | None = None
+    context_after: str | None = None
+    metadata: Any = None
 
     def as_json(self) -> dict[str, Any]:
-        return {"key": self.key, "chunk_index": self.chunk_index, "score": round(self.score, 6), "chunk": self.chunk}
+        """Returns what there is to tell; what was not asked for is left out."""
+        shown: dict[str, Any] = {
+            "key": self.key,
+            "chunk_index": self.chunk_index,
+            "score": None if self.score is None else round(self.score, 6),
+            "chunk": self.chunk,
+            "fused": None if self.fused is None else round(self.fused, 6),
+            "context_before": self.context_before,
+            "context_after": self.context_after,
+            "metadata": self.metadata,
+        }
+        always = ("key", "chunk_index", "score", "chunk")
+        return {name: value for name, value in shown.items() if name in always or value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,57 +97,109 @@ class Answer:
     best_score: float | None
 
 
-def search(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    versions: Versions,
-    embedder: Embedder,
-    query: str,
-    *,
-    limit: int = 10,
-    threshold: float | None = None,
-) -> Answer:
-    """Embeds ``query`` with the vectorizer's model and returns the ``limit`` nearest chunks.
+def search(connection: Connection, vectorizer: Vectorizer, embedder: Embedder | None, request: Search) -> Answer:
+    """Embeds the query with the vectorizer's model, where one is given, and returns what ``nearest`` does."""
+    check(request)
+    return nearest(
+        connection, vectorizer, request, None if embedder is None else embedder.embed_queries([request.text])[0]
+    )
 
-    Hits below ``threshold`` (cosine similarity) are left out. Raises ``PgvecError`` for a blank query, and when the
-    destination is gone.
+
+def nearest(connection: Connection, vectorizer: Vectorizer, request: Search, vector: Vectors | None) -> Answer:
+    """Returns the answer to a query embedded as ``vector`` ``(dimensions,) float32``; None for words alone.
+
+    Raises ``SearchError`` for a request that cannot be answered, ``DefinitionError`` when the vectorizer has been
+    dropped, and ``DestinationError`` when its destination is gone.
     """
-    if not query.strip():
-        raise PgvecError("the query is blank; give some text to look for")
-    return nearest(connection, vectorizer, versions, embedder.embed_query(query), limit=limit, threshold=threshold)
+    with _told(vectorizer), transaction(connection, read_only=True):
+        asked = _asked(vectorizer, request, vector)
+        parameters = next(asked)
+        while True:
+            rows = connection.execute(statement("search", "search"), parameters).fetchall()
+            try:
+                parameters = asked.send(rows)
+            except StopIteration as ended:
+                answer: Answer = ended.value
+                return answer
 
 
-def nearest(
-    connection: Connection,
+async def nearest_async(
+    connection: AsyncConnection,
     vectorizer: Vectorizer,
-    versions: Versions,
-    vector: Vectors,
+    request: Search,
+    vector: Vectors | None,
     *,
-    limit: int,
-    threshold: float | None,
+    statement_timeout: float = 15.0,
 ) -> Answer:
-    """Returns the chunks nearest to ``vector`` ``(dimensions,) float32``."""
-    fragments = Fragments(vectorizer, versions.vector_schema)
-    roles = vectorizer.destination_roles
-    parts: dict[str, sql.Composable] = {
-        "schema": sql.Identifier(versions.vector_schema),
-        "type": sql.Identifier(versions.vector_schema, vectorizer.store),
-        "chunk_index": identifier("d", roles.chunk_index) if roles.chunk_index else sql.SQL("NULL::int"),
-        "chunk": identifier("d", roles.chunk) if roles.chunk else sql.NULL,
+    """As ``nearest``, in an event loop; ``statement_timeout`` is in seconds."""
+    with _told(vectorizer):
+        async with async_transaction(connection, read_only=True, statement_timeout=statement_timeout):
+            asked = _asked(vectorizer, request, vector)
+            parameters = next(asked)
+            while True:
+                cursor = await connection.execute(statement("search", "search"), parameters)
+                try:
+                    parameters = asked.send(await cursor.fetchall())
+                except StopIteration as ended:
+                    answer: Answer = ended.value
+                    return answer
+
+
+def check(request: Search) -> None:
+    """Raises ``SearchError`` for what can be told before anything is embedded."""
+    if not request.text.strip():
+        raise SearchError("the query is blank; give some text to look for")
+    if "\0" in request.text:
+        raise SearchError("the query holds a NUL character, which no text of PostgreSQL's can")
+
+
+def _asked(
+    vectorizer: Vectorizer, request: Search, vector: Vectors | None
+) -> Generator[dict[str, Any], list[tuple[Any, ...]], Answer]:
+    """Yields the parameters of each statement, is sent its rows, and returns the answer."""
+    check(request)
+    hits = [Hit(*row) for row in (yield _parameters(vectorizer, request, vector))]
+    if hits or vector is None:
+        return Answer(hits, max((hit.score for hit in hits if hit.score is not None), default=None))
+    # All below the threshold, or before this page.
+    first = replace(request, mode="vector", limit=1, offset=0, threshold=None, neighbours=0, all_chunks=True)
+    best = [Hit(*row) for row in (yield _parameters(vectorizer, first, vector))]
+    return Answer(hits, best[0].score if best else None)
+
+
+def _parameters(vectorizer: Vectorizer, request: Search, vector: Vectors | None) -> dict[str, Any]:
+    return {
+        "vectorizer": vectorizer.id,
+        "query": None if vector is None else vector.tolist(),
+        "query_text": request.text,
+        "max_hits": request.limit,
+        "skip": request.offset,
+        "threshold": request.threshold,
+        "filter": None if request.filter is None else Jsonb(request.filter),
+        "mode": request.mode,
+        "exact": request.exact,
+        "ef_search": request.ef_search,
+        "all_chunks": request.all_chunks,
+        "neighbours": request.neighbours,
+        "language": request.language,
     }
-    name = "chunks" if roles.chunk else "chunks_of_source"
+
+
+@contextmanager
+def _told(vectorizer: Vectorizer) -> Iterator[None]:
+    """Says what PostgreSQL's errors mean here."""
     try:
-        with transaction(connection, read_only=True):
-            connection.execute(statement("search", "breadth"), {"limit": limit})
-            rows = connection.execute(
-                fragments.compose("search", name, **parts),
-                {"query": Vector(vector).to_text(), "limit": limit},
-            ).fetchall()
+        yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise PgvecError(
+        raise DestinationError(
             f"{vectorizer.destination} is not what it was: {one_line(error)}; put it back, or "
             f"`pgvec drop {vectorizer.name}` and enqueue again"
         ) from error
-    hits = [Hit(*row) for row in rows]
-    kept = [hit for hit in hits if threshold is None or hit.score >= threshold]
-    return Answer(kept, hits[0].score if hits else None)
+    except psycopg.errors.NoDataFound as error:
+        raise DefinitionError(f"no vectorizer is called {vectorizer.name!r} any more") from error
+    except psycopg.errors.UndefinedFunction as error:
+        raise SchemaOutdatedError(
+            f"the pgvec schema cannot be searched ({one_line(error)}); run: pgvec init"
+        ) from error
+    except (psycopg.errors.DataError, psycopg.errors.UndefinedObject, psycopg.errors.InvalidName) as error:
+        raise SearchError(one_line(error)) from error

@@ -119,14 +119,16 @@ class Vectorizer:
 
 
 _COLUMNS = tuple(field.name for field in fields(Vectorizer))
+COLUMNS = sql.SQL(", ").join(map(sql.Identifier, _COLUMNS))
+"""Of its row, as `from_row` reads them: a client reads the row's times in some of the server's date styles only."""
 
 
 def _statement(name: str) -> sql.Composed:
-    # Only the definition's columns: a client reads the row's times in some of the server's date styles only.
-    return statement("vectorizer", name).format(columns=sql.SQL(", ").join(map(sql.Identifier, _COLUMNS)))
+    return statement("vectorizer", name).format(columns=COLUMNS)
 
 
-def _from_row(row: dict[str, Any]) -> Vectorizer:
+def from_row(row: dict[str, Any]) -> Vectorizer:
+    """Returns the vectorizer of a row with `COLUMNS`."""
     values = {name: row[name] for name in _COLUMNS}
     for name in ("key_columns", "key_types", "text_columns", "destination_key_types"):
         values[name] = tuple(values[name])
@@ -138,7 +140,7 @@ def find(connection: Connection, name: str) -> Vectorizer | None:
     """Returns the vectorizer of that name, or None."""
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_statement("by_name"), {"name": name}).fetchone()
-    return _from_row(row) if row else None
+    return from_row(row) if row else None
 
 
 def get(connection: Connection, name: str) -> Vectorizer:
@@ -155,7 +157,7 @@ def by_ids(connection: Connection, ids: Sequence[int]) -> list[Vectorizer]:
     """Returns the vectorizers of these ids that still exist."""
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_statement("by_ids"), {"ids": list(ids)}).fetchall()
-    return [_from_row(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 def names(connection: Connection) -> list[str]:
@@ -175,7 +177,7 @@ def insert(connection: Connection, vectorizer: Vectorizer, *, chunks_base: int) 
     with connection.cursor(row_factory=dict_row) as cursor:
         row = cursor.execute(_statement("insert"), values).fetchone()
     assert row is not None
-    return _from_row(row)
+    return from_row(row)
 
 
 def steer(connection: Connection, name: str, action: str) -> None:

@@ -1,31 +1,24 @@
--- Nearest chunks by cosine distance; through an index where there is one.
+-- Asking pgvec.search, and finding whom to ask.
 
--- name: breadth
--- An HNSW index alone returns no more rows than hnsw.ef_search (40 where nobody set it, 1,000 at most), dead ones among
--- them; from pgvector 0.8 on it can go on until there are enough.
-SELECT set_config('hnsw.ef_search', least(greatest(
-           %(limit)s::int, coalesce(nullif(current_setting('hnsw.ef_search', true), '')::int, 40)), 1000)::text, true),
-       CASE WHEN string_to_array(extversion, '.')::int[] >= '{0,8}'
-            THEN set_config('hnsw.iterative_scan', 'strict_order', true) END
-FROM pg_extension WHERE extname = 'vector';
+-- name: search
+SELECT key, chunk_index, chunk, score, fused, context_before, context_after, metadata
+FROM pgvec.search(%(vectorizer)s, %(query)s::real[], %(query_text)s, %(max_hits)s, %(skip)s, %(threshold)s, %(filter)s::jsonb,
+                  %(mode)s, %(exact)s, %(ef_search)s, %(all_chunks)s, %(neighbours)s, %(language)s::regconfig);
 
--- name: chunks
-SELECT {destination_key_text} AS key, {chunk_index} AS chunk_index, {chunk} AS chunk,
-       1 - (d.{embedding} OPERATOR({schema}.<=>) %(query)s::{type}) AS score
-FROM {destination} d
-WHERE d.{embedding} IS NOT NULL
-ORDER BY d.{embedding} OPERATOR({schema}.<=>) %(query)s::{type}
-LIMIT %(limit)s;
-
--- name: chunks_of_source
--- For a destination that holds no text: the document itself.
-SELECT {key_text} AS key, NULL::int AS chunk_index, {document} AS chunk, d.score
+-- name: targets
+-- The vectorizers that a request may mean: the one named, or of the collection named; where none is named those called
+-- 'default', else all, up to one more than are listed for a person.
+SELECT {columns}
 FROM (
-    SELECT {destination_key}, 1 - ({embedding} OPERATOR({schema}.<=>) %(query)s::{type}) AS score
-    FROM {destination} d
-    WHERE {embedding} IS NOT NULL
-    ORDER BY {embedding} OPERATOR({schema}.<=>) %(query)s::{type}
-    LIMIT %(limit)s
-) d
-JOIN {source} s ON {matches_destination}
-ORDER BY d.score DESC;
+    SELECT v.*, c.name AS pgvec_collection,
+           v.name = 'default' OR coalesce(c.name = 'default', false) AS pgvec_default,
+           bool_or(v.name = 'default' OR coalesce(c.name = 'default', false)) OVER () AS pgvec_any_default
+    FROM pgvec.vectorizers v LEFT JOIN pgvec.collections c ON c.vectorizer_id = v.id
+) v
+WHERE CASE
+    WHEN %(collection)s::text IS NOT NULL THEN pgvec_collection = %(collection)s
+    WHEN %(vectorizer)s::text IS NOT NULL THEN name = %(vectorizer)s
+    ELSE pgvec_default OR NOT pgvec_any_default
+END
+ORDER BY name
+LIMIT 11;

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ from pgvec_queue.cli.live import Live
 from pgvec_queue.cli.search import print_hits
 from pgvec_queue.cli.types import Whole
 from pgvec_queue.cli.work import EXIT_CODES, begin_afresh, obey_signals, tell
-from pgvec_queue.database import Connection, Versions, statement, versions
+from pgvec_queue.database import Connection, statement, versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner
@@ -71,7 +72,7 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     tell(session, outcome, [defined.name])
     if outcome is Outcome.BLOCKED:
         return 1
-    _search(connection, defined, found)
+    _search(connection, defined)
     _say(f"That took {time.monotonic() - started:.0f} s. Now try, on the same table:")
     for line in _next_steps(session, defined.name):
         _say(f"  {line}")
@@ -99,12 +100,12 @@ def _program() -> str:
     return os.path.relpath(called)
 
 
-def _search(connection: Connection, defined: vectorizer.Vectorizer, found: Versions) -> None:
+def _search(connection: Connection, defined: vectorizer.Vectorizer) -> None:
     embedder = embedders.load(defined.spec, DeviceOptions(runtime="torch"))
     try:
         for query in corpus.QUERIES:
             click.echo(f"\n? {query}")
-            answer = searching.search(connection, defined, found, embedder, query, limit=3)
+            answer = searching.search(connection, defined, embedder, searching.Search(query, limit=3))
             print_hits(_named(connection, answer))
     finally:
         embedder.close()
@@ -115,9 +116,7 @@ def _named(connection: Connection, answer: searching.Answer) -> searching.Answer
     """Puts the docstring's dotted name in the place of its key, which says nothing to a reader."""
     ids = [hit.key[0] for hit in answer.hits]
     names: dict[str, str] = dict(connection.execute(statement("demo", "names"), {"ids": ids}).fetchall())
-    hits = [
-        searching.Hit([names.get(hit.key[0], hit.key[0])], hit.chunk_index, hit.chunk, hit.score) for hit in answer.hits
-    ]
+    hits = [replace(hit, key=[names.get(hit.key[0], hit.key[0])]) for hit in answer.hits]
     return searching.Answer(hits, answer.best_score)
 
 

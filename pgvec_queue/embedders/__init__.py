@@ -107,6 +107,9 @@ class Embedder(Protocol):
         Raises ``EmbedderError`` with the kind of the fault; what it returns has not been checked for NaN or Inf.
         """
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Returns ``(n, dimensions) float32`` in the order of ``texts``; raises as ``embed_documents`` does."""
+
     def embed_query(self, text: str) -> Vectors:
         """Returns ``(dimensions,) float32``."""
 

@@ -139,6 +139,9 @@ class FaultyEmbedder:
         threading.Event().wait(max(0.0, started + len(texts) / faults.rate - time.monotonic()))
         return vectors[:, 1:] if _having(faults.shape, texts) else vectors
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        return self._embedder.embed_queries(texts)
+
     def embed_query(self, text: str) -> Vectors:
         return self._embedder.embed_query(text)
 

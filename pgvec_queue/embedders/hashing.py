@@ -88,8 +88,12 @@ class HashingEmbedder:
         """Returns ``(n, dimensions) float32``; only ``texts`` makes a difference here."""
         return self._embed(texts, self.info.document_prompt)
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Returns ``(n, dimensions) float32``."""
+        return self._embed(texts, self.info.query_prompt)
+
     def embed_query(self, text: str) -> Vectors:
-        vector: Vectors = self._embed([text], self.info.query_prompt)[0]
+        vector: Vectors = self.embed_queries([text])[0]
         return vector
 
     def close(self) -> None:

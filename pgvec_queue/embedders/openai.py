@@ -182,9 +182,17 @@ class OpenAIEmbedder:
             wait(asked)
         return vectors
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Returns ``(n, dimensions) float32`` in the order of ``texts``; raises ``EmbedderError``."""
+        vectors = np.empty((len(texts), self.info.dimensions), np.float32)
+        # No text has more tokens than bytes.
+        for start, stop in self._batches([len((self.info.query_prompt + text).encode()) for text in texts]):
+            vectors[start:stop] = self._embed([self.info.query_prompt + text for text in texts[start:stop]])
+        return vectors
+
     def embed_query(self, text: str) -> Vectors:
         """Returns ``(dimensions,) float32``; raises ``EmbedderError``."""
-        vector: Vectors = self._embed([self.info.query_prompt + text])[0]
+        vector: Vectors = self.embed_queries([text])[0]
         return vector
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from pgvec_queue.embedders import (
     openvino,
     tuning,
 )
-from pgvec_queue.embedders.batching import Batch, first_batch, longest_first
+from pgvec_queue.embedders.batching import AnyShape, Batch, first_batch, longest_first
 from pgvec_queue.embedders.devices import Device, Fetch, open_device
 from pgvec_queue.errors import EmbedderError, Kind, MissingExtraError, SettingsError
 from pgvec_queue.log import get_logger
@@ -162,10 +162,23 @@ class SentenceTransformersEmbedder:
             vectors[late[0].indexes] = late[1]()[: len(late[0].indexes)]
         return vectors
 
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        """Returns ``(n, dimensions) float32`` in the order of ``texts``; raises as ``embed_documents`` does."""
+        vectors = np.empty((len(texts), self._dimensions), np.float32)
+        tokens = self.tokenizer.count(texts)
+        order = longest_first(tokens)
+        while len(order):
+            batch = first_batch(order, tokens, self._budget, AnyShape())
+            result = self._attempt(batch, texts, None, query=True)
+            if result is None:
+                continue
+            vectors[batch.indexes] = result.float().cpu().numpy()
+            order = order[len(batch.indexes) :]
+        return vectors
+
     def embed_query(self, text: str) -> Vectors:
         """Returns ``(dimensions,) float32``; raises as ``embed_documents`` does."""
-        batch = Batch(np.zeros(1, np.intp), 1, self.tokenizer.count([text])[0])
-        vector: Vectors = self._attempt(batch, [text], None, query=True)[0].float().cpu().numpy()
+        vector: Vectors = self.embed_queries([text])[0]
         return vector
 
     def close(self) -> None:
@@ -179,7 +192,7 @@ class SentenceTransformersEmbedder:
         """Returns the batch's vectors on the device; None when it must be cut smaller, which has then been arranged."""
         try:
             if query:
-                return self._encode_query(texts[0])
+                return self._encode_queries([texts[index] for index in batch.indexes])
             return self._run(self._features(batch, texts, ids))
         except Exception as error:
             if model_loading.is_device_failure(self._torch, error):
@@ -222,9 +235,13 @@ class SentenceTransformersEmbedder:
             vectors = self._model(features, task="document")["sentence_embedding"][:, : self._dimensions]
             return self._torch.nn.functional.normalize(vectors, dim=1) if self._renormalize else vectors
 
-    def _encode_query(self, text: str) -> Any:
+    def _encode_queries(self, texts: list[str]) -> Any:
         return self._model.encode_query(
-            [text], show_progress_bar=False, convert_to_tensor=True, normalize_embeddings=self._renormalize
+            texts,
+            batch_size=len(texts),
+            show_progress_bar=False,
+            convert_to_tensor=True,
+            normalize_embeddings=self._renormalize,
         )
 
     def _choose_threads(self, options: DeviceOptions) -> None:

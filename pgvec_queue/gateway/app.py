@@ -14,7 +14,7 @@ from pgvec_queue.gateway.context import Context
 from pgvec_queue.gateway.limits import Limits
 from pgvec_queue.gateway.overview import Overview, reader
 from pgvec_queue.gateway.plans import Plans
-from pgvec_queue.gateway.routes import dashboard, definitions, health, overview, vectorizers, workers
+from pgvec_queue.gateway.routes import dashboard, definitions, health, overview, search, vectorizers, workers
 
 PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
@@ -28,7 +28,7 @@ def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
         async with pool:
-            app.state.context = Context(database, chosen, pool)
+            context = app.state.context = Context(database, chosen, pool)
             shown = app.state.overview = Overview(reader(pool))
             plans = app.state.plans = Plans(database)
             try:
@@ -36,10 +36,11 @@ def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
                     yield
             finally:
                 await plans.close()
+                await context.queries.close()
 
     app = FastAPI(title="pgvec-queue", version=__version__, lifespan=lifespan)
     app.include_router(health.router)
     app.include_router(dashboard.router)
-    for module in (overview, definitions, vectorizers, workers):
+    for module in (overview, definitions, search, vectorizers, workers):
         app.include_router(module.router, prefix=PREFIX)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import anyio.to_thread
@@ -13,6 +13,7 @@ from fastapi import Request
 from pgvec_queue.async_database import AsyncConnection, AsyncPool
 from pgvec_queue.database import Connection, Database
 from pgvec_queue.gateway.limits import Limits
+from pgvec_queue.queries import QueryEmbedder
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ class Context:
     database: Database
     limits: Limits
     pool: AsyncPool
+    queries: QueryEmbedder = field(default_factory=QueryEmbedder)
+    """What embeds the queries of searches; closed with the gateway."""
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

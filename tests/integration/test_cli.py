@@ -461,6 +461,53 @@ def test_a_destination_without_text_answers_with_the_documents(cli: CommandLine,
         assert json.loads(hit) == {"key": ["4"], "chunk_index": None, "score": 1.0, "chunk": "document number 4"}
 
 
+def test_search_looks_for_words_alone_and_with_vectors(cli: CommandLine, answers: Bench) -> None:
+    words = cli("search", "docs", "number 3", "--text-only", "--limit", "1")
+    assert (words.code, words.out, words.err) == (0, "  -    3, chunk 0\n       document number 3\n", "")
+    nothing = cli("search", "docs", "elephant", "--text-only", "--threshold", "0.5")
+    assert (nothing.code, nothing.out, nothing.err) == (0, "", "pgvec: no text has any of these words\n")
+    ran = cli("search", "docs", "document number 3", "--hybrid", "--json", "--language", "simple", "--exact")
+    hits = [json.loads(line) for line in ran.out.splitlines()]
+    assert hits[0] == {"key": ["3"], "chunk_index": 0, "score": 1.0, "chunk": "document number 3", "fused": 0.032787}
+    assert len(hits) == 10
+    assert "exclude each other" in cli.misused("search", "docs", "x", "--hybrid", "--text-only")
+    assert 'text search configuration "klingon" does not exist' in cli.refused(
+        "search", "docs", "x", "--language", "klingon"
+    )
+
+
+def test_search_goes_on_after_a_page_and_says_where_it_ends(cli: CommandLine, answers: Bench) -> None:
+    whole = cli("search", "docs", "x", "--json").out.splitlines()
+    pages = [
+        cli("search", "docs", "x", "--json", "--limit", "4", "--offset", at).out.splitlines() for at in ("0", "4", "8")
+    ]
+    assert [hit for page in pages for hit in page] == whole
+    beyond = cli("search", "docs", "x", "--offset", "10")
+    assert beyond.out == ""
+    assert beyond.err.startswith("pgvec: there are no more than 10 hits; the best score was ")
+
+
+def test_search_shows_neighbours_all_chunks_and_metadata(cli: CommandLine, here: Bench) -> None:
+    here.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text, metadata jsonb)")
+    here.sql("INSERT INTO docs VALUES (1, 'one two three. four five six. seven eight nine.', '{\"lang\": \"en\"}')")
+    here.sql("INSERT INTO docs VALUES (2, 'something else', '{\"lang\": \"de\"}')")
+    cli("enqueue", "docs", "--text", "body", *MODEL, "--chunk-size", "4", "--chunk-overlap", "0")
+    cli("work", "--drain")
+    shown = cli("search", "docs", "four five six.", "--neighbours", "1", "--filter", '{"lang": "en"}')
+    assert shown.out == ("1.000  1, chunk 1\n       one two three.\n       four five six.\n       seven eight nine.\n")
+    hits = [
+        json.loads(line)
+        for line in cli(
+            "search", "docs", "four five six.", "--all-chunks", "--filter", '{"lang": "en"}', "--json"
+        ).out.splitlines()
+    ]
+    assert sorted(hit["chunk_index"] for hit in hits) == [0, 1, 2]
+    assert hits[0]["metadata"] == {"lang": "en"}
+    assert "no text that the filter lets through" in cli("search", "docs", "x", "--filter", '{"lang": "fr"}').err
+    for wrong in ("en", "[1]", '{"a": NaN}', ""):
+        assert "is no JSON object" in cli.misused("search", "docs", "x", "--filter", wrong)
+
+
 def test_a_long_text_is_cut_after_four_lines_and_a_strange_one_stays_text(cli: CommandLine, here: Bench) -> None:
     here.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     here.sql("INSERT INTO docs VALUES (1, repeat('word ', 200)), (2, E'[bold]b[/] [/x] :smile: \\x1b[31m \\t\\n end')")

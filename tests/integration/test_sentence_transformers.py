@@ -148,6 +148,14 @@ def test_vectors_are_those_of_sentence_transformers(embedder: SentenceTransforme
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
+def test_queries_together_get_the_vectors_that_each_gets_alone(embedder: SentenceTransformersEmbedder) -> None:
+    texts = [*mixed(20), "x"]
+    together = embedder.embed_queries(texts)
+    assert together.shape == (len(texts), 384)
+    assert together.dtype == np.float32
+    assert cosines(together, np.stack([embedder.embed_query(text) for text in texts])).min() >= 0.9999
+
+
 def test_ids_give_the_vectors_that_texts_give(
     copy: Copy, open_model: Callable[..., SentenceTransformersEmbedder], embedder: SentenceTransformersEmbedder
 ) -> None:

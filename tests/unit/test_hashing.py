@@ -87,6 +87,7 @@ def test_a_vector_depends_on_its_text_alone(texts: list[str], random: Random) ->
     embedder = HashingEmbedder(spec())
     alone = {text: embedder.embed_query(text).tobytes() for text in texts}
     random.shuffle(texts)
+    assert [vector.tobytes() for vector in embedder.embed_queries(texts)] == [alone[text] for text in texts]
     assert [vector.tobytes() for vector in embed(embedder, texts)] == [alone[text] for text in texts]
 
 

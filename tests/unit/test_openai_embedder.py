@@ -219,6 +219,14 @@ def test_prompts_are_put_before_the_text(endpoint: Endpoint, open_embedder: Open
     assert (opened.embedder.info.query_prompt, opened.embedder.info.document_prompt) == ("query: ", "passage: ")
 
 
+def test_queries_go_together_as_far_as_a_request_may(endpoint: Endpoint, open_embedder: Open) -> None:
+    opened = open_embedder(query_prompt="? ")
+    texts = [f"text {i}" for i in range(300)]
+    found = opened.embedder.embed_queries(texts)
+    assert found.tolist() == [vector(f"? {text}") for text in texts]
+    assert [len(request["input"]) for request in endpoint.requests] == [256, 44]
+
+
 @pytest.mark.parametrize(
     "body",
     [
