@@ -32,6 +32,8 @@ from pgvec_queue.worker.work import Run
 log = get_logger("pgvec.worker")
 
 _CONFLICT_TRIES = 5
+_ANNOUNCE_SECONDS = 0.1
+"""Between two announcements of a writer, at least: each is a small commit, and whoever waits looks by itself as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Writer:
         self._embedded = breakers.embedded
         self._accepted = breakers.accepted
         self._measures = state.measures
+        self._announced_at = 0.0
 
     def run(self) -> None:
         for work in self._source:
@@ -113,6 +116,7 @@ class Writer:
             run.dropped |= part.last
             self._tell(run, part, result)
             self._accepted.add(run.job.vectorizer_id, (None for item in embedded if item.failure is None))
+            self._announce(run)
 
     def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
         """Writes once, or a few times where our own writers were in each other's way."""
@@ -153,6 +157,13 @@ class Writer:
             seconds = round(time.monotonic() - run.began, 3)
             log.debug("job is done", vectorizer=name, job=part.job.id, rows=run.rows, seconds=seconds)
         self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
+
+    def _announce(self, run: Run) -> None:
+        """Lets gateways know of live changes that are written, after the fact: a NOTIFY holds up whoever commits with it."""
+        now = time.monotonic()
+        if run.job.kind == "keys" and now - self._announced_at >= _ANNOUNCE_SECONDS:
+            self._announced_at = now
+            self._link.call(lambda connection: queue.announce(connection, run.job.vectorizer_id))
 
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
