@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgvec_queue.embedders import DEFAULT_MODEL
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -26,4 +28,6 @@ class Limits:
     queued_rows: int = 1_000_000
     """Of a collection, waiting; above it, new texts get 429."""
     keep_tasks_days: float = 7.0
-    """How long an ended task is kept."""
+    """How long an ended task is kept."""    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """That requests may name; the first is that of requests that name none. A collection's own model may be named too."""
+
