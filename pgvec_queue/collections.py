@@ -192,8 +192,10 @@ def _options(wanted: NewCollection, name: str, vectorizer_name: str) -> Options:
         no_chunking=wanted.no_chunking,
         sync=True,
     )
-    return options if wanted.no_chunking else replace(
-        options, chunk_size=wanted.chunk_size, chunk_overlap=wanted.chunk_overlap
+    return (
+        options
+        if wanted.no_chunking
+        else replace(options, chunk_size=wanted.chunk_size, chunk_overlap=wanted.chunk_overlap)
     )
 
 
@@ -210,7 +212,9 @@ def _make_source(connection: Connection, name: str) -> None:
             f"something in the schema {SCHEMA} is called {name!r} already and is no collection; take another name"
         ) from None
     except psycopg.errors.InsufficientPrivilege:
-        raise DefinitionError(f"the gateway's role may make no tables in the schema {SCHEMA}; grant it CREATE") from None
+        raise DefinitionError(
+            f"the gateway's role may make no tables in the schema {SCHEMA}; grant it CREATE"
+        ) from None
 
 
 def _exists(connection: Connection, name: str) -> bool:

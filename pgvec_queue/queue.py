@@ -365,7 +365,7 @@ def notify(connection: Connection, payload: str = "") -> None:
 
 
 def announce(connection: Connection, vectorizer_id: int) -> None:
-    """Tells gateways that something of a vectorizer was written, where a task of it is unfinished; outside the write."""
+    """Tells gateways that something of a vectorizer was written, where a task of it is unfinished."""
     connection.execute(statement("queue", "announce"), {"vectorizer": vectorizer_id})
 
 

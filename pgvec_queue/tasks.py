@@ -178,9 +178,7 @@ async def errors(connection: AsyncConnection, id_: uuid.UUID) -> list[TextError]
         return await cursor.fetchall()
 
 
-async def result(
-    connection: AsyncConnection, task: Task, *, after: tuple[int, int], limit: int
-) -> Vectors:
+async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, int], limit: int) -> Vectors:
     """Returns vectors in the order of the request, after (ordinal, chunk), up to the first text that still waits."""
     async with async_transaction(connection, read_only=True):
         [collection] = await find(connection, vectorizers=[task.vectorizer_id]) or [None]
@@ -202,7 +200,9 @@ async def result(
         rows = await cursor.fetchall()
     if not rows:
         return Vectors([], None, more=False)
-    return Vectors([row[2] for row in rows], (rows[-1][0], rows[-1][1]), rows[0][3] > len(rows) or len(rows) == number_of)
+    return Vectors(
+        [row[2] for row in rows], (rows[-1][0], rows[-1][1]), rows[0][3] > len(rows) or len(rows) == number_of
+    )
 
 
 async def cancel(connection: AsyncConnection, id_: uuid.UUID) -> Task | None:
@@ -251,7 +251,10 @@ async def page(
 
 
 async def housekeeping(connection: AsyncConnection, *, keep: float) -> None:
-    """Looks at a few tasks that nobody asks for, and removes a few that ended ``keep`` seconds ago; one gateway does."""
+    """Looks at a few tasks that nobody asks for, and removes a few that ended ``keep`` seconds ago.
+
+    Of several gateways at once, one does it.
+    """
     async with async_transaction(connection, statement_timeout=60):
         cursor = await connection.execute(statement("gateway", "housekeeping_turn"))
         row = await cursor.fetchone()
@@ -272,9 +275,7 @@ async def waiting_rows(connection: AsyncConnection, collection: Collection) -> i
 
 async def _refresh(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> None:
     for collection, some in await _by_collection(connection, ids):
-        await connection.execute(
-            _over_fates(collection, "look"), {"ids": some, "vectorizer": collection.vectorizer_id}
-        )
+        await connection.execute(_over_fates(collection, "look"), {"ids": some, "vectorizer": collection.vectorizer_id})
 
 
 async def _by_collection(

@@ -31,7 +31,9 @@ class Text:
     """``done``, ``waiting``, ``failed``, or ``skipped`` for a blank text."""
 
 
-async def page(connection: AsyncConnection, collection: Collection, *, after: str, limit: int) -> tuple[list[Text], bool]:
+async def page(
+    connection: AsyncConnection, collection: Collection, *, after: str, limit: int
+) -> tuple[list[Text], bool]:
     """Returns texts in the order of their ids (by code point), and whether there may be more."""
     parameters = {"after": after, "limit": limit, "bytes": MOST_BYTES, "vectorizer": collection.vectorizer_id}
     rows = await _rows(connection, collection, "list_texts", parameters)

@@ -206,7 +206,7 @@ JOIN pgvec.collections c ON c.vectorizer_id = t.vectorizer_id WHERE t.id = ANY (
 SELECT t.id FROM pgvec.tasks t WHERE t.finished_at IS NULL ORDER BY t.created_at DESC LIMIT %(limit)s;
 
 -- name: errors
-SELECT t.ordinal, t.text_id, f.error_class, f.message
+SELECT t.ordinal, t.text_id AS id, f.error_class, f.message
 FROM pgvec.tasks w
 JOIN pgvec.task_texts t ON t.task_id = w.id
 JOIN pgvec.failures f ON f.vectorizer_id = w.vectorizer_id AND f.key = ARRAY[t.text_id] AND f.source_hash = t.source_hash

@@ -28,6 +28,6 @@ class Limits:
     queued_rows: int = 1_000_000
     """Of a collection, waiting; above it, new texts get 429."""
     keep_tasks_days: float = 7.0
-    """How long an ended task is kept."""    models: tuple[str, ...] = (DEFAULT_MODEL,)
-    """That requests may name; the first is that of requests that name none. A collection's own model may be named too."""
-
+    """How long an ended task is kept."""
+    models: tuple[str, ...] = (DEFAULT_MODEL,)
+    """That requests may name, the first where they name none; besides, a collection's own model may be named."""

@@ -33,7 +33,7 @@ class Pressure:
         self._known: dict[int, _Known] = {}
 
     async def check(self, connection: AsyncConnection, collection: Collection, texts: int) -> None:
-        """Raises ``Problem`` 429 where these texts are too many; a collection in which nothing waits takes any number."""
+        """Raises ``Problem`` 429 where these texts are too many; where nothing waits, none are."""
         now = time.monotonic()
         known = self._known.get(collection.vectorizer_id)
         if known is None or now >= known.until:

@@ -204,8 +204,8 @@ class EmbedStage:
     def _embed_group(
         self, embedder: Embedder, spec: ModelSpec, documents: Sequence[windows.Ready], batch_size: int | None
     ) -> list[Embedded]:
-        """Embeds documents in one call, or in calls of so many chunks; on an error of a row's kind, in parts, until it is
-        alone.
+        """Embeds documents in one call, or in calls of so many chunks; on an error of a row's kind, in parts, until one
+        is alone.
         """
         started = time.monotonic()
         try:

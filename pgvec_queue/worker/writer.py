@@ -33,7 +33,7 @@ log = get_logger("pgvec.worker")
 
 _CONFLICT_TRIES = 5
 _ANNOUNCE_SECONDS = 0.1
-"""Between two announcements of a writer, at least: each is a small commit, and whoever waits looks by itself as well."""
+"""Between two announcements of a writer, at least: each is a small commit. Whoever waits looks by itself as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ class Writer:
         self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
 
     def _announce(self, run: Run) -> None:
-        """Lets gateways know of live changes that are written, after the fact: a NOTIFY holds up whoever commits with it."""
+        """Lets gateways know that live changes are written; apart from the write, which a NOTIFY would hold up."""
         now = time.monotonic()
         if run.job.kind == "keys" and now - self._announced_at >= _ANNOUNCE_SECONDS:
             self._announced_at = now

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
+from starlette.convertors import Convertor, register_url_convertor
 
 from pgvec_queue import collections, texts
 from pgvec_queue.async_database import AsyncConnection, async_transaction
@@ -18,6 +19,21 @@ from pgvec_queue.gateway.context import Context, context_of
 from pgvec_queue.gateway.problems import Problem
 from pgvec_queue.gateway.routes.collections import Name
 from pgvec_queue.texts import Text
+
+
+class _AnyText(Convertor[str]):
+    """Whatever is left of a path; ``path`` takes no line breaks."""
+
+    regex = r"[\s\S]*"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
 
 router = APIRouter(prefix="/collections/{name}/texts", tags=["texts"])
 In = Annotated[Context, Depends(context_of)]
@@ -62,7 +78,7 @@ async def list_texts(
     return TextList(texts=[_info(one) for one in found], next=checks.cursor(found[-1].id) if more else None)
 
 
-@router.get("/{text_id:path}", dependencies=[Reads], responses=_GONE)
+@router.get("/{text_id:text}", dependencies=[Reads], responses=_GONE)
 async def get_text(gateway: In, name: Name, text_id: Id) -> TextInfo:
     """Returns a text."""
     async with gateway.connection() as connection, async_transaction(connection, read_only=True):
@@ -76,7 +92,7 @@ async def get_text(gateway: In, name: Name, text_id: Id) -> TextInfo:
     return _info(found)
 
 
-@router.delete("/{text_id:path}", status_code=204, dependencies=[Depends(requires("write"))], responses=_GONE)
+@router.delete("/{text_id:text}", status_code=204, dependencies=[Depends(requires("write"))], responses=_GONE)
 async def delete_text(gateway: In, name: Name, text_id: Id) -> None:
     """Deletes a text; its vectors go with it, usually within a second."""
     async with gateway.connection() as connection, async_transaction(connection):
@@ -98,7 +114,7 @@ async def _collection(connection: AsyncConnection, name: str) -> Collection:
 
 def _held(name: str, id_: str) -> str:
     """Returns an id that may be in a collection."""
-    if not id_ or "\x00" in id_ or not id_.isascii() and any("\ud800" <= one <= "\udfff" for one in id_):
+    if not id_ or "\x00" in id_ or (not id_.isascii() and any("\ud800" <= one <= "\udfff" for one in id_)):
         raise _no_text(name, id_)
     return id_
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pgvec_queue import collections, tasks
 from pgvec_queue.async_database import AsyncConnection, async_transaction
 from pgvec_queue.collections import Collection, NewCollection
-from pgvec_queue.database import one_line
-from pgvec_queue.errors import DefinitionError, EmbedderError
+from pgvec_queue.database import kind_of, one_line
+from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.gateway import checks
 from pgvec_queue.gateway.auth import requires
 from pgvec_queue.gateway.checks import wrong
@@ -148,14 +148,17 @@ async def _submit(connection: AsyncConnection, collection: Collection, asked: ta
             raise Problem(409, "The key is in use", str(error)) from None
         except psycopg.errors.UndefinedTable:
             raise Problem(404, "There is no such collection", str(collections.unknown(collection.name))) from None
-        except psycopg.DataError as error:
-            raise wrong(f"the database refuses a text: {one_line(error)}") from None
         except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable) as error:
             if not left:
                 raise Problem(
                     503, "The collection is busy", f"{one_line(error)}; try again", {"Retry-After": "1"}
                 ) from None
             await asyncio.sleep(0.05)
+        except psycopg.Error as error:
+            # A CHECK or a trigger that somebody has put on the table, or a character that its encoding lacks.
+            if kind_of(error) is not Kind.ROW:
+                raise
+            raise wrong(f"the database refuses a text: {one_line(error)}") from None
     raise AssertionError("the last try raises")
 
 
