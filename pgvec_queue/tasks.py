@@ -181,9 +181,10 @@ async def errors(connection: AsyncConnection, id_: uuid.UUID) -> list[TextError]
 async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, int], limit: int) -> Vectors:
     """Returns vectors in the order of the request, after (ordinal, chunk), up to the first text that still waits."""
     async with async_transaction(connection, read_only=True):
-        [collection] = await find(connection, vectorizers=[task.vectorizer_id]) or [None]
-        if collection is None:
+        found = await find(connection, vectorizers=[task.vectorizer_id])
+        if not found:
             return Vectors([], None, more=False)
+        collection = found[0]
         number_of = max(1, min(limit, _RESULT_BYTES // (collection.dimensions * _NUMBER_BYTES)))
         cursor = await connection.execute(
             _over_fates(collection, "result"),

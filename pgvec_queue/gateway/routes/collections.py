@@ -23,7 +23,7 @@ In = Annotated[Context, Depends(context_of)]
 Name = Annotated[str, Path(pattern=f"^{collections.NAME}$", description="The collection's name.")]
 Reads = Depends(requires("read"))
 Administers = Depends(requires("admin"))
-_GONE = {404: {"description": "There is no such collection."}}
+_GONE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such collection."}}
 
 
 class CollectionRequest(BaseModel):

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
@@ -26,7 +26,7 @@ Reads = Depends(requires("read"))
 
 HEARTBEAT_SECONDS = 15.0
 _MOST = 1_000
-_GONE = {404: {"description": "There is no such task."}}
+_GONE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such task."}}
 
 
 class Counts(BaseModel):

@@ -39,7 +39,7 @@ router = APIRouter(prefix="/collections/{name}/texts", tags=["texts"])
 In = Annotated[Context, Depends(context_of)]
 Id = Annotated[str, Path(description="The text's id, percent-encoded; slashes may stay.")]
 Reads = Depends(requires("read"))
-_GONE = {404: {"description": "There is no such collection or text."}}
+_GONE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such collection or text."}}
 
 
 class TextInfo(BaseModel):

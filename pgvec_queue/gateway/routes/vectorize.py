@@ -33,7 +33,7 @@ _WAKE_SECONDS = 0.05
 """Between two hints to idle workers."""
 _TRIES = 3
 
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "texts": ["Hello world", "Machine learning is awesome"],
     "model_name": "sentence-transformers/all-MiniLM-L6-v2",
     "batch_size": 32,
