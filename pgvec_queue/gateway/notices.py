@@ -19,7 +19,7 @@ from pgvec_queue.log import get_logger
 log = get_logger("pgvec.gateway")
 
 TICK_SECONDS = 1.0
-_ECHO_SECONDS = 0.15
+_ECHO_SECONDS = 0.25
 """After a notification there is another look this soon: writers do not announce each of several writes in a row."""
 _TOGETHER_SECONDS = 0.02
 

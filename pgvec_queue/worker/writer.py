@@ -32,8 +32,8 @@ from pgvec_queue.worker.work import Run
 log = get_logger("pgvec.worker")
 
 _CONFLICT_TRIES = 5
-_ANNOUNCE_SECONDS = 0.1
-"""Between two announcements of a writer, at least: each is a small commit. Whoever waits looks by itself as well."""
+_ANNOUNCE_SECONDS = 0.2
+"""Between two announcements of a writer, at least. Whoever waits looks by itself as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class Writer:
             if work.part.last or work.run.dropped:
                 self._state.end(work.run)
             self._state.leave()
+            if work.part.job.kind == "keys" and not len(self._source):
+                self._announce(work.part.job.vectorizer_id)
 
     def _is_sick(self, run: Run, embedded: Sequence[Embedded]) -> bool:
         """Takes in what the model made of a slice; where most fails, frees what was quarantined, and writes no more."""
@@ -116,7 +118,6 @@ class Writer:
             run.dropped |= part.last
             self._tell(run, part, result)
             self._accepted.add(run.job.vectorizer_id, (None for item in embedded if item.failure is None))
-            self._announce(run)
 
     def _attempt(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> Written:
         """Writes once, or a few times where our own writers were in each other's way."""
@@ -158,12 +159,12 @@ class Writer:
             log.debug("job is done", vectorizer=name, job=part.job.id, rows=run.rows, seconds=seconds)
         self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
 
-    def _announce(self, run: Run) -> None:
-        """Lets gateways know that live changes are written; apart from the write, which a NOTIFY would hold up."""
+    def _announce(self, vectorizer_id: int) -> None:
+        """Lets gateways know that live changes are written: apart from the write, and while there is nothing to write."""
         now = time.monotonic()
-        if run.job.kind == "keys" and now - self._announced_at >= _ANNOUNCE_SECONDS:
+        if now - self._announced_at >= _ANNOUNCE_SECONDS:
             self._announced_at = now
-            self._link.call(lambda connection: queue.announce(connection, run.job.vectorizer_id))
+            self._link.call(lambda connection: queue.announce(connection, vectorizer_id))
 
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:

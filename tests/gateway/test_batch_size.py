@@ -78,7 +78,10 @@ def test_lists_of_other_bounds_are_not_claimed_together(bench: Bench, client: ht
     assert sorted(claimed, key=str) == sorted([(3, ["0", "1", "5"]), (None, ["2", "3"]), (7, ["4"])], key=str)
 
 
-def test_jobs_side_by_side_keep_their_own_bounds(bench: Bench, client: httpx2.Client, calls: list[list[str]]) -> None:
+def test_jobs_side_by_side_keep_their_own_bounds(
+    bench: Bench, client: httpx2.Client, calls: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGVEC_HASHING_FAULTS", "delay=0.002")
     barrier = threading.Barrier(3)
 
     def submit(batch_size: int) -> None:
@@ -86,13 +89,13 @@ def test_jobs_side_by_side_keep_their_own_bounds(bench: Bench, client: httpx2.Cl
         for number in range(10):
             accepted(client, [f"of{batch_size} {number} {one}" for one in range(20)], batch_size=batch_size)
 
-    threads = [threading.Thread(target=submit, args=(size,)) for size in (2, 6, 11)]
+    threads = [threading.Thread(target=submit, args=(size,)) for size in (3, 7, 11)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     bench.drain()
-    for size in (2, 6, 11):
+    for size in (3, 7, 11):
         mine = [call for call in calls if call[0].startswith(f"of{size} ")]
         assert all(text.startswith(f"of{size} ") for call in mine for text in call)
         assert max(map(len, mine)) <= size
