@@ -57,6 +57,8 @@ class Notices:
             try:
                 async with await async_connect(self._database, "gateway listen") as connection:
                     await connection.execute(statement("gateway", "listen"))
+                    # What was said before this is not heard any more.
+                    self._wake()
                     await self._listen(connection)
             except (psycopg.Error, OSError) as error:
                 log.warning("the gateway cannot listen; it looks every second", error=one_line(error))

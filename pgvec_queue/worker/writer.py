@@ -160,7 +160,7 @@ class Writer:
         self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
 
     def _announce(self, vectorizer_id: int) -> None:
-        """Lets gateways know that live changes are written: apart from the write, and while there is nothing to write."""
+        """Lets gateways know that live changes are written: apart from the write, while there is nothing to write."""
         now = time.monotonic()
         if now - self._announced_at >= _ANNOUNCE_SECONDS:
             self._announced_at = now

@@ -233,7 +233,9 @@ def test_a_change_is_told_well_before_the_next_tick(
         answer = post(client, ["second"], params={"wait": "20"})
         assert (answer.status_code, answer.json()["state"]) == (200, "done")
         wait_until(
-            lambda: bench.value("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%'"),
+            lambda: bench.value(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
+            ),
             5,
         )
 
@@ -255,7 +257,7 @@ def test_streams_survive_a_listening_connection_that_is_ended(bench: Bench, clie
     found: list[tuple[str, dict[str, object]]] = []
     thread = threading.Thread(target=_read_events, args=(client, task, found))
     thread.start()
-    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%'"
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
     wait_until(lambda: bench.sql(ending), 10)
     with working(bench.dsn):
         thread.join(20)
@@ -307,7 +309,7 @@ def test_a_stream_that_is_left_is_followed_no_more(bench: Bench, client: httpx2.
     task = accepted(client, ["text"])["task_id"]
     with client.stream("GET", f"{API}/tasks/{task}/events") as answer:
         next(answer.iter_lines())
-    listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%'"
+    listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
     wait_until(lambda: bench.value(listening) == 0, 20, what="the end of the listening connection")
 
 
