@@ -23,6 +23,10 @@ from tests.waiting import wait_until
 
 NONE = {"waiting": 0, "done": 0, "failed": 0, "skipped": 0, "superseded": 0, "cancelled": 0}
 TABLE = 'pgvec_collections."default"'
+LISTENING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()
+"""
 
 
 @pytest.fixture
@@ -233,9 +237,7 @@ def test_a_change_is_told_well_before_the_next_tick(
         answer = post(client, ["second"], params={"wait": "20"})
         assert (answer.status_code, answer.json()["state"]) == (200, "done")
         wait_until(
-            lambda: bench.value(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
-            ),
+            lambda: bench.value(LISTENING),
             5,
         )
 
@@ -257,7 +259,7 @@ def test_streams_survive_a_listening_connection_that_is_ended(bench: Bench, clie
     found: list[tuple[str, dict[str, object]]] = []
     thread = threading.Thread(target=_read_events, args=(client, task, found))
     thread.start()
-    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
+    ending = LISTENING.replace("count(*)", "pg_terminate_backend(pid)")
     wait_until(lambda: bench.sql(ending), 10)
     with working(bench.dsn):
         thread.join(20)
@@ -309,8 +311,7 @@ def test_a_stream_that_is_left_is_followed_no_more(bench: Bench, client: httpx2.
     task = accepted(client, ["text"])["task_id"]
     with client.stream("GET", f"{API}/tasks/{task}/events") as answer:
         next(answer.iter_lines())
-    listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway l%' AND datname = current_database()"
-    wait_until(lambda: bench.value(listening) == 0, 20, what="the end of the listening connection")
+    wait_until(lambda: bench.value(LISTENING) == 0, 20, what="the end of the listening connection")
 
 
 def test_old_tasks_are_removed_and_young_ones_are_not(bench: Bench, client: httpx2.Client) -> None:
