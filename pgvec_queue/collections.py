@@ -107,6 +107,7 @@ def create(connection: Connection, wanted: NewCollection) -> str:
     embedders.describe(_options(wanted, "", "").spec)
     with transaction(connection, statement_timeout=60):
         connection.execute(statement("gateway", "creating"))
+        connection.execute(statement("gateway", "forget_collections"))
         if wanted.name is None:
             found = _by_default(connection, wanted.model)
             if found is not None:
@@ -143,6 +144,7 @@ def drop(connection: Connection, name: str) -> None:
                 raise unknown(name)
             vectorizer_id, vectorizer_name, *tables = row
             connection.execute(statement("vectorizer", "drop"), {"name": vectorizer_name})
+            connection.execute(statement("gateway", "forget_collections"))
             connection.execute(statement("gateway", "delete_tasks_of"), {"vectorizer": vectorizer_id})
             connection.execute(
                 statement("gateway", "drop_tables").format(

@@ -44,6 +44,11 @@ JOIN pgvec.progress p ON p.vectorizer_id = c.vectorizer_id
 WHERE %(name)s::text IS NULL OR c.name = %(name)s
 ORDER BY c.name;
 
+-- name: forget_collections
+-- Those whose vectorizer was dropped past the gateway, and the one that is being dropped.
+DELETE FROM pgvec.collections c
+WHERE NOT EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = c.vectorizer_id);
+
 -- name: lock_collection
 -- The names of its vectorizer and of its tables.
 SELECT v.id, v.name, v.source_schema, v.source_table, v.destination_schema, v.destination_table
@@ -192,6 +197,7 @@ ORDER BY t.created_at DESC, t.id DESC;
 -- Newest first.
 SELECT t.id FROM pgvec.tasks t
 JOIN pgvec.collections c ON c.vectorizer_id = t.vectorizer_id
+JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id
 WHERE (t.created_at, t.id) < (coalesce(%(before)s::timestamptz, 'infinity'),
                               coalesce(%(id)s::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff'))
   AND (%(state)s::text IS NULL OR t.state = %(state)s)
@@ -293,5 +299,6 @@ WHERE id IN (SELECT id FROM pgvec.tasks
 -- Their collection or its vectorizer was dropped past the gateway.
 DELETE FROM pgvec.tasks
 WHERE id IN (SELECT t.id FROM pgvec.tasks t
-             WHERE NOT EXISTS (SELECT FROM pgvec.collections c WHERE c.vectorizer_id = t.vectorizer_id)
+             WHERE NOT EXISTS (SELECT FROM pgvec.collections c JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id
+                               WHERE c.vectorizer_id = t.vectorizer_id)
              LIMIT %(limit)s);

@@ -19,11 +19,11 @@ COMMENT ON SCHEMA pgvec_collections IS 'The texts of the gateway''s collections 
 
 CREATE TABLE pgvec.collections (
     name          text PRIMARY KEY,
-    vectorizer_id bigint NOT NULL UNIQUE REFERENCES pgvec.vectorizers (id) ON DELETE CASCADE,
+    vectorizer_id bigint NOT NULL UNIQUE,
     default_of    text UNIQUE,
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE pgvec.collections IS 'The gateway''s collections; the texts are in the source of the vectorizer';
+COMMENT ON TABLE pgvec.collections IS 'The gateway''s collections; the texts are in the source of the vectorizer. Without that it is none any more';
 COMMENT ON COLUMN pgvec.collections.default_of IS 'The model whose texts without a collection go here';
 
 -- Neither refers to the vectorizer or the token by a foreign key: each request would lock their rows.

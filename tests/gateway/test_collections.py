@@ -250,6 +250,8 @@ def test_a_collection_whose_vectorizer_was_dropped_is_gone(bench: Bench, client:
     assert client.get(f"{API}/tasks").json()["tasks"] == []
     assert client.get(f"{API}/collections/dropped/texts").status_code == 404
     assert bench.value("SELECT count(*) FROM pgvec_collections.dropped") == 1
+    bench.sql("DROP TABLE pgvec_collections.dropped, pgvec_collections.dropped_vectors")
+    assert _make(client, name="dropped").status_code == 201
 
 
 def test_the_state_of_a_text_is_its_present_texts(
