@@ -59,6 +59,8 @@ class Job:
     """Lists of keys that became this job; 0 for a sweep that a TRUNCATE asked for."""
     ranges_left: bool
     """For a list of keys: when it was claimed, ranges were still to be counted."""
+    batch_size: int | None = None
+    """Most chunks of it in one batch of the device; None: what suits the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +368,11 @@ def pending(connection: Connection, names: Sequence[str] | None) -> list[Pending
 def notify(connection: Connection, payload: str = "") -> None:
     """Wakes idle workers: a hint in a transaction of its own, since NOTIFY takes a database-wide lock at commit."""
     connection.execute(statement("queue", "notify"), {"payload": payload})
+
+
+def announce(connection: Connection, vectorizer_id: int) -> None:
+    """Tells gateways that something of a vectorizer was written, where a task of it is unfinished."""
+    connection.execute(statement("queue", "announce"), {"vectorizer": vectorizer_id})
 
 
 def failures(connection: Connection, vectorizer_id: int) -> list[dict[str, Any]]:

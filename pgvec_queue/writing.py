@@ -309,6 +309,7 @@ def _requeue(connection: Connection, job: Job, keys: Sequence[Key], *, expected:
                 "key_count": len(some),
                 "rows": len(some) if expected else 0,
                 "delay": delay,
+                "batch_size": job.batch_size,
             },
         )
 

@@ -78,13 +78,13 @@ SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at =
     in_hand = false, read_to = NULL
 FROM picked WHERE j.id = picked.id
 RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
-          j.attempts, j.alone, j.merged, false AS ranges_left;
+          j.attempts, j.alone, j.merged, false AS ranges_left, j.batch_size;
 
 -- name: claim_keys
 -- The oldest list of keys, with as many of the next as make up %(keys)s keys: they become one job, the oldest. A list
--- that somebody has begun, or died on, stays as it is.
+-- that somebody has begun, or died on, stays as it is, and so does one with another bound of the device's batch.
 WITH seen AS (
-    SELECT j.id, j.keys, j.rows, j.key_count, j.merged, j.created_at,
+    SELECT j.id, j.keys, j.rows, j.key_count, j.merged, j.created_at, j.batch_size,
            j.checkpoint IS NULL AND j.attempts = 0 AND NOT j.alone AS fresh
     FROM pgvec.jobs j
     WHERE (j.vectorizer_id, j.kind, j.id) >= (%(vectorizer)s::bigint, 'keys'::text, %(floor)s::bigint)
@@ -100,11 +100,13 @@ WITH seen AS (
     FOR UPDATE SKIP LOCKED
 ), counted AS (
     SELECT *, row_number() OVER before AS place, sum(key_count) OVER before AS upto,
-           first_value(fresh) OVER before AS first_fresh, first_value(rows > 0) OVER before AS first_owed
+           first_value(fresh) OVER before AS first_fresh, first_value(rows > 0) OVER before AS first_owed,
+           first_value(batch_size) OVER before AS first_batch_size
     FROM seen WINDOW before AS (ORDER BY id)
 ), picked AS (
     SELECT * FROM counted
-    WHERE place = 1 OR (first_fresh AND fresh AND (rows > 0) = first_owed AND upto <= %(keys)s)
+    WHERE place = 1 OR (first_fresh AND fresh AND (rows > 0) = first_owed AND upto <= %(keys)s
+                        AND batch_size IS NOT DISTINCT FROM first_batch_size)
 ), merged AS (
     SELECT min(id) AS id, count(*) AS lists, sum(rows) AS rows, sum(merged) AS merged, min(created_at) AS created_at
     FROM picked
@@ -126,11 +128,11 @@ RETURNING j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.row
                   AND r.state = 'queued' AND r.id >= %(range_floor)s)
           OR EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = j.vectorizer_id AND r.state = 'running'
                      AND r.kind = 'range')
-          OR NOT (SELECT v.plan_complete FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id) AS ranges_left;
+          OR NOT (SELECT v.plan_complete FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id) AS ranges_left, j.batch_size;
 
 -- name: reread
 SELECT j.id, j.vectorizer_id, j.kind, j.lower_key, j.upper_key, j.keys, j.rows, j.rows_seen, j.checkpoint, j.epoch,
-       j.attempts, j.alone, j.merged, %(ranges_left)s AS ranges_left
+       j.attempts, j.alone, j.merged, %(ranges_left)s AS ranges_left, j.batch_size
 FROM pgvec.jobs j
 WHERE j.id = %(id)s AND j.state = 'running' AND j.epoch = %(epoch)s AND j.worker_id = %(worker)s
   AND pgvec.world() = %(world)s;
@@ -346,6 +348,11 @@ SELECT v.id, v.name,
        v.paused
 FROM pgvec.vectorizers v
 WHERE NOT v.cancelled AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s));
+
+-- name: announce
+-- Tells gateways that something was written, where anybody may be waiting for it.
+SELECT pg_notify('pgvec_written', '')
+WHERE EXISTS (SELECT FROM pgvec.tasks WHERE vectorizer_id = %(vectorizer)s AND finished_at IS NULL);
 
 -- name: notify
 SELECT pg_notify('pgvec_jobs', %(payload)s);

@@ -115,8 +115,10 @@ BEGIN
         RAISE WARNING 'pgvec: the vectorizer % is blocked, since this change could not be queued: %', {id}, pgvec_problem;
         RETURN NULL;
     END;
-    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count)
-    SELECT {id}, 'keys', pgvec_l.pgvec_keys, pgvec_l.pgvec_size
+    -- Whoever bounds the device's batch says so by SET LOCAL pgvec.batch_size; what is no number there stops nobody.
+    INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, batch_size)
+    SELECT {id}, 'keys', pgvec_l.pgvec_keys, pgvec_l.pgvec_size,
+           substring(current_setting('pgvec.batch_size', true) FROM '^[1-9][0-9]{{0,8}}$')::integer
     FROM unnest(pgvec_lists, pgvec_sizes) AS pgvec_l(pgvec_keys, pgvec_size);
     RETURN NULL;
 END

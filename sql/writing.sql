@@ -114,9 +114,9 @@ SELECT pgvec_key, cleared.pgvec_key IS NOT NULL FROM stale LEFT JOIN cleared USI
 
 -- name: requeue
 -- Rows that changed under the worker's hands become a list of keys, in the same transaction.
-INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows, run_after)
+INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, rows, run_after, batch_size)
 VALUES (%(vectorizer)s, 'keys', %(keys)s, %(key_count)s, %(rows)s,
-        CASE WHEN %(delay)s > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s) END);
+        CASE WHEN %(delay)s > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s) END, %(batch_size)s);
 
 -- name: quarantine
 INSERT INTO pgvec.failures AS f (vectorizer_id, key, source_hash, error_class, message, model)

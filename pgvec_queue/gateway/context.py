@@ -13,6 +13,9 @@ from fastapi import Request
 from pgvec_queue.async_database import AsyncConnection, AsyncPool
 from pgvec_queue.database import Connection, Database
 from pgvec_queue.gateway.limits import Limits
+from pgvec_queue.gateway.notices import Notices
+from pgvec_queue.gateway.pressure import Pressure
+from pgvec_queue.gateway.watch import Watch
 from pgvec_queue.queries import QueryEmbedder
 
 T = TypeVar("T")
@@ -25,6 +28,9 @@ class Context:
     database: Database
     limits: Limits
     pool: AsyncPool
+    notices: Notices
+    watch: Watch
+    pressure: Pressure
     queries: QueryEmbedder = field(default_factory=QueryEmbedder)
     """What embeds the queries of searches; closed with the gateway."""
 

@@ -12,7 +12,8 @@ class Limits:
     """Bounds of one gateway; each has a setting of the same name (``pgvec serve --help``)."""
 
     models: tuple[str, ...] = (DEFAULT_MODEL,)
-    """Those that requests may name. No other is ever loaded because a request names it."""
+    """Those that requests may name, the first where they name none; besides, a collection's own model may be named. No
+    other is ever loaded because a request names it."""
     body_bytes: int = 16 * 1024 * 1024
     texts: int = 1_000
     """In one request."""

@@ -107,6 +107,7 @@ class EmbedStage:
         def fits(work: Work) -> bool:
             # What is urgent does not wait for a whole window.
             alike = work.embedder is embedder and work.urgent == window[0].urgent
+            alike = alike and work.run.job.batch_size == window[0].run.job.batch_size
             return alike and work.cutting is not None and work.cutting.done()
 
         while room > 0 and (work := self._source.take_if(fits)) is not None:
@@ -165,7 +166,7 @@ class EmbedStage:
         embedded: list[Embedded] = []
         try:
             for group in self._groups(spec, good, self._window_tokens(window[0], embedder)):
-                embedded.extend(self._embed_group(embedder, spec, group))
+                embedded.extend(self._embed_group(embedder, spec, group, window[0].run.job.batch_size))
         except EmbedderError as error:
             shown = hidden(str(error), " ".join(document.text or "" for document, _ in good))
             for run in {id(work.run): work.run for work in window}.values():
@@ -204,11 +205,15 @@ class EmbedStage:
             at += len(group)
             yield group
 
-    def _embed_group(self, embedder: Embedder, spec: ModelSpec, documents: Sequence[windows.Ready]) -> list[Embedded]:
-        """Embeds documents in one call; on an error of a row's kind, in parts, until it is alone."""
+    def _embed_group(
+        self, embedder: Embedder, spec: ModelSpec, documents: Sequence[windows.Ready], batch_size: int | None
+    ) -> list[Embedded]:
+        """Embeds documents in one call, or in calls of so many chunks; on an error of a row's kind, in parts, until one
+        is alone.
+        """
         started = time.monotonic()
         try:
-            vectors, repeated = self._call(embedder, [chunk for _, cut in documents for chunk in cut])
+            vectors, repeated = self._call(embedder, [chunk for _, cut in documents for chunk in cut], batch_size)
         except EmbedderError as error:
             if error.kind is not Kind.ROW:
                 raise
@@ -220,7 +225,7 @@ class EmbedStage:
                 self._careful[spec] = _CAREFUL_FOR
             size = -(-len(documents) // _PARTS)
             parts = (documents[start : start + size] for start in range(0, len(documents), size))
-            return [item for part in parts for item in self._embed_group(embedder, spec, part)]
+            return [item for part in parts for item in self._embed_group(embedder, spec, part, batch_size)]
         all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
@@ -236,7 +241,9 @@ class EmbedStage:
                 embedded.append(Embedded(document, failure=failure))
         return embedded
 
-    def _call(self, embedder: Embedder, chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], list[bool]]:
+    def _call(
+        self, embedder: Embedder, chunks: Sequence[Chunk], batch_size: int | None
+    ) -> tuple[NDArray[np.float32], list[bool]]:
         """Returns ``(n, dimensions) float32``, and whether each chunk has come before; nothing where none has."""
         places: dict[str, int] = {}
         place = [places.setdefault(chunk.input, len(places)) for chunk in chunks]
@@ -246,9 +253,18 @@ class EmbedStage:
             highest = itertools.accumulate(place, max, initial=-1)
             repeated = [mine <= before for mine, before in zip(place, highest, strict=False)]
             once = [chunk for chunk, again in zip(chunks, repeated, strict=True) if not again]
-        wanted = (len(once), embedder.info.dimensions)
         if not chunks:
-            return np.empty(wanted, np.float32), repeated
+            return np.empty((0, embedder.info.dimensions), np.float32), repeated
+        if batch_size is None:
+            vectors = self._call_once(embedder, once)
+        else:
+            vectors = np.empty((len(once), embedder.info.dimensions), np.float32)
+            for part in windows.batches_of(once, batch_size):
+                vectors[part] = self._call_once(embedder, [once[at] for at in part])
+        return vectors[place] if repeated else vectors, repeated
+
+    def _call_once(self, embedder: Embedder, once: Sequence[Chunk]) -> NDArray[np.float32]:
+        wanted = (len(once), embedder.info.dimensions)
         call = functools.partial(
             embedder.embed_documents, [c.input for c in once], [c.tokens for c in once], [c.ids for c in once]
         )
@@ -266,7 +282,7 @@ class EmbedStage:
         self._state.measures.batches(windows.batches(embedder, once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
-        return vectors[place] if repeated else vectors, repeated
+        return vectors
 
     def _on_device(self, call: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         with self._state.busy.working():

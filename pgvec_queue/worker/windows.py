@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pgvec_queue.chunking import Chunk
 from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder
+from pgvec_queue.embedders.batching import longest_first
 from pgvec_queue.slices import Document, Embedded, Failure
 from pgvec_queue.worker.work import Work
 
@@ -36,6 +40,13 @@ def batches(embedder: Embedder, chunks: Sequence[Chunk]) -> list[tuple[int, int]
         return own
     tokens = sum([chunk.tokens for chunk in chunks])
     return [(tokens, tokens)]
+
+
+def batches_of(chunks: Sequence[Chunk], size: int) -> Iterator[NDArray[np.intp]]:
+    """Yields which chunks make up each call of at most ``size`` chunks, those of like length together."""
+    order = longest_first([chunk.tokens for chunk in chunks])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def tokens(cuts: Sequence[Cut]) -> int:

@@ -32,6 +32,8 @@ from pgvec_queue.worker.work import Run
 log = get_logger("pgvec.worker")
 
 _CONFLICT_TRIES = 5
+_ANNOUNCE_SECONDS = 0.2
+"""Between two announcements of a writer, at least. Whoever waits looks by itself as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Writer:
         self._embedded = breakers.embedded
         self._accepted = breakers.accepted
         self._measures = state.measures
+        self._announced_at = 0.0
 
     def run(self) -> None:
         for work in self._source:
@@ -70,6 +73,8 @@ class Writer:
             if work.part.last or work.run.dropped:
                 self._state.end(work.run)
             self._state.leave()
+            if work.part.job.kind == "keys" and not len(self._source):
+                self._announce(work.part.job.vectorizer_id)
 
     def _is_sick(self, run: Run, embedded: Sequence[Embedded]) -> bool:
         """Takes in what the model made of a slice; where most fails, frees what was quarantined, and writes no more."""
@@ -153,6 +158,13 @@ class Writer:
             seconds = round(time.monotonic() - run.began, 3)
             log.debug("job is done", vectorizer=name, job=part.job.id, rows=run.rows, seconds=seconds)
         self._state.tally.wrote(name, result.rows_embedded, begun=run.began, done=part.last)
+
+    def _announce(self, vectorizer_id: int) -> None:
+        """Lets gateways know that live changes are written: apart from the write, while there is nothing to write."""
+        now = time.monotonic()
+        if now - self._announced_at >= _ANNOUNCE_SECONDS:
+            self._announced_at = now
+            self._link.call(lambda connection: queue.announce(connection, vectorizer_id))
 
     def _write_halves(self, run: Run, part: Slice, embedded: Sequence[Embedded], error: psycopg.Error) -> None:
         if not embedded:
