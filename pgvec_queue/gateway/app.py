@@ -1,34 +1,96 @@
-"""Puts the gateway together: pool, routes, and what runs beside the requests."""
+"""Puts the gateway together: pool, routes, what stands before them, and what runs beside the requests."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from typing import Any
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_client.process_collector import ProcessCollector
 
 from pgvec_queue import __version__
-from pgvec_queue.async_database import async_pool
+from pgvec_queue.async_database import AsyncPool, async_pool
 from pgvec_queue.database import Database
+from pgvec_queue.gateway import openapi, problems
+from pgvec_queue.gateway.admission import Admission
+from pgvec_queue.gateway.auth import Access, Tokens
+from pgvec_queue.gateway.bodies import Bodies
 from pgvec_queue.gateway.context import Context
+from pgvec_queue.gateway.envelope import Envelope
+from pgvec_queue.gateway.guards import Guards, Streams
 from pgvec_queue.gateway.limits import Limits
-from pgvec_queue.gateway.routes import health
+from pgvec_queue.gateway.metrics import Measures
+from pgvec_queue.gateway.rates import Rates
+from pgvec_queue.gateway.routes import docs, health
+from pgvec_queue.metrics import QueueCollector
 
 PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
+_SCRAPES = 4
+# What this program is given is sent nowhere, whatever the environment says.
+_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
-def create_app(database: Database, limits: Limits | None = None) -> FastAPI:
+class Gateway(FastAPI):
+    """The ASGI application."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Returns the OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.complete(super().openapi())
+        return self.openapi_schema
+
+
+def create_app(database: Database, limits: Limits | None = None, access: Access | None = None) -> Gateway:
     """Returns the ASGI application; connections are made when it starts, and closed when it ends."""
     chosen = limits or Limits()
+    pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
+    tokens = Tokens(pool, timeout=chosen.connection_seconds)
+    measures = Measures()
+    measures.pool = lambda: _of_pool(pool)
+    queue = QueueCollector(database)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
-        async with pool:
-            app.state.context = Context(database, chosen, pool)
-            yield
+        with closing(queue):
+            async with pool:
+                app.state.context = Context(database, chosen, pool)
+                app.state.readiness = health.Readiness()
+                app.state.scrapes = CapacityLimiter(_SCRAPES)
+                yield
+                await tokens.close()
 
-    app = FastAPI(title="pgvec-queue", version=__version__, lifespan=lifespan)
+    app = Gateway(
+        title="pgvec-queue",
+        version=__version__,
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_NO_TELEMETRY,
+    )
+    app.state.streams = Streams(chosen.streams, measures)
+    app.state.registry = CollectorRegistry()
+    for collector in (queue, measures, ProcessCollector(registry=None)):
+        app.state.registry.register(collector)
+    problems.install(app)
+    # The last one is the outermost.
+    app.add_middleware(Guards, limits=chosen, streams=app.state.streams, measures=measures)
+    app.add_middleware(Bodies, limits=chosen, measures=measures)
+    app.add_middleware(
+        Admission, access=access or Access(), tokens=tokens, rates=Rates(chosen.per_minute), measures=measures
+    )
+    app.add_middleware(Envelope, measures=measures)
     app.include_router(health.router)
+    app.include_router(docs.router)
     return app
+
+
+def _of_pool(pool: AsyncPool) -> tuple[int, int]:
+    found = pool.get_stats()
+    return found.get("pool_size", 0), found.get("requests_waiting", 0)
