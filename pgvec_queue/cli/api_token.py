@@ -22,7 +22,9 @@ def api_token() -> None:
 @api_token.command()
 @click.option("--name", required=True, type=NewName(), metavar="NAME", help="Whose or what for it is.")
 @click.option("--role", required=True, type=click.Choice(api_tokens.ROLES), help="What it may do.")
-@click.option("--expires", type=Number(0.001, 36_500), metavar="DAYS", help="How long it is valid.  [default: for ever]")
+@click.option(
+    "--expires", type=Number(0.001, 36_500), metavar="DAYS", help="How long it is valid.  [default: for ever]"
+)
 @command
 def create(session: Session, *, name: str, role: api_tokens.Role, expires: float | None) -> None:
     """Make a token and print it, this once: only its digest is kept.

@@ -94,7 +94,14 @@ def serve(
     chosen = replace(Limits(), **{name: value for name, value in limits.items() if value is not None})
     if models:
         chosen = replace(chosen, models=models)
-    _serve(session, host or DEFAULT_HOST, DEFAULT_PORT if port is None else port, chosen, allowed_hosts, allow_unauthenticated)
+    _serve(
+        session,
+        host or DEFAULT_HOST,
+        DEFAULT_PORT if port is None else port,
+        chosen,
+        allowed_hosts,
+        allow_unauthenticated,
+    )
 
 
 def _serve(

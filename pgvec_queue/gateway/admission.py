@@ -102,8 +102,8 @@ class Admission:
         raise Problem(
             403,
             "Forbidden",
-            "this came through a proxy, and no token is asked for yet; make one with `pgvec api-token create`, or start "
-            "the gateway with --allow-unauthenticated",
+            "this came through a proxy, and no token is asked for yet; make one with `pgvec api-token create`, or "
+            "start the gateway with --allow-unauthenticated",
         )
 
     def _check_origin(self, method: str, headers: Headers) -> None:

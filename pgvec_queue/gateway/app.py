@@ -31,7 +31,7 @@ PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
 _SCRAPES = 4
 # What this program is given is sent nowhere, whatever the environment says.
-_NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+_NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 class Gateway(FastAPI):

@@ -21,8 +21,8 @@ HEAD_BYTES = 16 * 1024
 class PatientProtocol(H11Protocol):
     """One connection."""
 
-    head_seconds: ClassVar[float] = Limits.head_seconds
-    unread_seconds: ClassVar[float] = Limits.unread_seconds
+    head_seconds: ClassVar[float] = Limits().head_seconds
+    unread_seconds: ClassVar[float] = Limits().unread_seconds
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -44,8 +44,8 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head = _cancelled(self._head)
-        self._unread = _cancelled(self._unread)
+        self._forget_head()
+        self._forget_unread()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -55,24 +55,29 @@ class PatientProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._unread = _cancelled(self._unread)
+        self._forget_unread()
 
     def _watch(self) -> None:
         """Has a clock run while the client is to send something, and nothing else is being waited for."""
         answering = self.cycle is not None and not self.cycle.response_complete
         idle = self.timeout_keep_alive_task is not None
         if answering or idle or self.transport.is_closing():
-            self._head = _cancelled(self._head)
+            self._forget_head()
         elif self._head is None:
             self._head = self.loop.call_later(self.head_seconds, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
 
 def protocol(limits: Limits) -> type[PatientProtocol]:
     """Returns the protocol with the times of these limits."""
     times = {"head_seconds": limits.head_seconds, "unread_seconds": limits.unread_seconds}
     return type("PatientProtocol", (PatientProtocol,), times)
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

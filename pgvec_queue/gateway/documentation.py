@@ -5,7 +5,7 @@ anywhere and the strictest policy holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -89,8 +89,9 @@ def _by_tag(document: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], li
 
 
 def _operation(document: Mapping[str, Any], path: str, method: str, operation: Mapping[str, Any]) -> str:
+    summary = escape(operation.get("summary", ""))
     parts = [
-        f"<details><summary><b>{method}</b> <code>{escape(path)}</code> {escape(operation.get('summary', ''))}</summary>",
+        f"<details><summary><b>{method}</b> <code>{escape(path)}</code> {summary}</summary>",
         _text(operation.get("description", "")),
         _parameters(operation.get("parameters", [])),
     ]
@@ -146,12 +147,14 @@ def _answers(document: Mapping[str, Any], responses: Mapping[str, Any]) -> str:
     return "".join(shown)
 
 
-def _table(title: str, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{name}</th>" for name in names)
     lines = "".join(
-        "<tr>" + "".join(f"<td>{f'<code>{escape(one)}</code>' if not at else _inline(one)}</td>" for at, one in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{f'<code>{escape(one)}</code>' if not at else _inline(one)}</td>" for at, one in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     heading = f"<h4>{title}</h4>" if title else ""

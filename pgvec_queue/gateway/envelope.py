@@ -81,8 +81,7 @@ class Envelope:
 
         try:
             await self._app(scope, receive, sending)
-        # The request ends here, and with it nothing else.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the request ends here, and with it nothing else
             _tell(error, scope)
             if status == GONE:
                 failed = Problem(500, "Internal Server Error", "the gateway has failed; its log says more")

@@ -12,9 +12,9 @@ from pgvec_queue.gateway.problems import MEDIA_TYPE, ProblemDocument
 DESCRIPTION = """
 Texts in, answers out: the HTTP face of pgvec-queue. It holds no state that is not in the database.
 
-Send `Authorization: Bearer pgvec_api_…` where tokens are asked for (`pgvec api-token create`): `read` searches and looks,
-`write` adds and deletes texts as well, `admin` may do everything. Bodies are JSON in UTF-8. Whatever goes wrong is told as
-`application/problem+json`, and each answer has the `X-Request-ID` under which the gateway's log speaks of it.
+Send `Authorization: Bearer pgvec_api_…` where tokens are asked for (`pgvec api-token create`): `read` searches and
+looks, `write` adds and deletes texts as well, `admin` may do everything. Bodies are JSON in UTF-8. Whatever goes wrong
+is told as `application/problem+json`, and each answer has the `X-Request-ID` under which the log speaks of it.
 """
 TAGS = [
     {"name": "texts", "description": "Texts to be embedded, and the tasks that tell how far they are."},

@@ -1,4 +1,4 @@
-"""What goes wrong, as ``application/problem+json`` (RFC 9457): a line for a person, a status, and nothing of the inside.
+"""What goes wrong, as ``application/problem+json`` (RFC 9457): a line for a person, a status, nothing of the inside.
 
 What an error of the database or of the program says never reaches a client, nor does what the client has sent; the log
 has the rest, under the same ``request_id``.
@@ -66,7 +66,7 @@ class ProblemDocument(BaseModel):
     errors: list[Place] | None = Field(default=None, description="Of a request that is not as it has to be.")
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - its name is that of the RFC
     """Ends a request with a status and a line."""
 
     def __init__(
