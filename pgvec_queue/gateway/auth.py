@@ -30,6 +30,8 @@ log = get_logger("pgvec.gateway")
 
 LIFE = 2.0
 """Seconds after which tokens are read again: how long a revoked one may still be good."""
+_SOONEST = 0.25
+"""Seconds between two looks, however many unknown tokens are shown."""
 IDENTITY = "pgvec.identity"
 """Where the identity stands in an ASGI scope."""
 
@@ -102,20 +104,23 @@ class Tokens:
         self._timeout = timeout
         self._life = life
         self._found: _Look | None = None
-        self._until = 0.0
+        self._began = 0.0
         self._looking: asyncio.Task[_Look] | None = None
         self._marking: set[asyncio.Task[None]] = set()
 
     async def there_are_any(self) -> bool:
         """Whether a token was ever made. Raises ``psycopg.Error``."""
-        return (await self._look()).any
+        return (await self._look(self._life)).any
 
     async def identify(self, token: str) -> Identity | None:
         """Returns whose token it is; None where it is not valid. Raises ``psycopg.Error``."""
         digest = api_tokens.digest(token)
         if digest is None:
             return None
-        look = await self._look()
+        look = await self._look(self._life)
+        if digest not in look.by_digest:
+            # It may have been made a moment ago.
+            look = await self._look(min(self._life, _SOONEST))
         known = look.by_digest.get(digest)
         if known is None or not hmac.compare_digest(known.digest, digest) or time.monotonic() >= known.ends:
             return None
@@ -131,8 +136,8 @@ class Tokens:
         tasks = [*self._marking, *([self._looking] if self._looking is not None else [])]
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look(self) -> _Look:
-        if self._found is not None and time.monotonic() < self._until:
+    async def _look(self, life: float) -> _Look:
+        if self._found is not None and time.monotonic() < self._began + life:
             return self._found
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._read())
@@ -153,7 +158,7 @@ class Tokens:
             if not marked:
                 unmarked.add(token_id)
         self._found = _Look(bool(row and row[0]), known, unmarked)
-        self._until = began + self._life
+        self._began = began
         return self._found
 
     async def _mark(self, token_id: int | None) -> None:
