@@ -145,7 +145,7 @@ def _warn_without_tokens(connection: Any) -> None:
     from pgvec_queue import api_tokens
 
     if not any(token.state == "valid" for token in api_tokens.listed(connection)):
-        log.warning("there is no valid token; make one with `pgvec api-token create`")
+        log.warning("there is no valid token; pgvec api-token create makes one")
 
 
 def _bare(host: str) -> str:

@@ -74,6 +74,7 @@ def create_app(database: Database, limits: Limits | None = None, access: Access 
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
+    app.state.measures = measures
     app.state.streams = Streams(chosen.streams, measures)
     app.state.registry = CollectorRegistry()
     for collector in (queue, measures, ProcessCollector(registry=None)):

@@ -27,7 +27,8 @@ GRACE_SECONDS = 8
 """How long requests in flight may still take when the gateway leaves."""
 KEEP_ALIVE_SECONDS = 15
 BACKLOG = 1024
-_CONNECTIONS_PER_REQUEST = 4
+# Most of them wait for something: for the rest of a body, or for the next request.
+_CONNECTIONS, _CONNECTIONS_PER_REQUEST = 1_000, 4
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,7 +51,7 @@ class Server(uvicorn.Server):
                 # Whoever stands before us, the address of a client is the one that it comes from.
                 proxy_headers=False,
                 backlog=BACKLOG,
-                limit_concurrency=limits.requests * _CONNECTIONS_PER_REQUEST,
+                limit_concurrency=max(_CONNECTIONS, limits.requests * _CONNECTIONS_PER_REQUEST),
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=GRACE_SECONDS,
                 h11_max_incomplete_event_size=HEAD_BYTES,

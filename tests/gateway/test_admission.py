@@ -207,9 +207,7 @@ def test_names_of_this_machine_are_taken(serve: Serve, host: str) -> None:
     assert gateway.get(ANY, headers={"host": host}).status_code == 200
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::2]"]
-)
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::2]"])
 def test_another_name_is_refused_where_no_token_is_asked_for(gateway: Served, host: str) -> None:
     for path in (ANY, "/docs", "/dashboard"):
         refused = gateway.get(path, headers={"host": host})
