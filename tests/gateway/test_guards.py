@@ -146,11 +146,13 @@ def test_streams_end_in_order_when_the_gateway_leaves(tested: Tested) -> None:
     begun = threading.Event()
 
     def follow() -> None:
-        with httpx2.Client(base_url=gateway.url, trust_env=False) as client:
-            with client.stream("GET", "/api/v1/test/stream") as stream:
-                for line in stream.iter_lines():
-                    read.append(line)
-                    begun.set()
+        with (
+            httpx2.Client(base_url=gateway.url, trust_env=False) as client,
+            client.stream("GET", "/api/v1/test/stream") as stream,
+        ):
+            for line in stream.iter_lines():
+                read.append(line)
+                begun.set()
         read.append("end")
 
     thread = threading.Thread(target=follow)
