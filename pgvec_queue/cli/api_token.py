@@ -39,7 +39,10 @@ def create(session: Session, *, name: str, role: api_tokens.Role, expires: float
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per token and line.")
 @command
 def list_(session: Session, *, as_json: bool) -> None:
-    """List the tokens: name, role, state, and when each was last used; never a token itself."""
+    """List the tokens: names, roles, states, never a token itself.
+
+    When each was last used is known to the minute.
+    """
     connection, _ = session.connect_checked("api-token")
     found = api_tokens.listed(connection)
     if as_json:

@@ -125,7 +125,7 @@ SETTINGS: Mapping[str, Any] = {
     "gateway_unread_seconds": Number(0.1, 3600),
     "gateway_connection_seconds": Number(0.1, 3600),
     "gateway_pool_size": Whole(1, 1_000),
-    "gateway_queued_rows": Whole(1),
+    "gateway_queued_rows": Whole(1, 2_000_000_000),
     "gateway_keep_tasks_days": Number(0.001, 36_500),
     "listen": click.BOOL,
     "direct_dsn": Text(),

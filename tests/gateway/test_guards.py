@@ -117,7 +117,9 @@ def test_a_stream_has_no_clock_and_takes_no_place(tested: Tested) -> None:
 def test_there_are_not_more_streams_than_that(tested: Tested) -> None:
     gateway = tested(streams=1)
     with gateway.client.stream("GET", "/api/v1/test/stream") as stream:
-        assert next(stream.iter_lines()).startswith("data: ")
+        # Forgotten, it would close the stream.
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: ")
         with httpx2.Client(base_url=gateway.url, trust_env=False) as other:
             refused = other.get("/api/v1/test/stream")
         assert refused.status_code == 503
