@@ -142,7 +142,7 @@ def _changed(chance: random.Random, value: Any) -> Any:
         if what < 0.2:
             del value[key]
         elif what < 0.4:
-            value[str(chance.choice(_ODD))[:50]] = chance.choice(_ODD)
+            value[str(chance.choice(_ODD))[:50]] = copy.deepcopy(chance.choice(_ODD))
         else:
             value[key] = _changed(chance, value[key])
         return value
@@ -150,7 +150,7 @@ def _changed(chance: random.Random, value: Any) -> Any:
         at = chance.randrange(len(value))
         value[at] = _changed(chance, value[at])
         return value * chance.choice([1, 1, 2])
-    return chance.choice(_ODD)
+    return copy.deepcopy(chance.choice(_ODD))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ _WITH_BODY = {
     415: "The body is not `application/json`.",
 }
 _WITH_INPUT = {422: "A value is not as it has to be; `errors` says which."}
-_PROBES = {"/health", "/ready"}
+_PROBES, _OF_PROBES = {"/health", "/ready"}, (400, 500, 503)
 _OF_FASTAPI = ("HTTPValidationError", "ValidationError")
 
 
@@ -62,11 +62,10 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    statuses = {500: _ANYWHERE[500], 503: _ANYWHERE[503]} if path in _PROBES else dict(_ANYWHERE)
+    # Any request may have a body, and be refused for it.
+    statuses = _WITH_BODY | ({status: _ANYWHERE[status] for status in _OF_PROBES} if path in _PROBES else _ANYWHERE)
     if operation.get("security"):
         statuses |= _WITH_TOKEN
-    if "requestBody" in operation:
-        statuses |= _WITH_BODY
     if "422" in responses:
         statuses |= _WITH_INPUT
         if any(_is_fastapi_s(content) for content in responses["422"].get("content", {}).values()):

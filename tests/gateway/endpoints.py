@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
+from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict
 
 from pgvec_queue.errors import DatabaseError, DefinitionError, EmbedderError, Kind
@@ -19,6 +20,8 @@ from pgvec_queue.log import get_logger
 log = get_logger("pgvec.gateway")
 
 router = APIRouter(prefix="/api/v1/test")
+bodies = APIRouter(prefix="/api/v1/test")
+"""Those that take a body."""
 SECRET = "postgresql://me:hunter2-and-more@db.internal/shop"
 
 
@@ -30,16 +33,28 @@ class Text(BaseModel):
     metadata: dict[str, Any] = {}
 
 
-@router.post("/echo")
+@bodies.post("/echo", description="Says it again.")
 async def echo(text: Text) -> Text:
     return text
 
 
-@router.post("/store")
+@bodies.post("/store", description="Has it measured.")
 async def store(request: Request, text: Text) -> dict[str, Any]:
     async with context_of(request).connection() as connection:
         row = await (await connection.execute("SELECT length(%s::text)", [text.text])).fetchone()
     return {"length": row[0] if row else None}
+
+
+@bodies.post("/keep", description="Takes any text there is into a table's types.")
+async def keep(request: Request, text: Text) -> dict[str, Any]:
+    async with context_of(request).connection() as connection:
+        row = await (
+            await connection.execute(
+                "SELECT %s::text, %s::float8, %s::jsonb", [text.text, text.number, Jsonb(text.metadata)]
+            )
+        ).fetchone()
+    assert row is not None
+    return {"text": row[0], "number": row[1], "metadata": row[2]}
 
 
 @router.get("/late/{seconds}")

@@ -27,6 +27,7 @@ JSON = {"content-type": "application/json"}
 def with_endpoints(bench: Bench, limits: Limits | None = None) -> Gateway:
     app = create_app(Database(bench.dsn), limits)
     app.include_router(endpoints.router)
+    app.include_router(endpoints.bodies)
     return app
 
 

@@ -39,6 +39,7 @@ def tested(bench: Bench, serve: Serve) -> Tested:
         chosen = Limits(**limits)
         app: Gateway = create_app(Database(bench.dsn), chosen)
         app.include_router(endpoints.router)
+        app.include_router(endpoints.bodies)
         return serve(chosen, app=app)
 
     return begin
