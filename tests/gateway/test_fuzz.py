@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from benchmarks.fuzz_gateway import _fuzz, damaged, fault
 from pgvec_queue.database import Database
@@ -27,7 +28,7 @@ def test_the_fuzz_sees_a_fault_when_there_is_one(bench: Bench, serve: Serve) -> 
     app = create_app(Database(bench.dsn))
     app.include_router(endpoints.router)
     gateway = serve(app=app)
-    operation = {"responses": {"200": {}, "500": {}, "503": {}}}
+    operation: dict[str, Any] = {"responses": {"200": {}, "500": {}, "503": {}}}
     assert fault(operation, gateway.get("/api/v1/test/fail/program")) == "a fault of the program"
     assert fault(operation, gateway.get("/api/v1/test/fail/problem")) == "not documented"
     assert fault(operation, gateway.get("/api/v1/test/fail/database")) is None
