@@ -353,13 +353,6 @@ GUARDS = [
         "tests/gateway/test_bodies.py::test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_is",
     ),
     Guard(
-        "gateway: who does not read is dropped",
-        "pgvec_queue/gateway/connections.py",
-        "            self._unread = self.loop.call_later(self.unread_seconds, self.transport.abort)",
-        "            pass",
-        "tests/gateway/test_guards.py::test_a_client_that_stops_reading_its_stream_is_dropped",
-    ),
-    Guard(
         "gateway: streams end with it",
         "pgvec_queue/gateway/server.py",
         "        self._app.state.streams.end_all()\n",
