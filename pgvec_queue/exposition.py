@@ -7,7 +7,6 @@ for ten seconds. It has neither TLS nor passwords: what listens beyond 127.0.0.1
 
 from __future__ import annotations
 
-import errno
 import socket
 import socketserver
 import threading
@@ -23,7 +22,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from pgvec_queue import __version__
+from pgvec_queue import __version__, listening
 from pgvec_queue.errors import SettingsError
 from pgvec_queue.log import get_logger
 
@@ -74,7 +73,9 @@ class Families:
         assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
         family.add_metric(labels, float(value))
 
-    def add_histogram(self, name: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> None:
+    def add_histogram(
+        self, name: str, bounds: Sequence[float], counts: Sequence[int], total: float, *labels: str
+    ) -> None:
         """Adds ``counts`` per bucket, one more than there are upper ``bounds``, and the sum of what was observed."""
         family = self._family(name)
         assert isinstance(family, HistogramMetricFamily)
@@ -83,7 +84,7 @@ class Families:
         for bound, count in zip(names, counts, strict=True):
             below += count
             buckets.append((bound, float(below)))
-        family.add_metric([], buckets, total)
+        family.add_metric(labels, buckets, total)
 
     def __iter__(self) -> Iterator[Family]:
         return iter(self._families.values())
@@ -122,7 +123,7 @@ class Server:
     def url(self) -> str:
         """Where it is, without a path."""
         host, port = self._listener.server_address[:2]
-        return f"http://{_named(str(host))}:{port}"
+        return f"http://{listening.named(str(host))}:{port}"
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -160,26 +161,10 @@ def _listen(host: str, port: int) -> _Listener:
     if port > 65_535:
         raise SettingsError(f"metrics cannot be served at port {port}: there is none above 65535")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return _Listener(family, address)
+        return _Listener(*listening.find(host, port))
     except (OSError, UnicodeError) as error:
-        where = f"metrics cannot be served at {_named(host)}:{port}"
-        raise SettingsError(f"{where}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    code = error.errno if isinstance(error, OSError) else None
-    if code == errno.EADDRINUSE:
-        return "the port is in use; choose another one, or 0 for any that is free"
-    if code == errno.EACCES:
-        return "this user may not use the port; choose one from 1024 on"
-    if code == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror | UnicodeError):
-        return "that is no address of this machine; 0.0.0.0 stands for all of them"
-    return str(error)
-
-
-def _named(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        where = f"metrics cannot be served at {listening.named(host)}:{port}"
+        raise SettingsError(f"{where}: {listening.reason(error)}") from error
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -27,7 +27,7 @@ _PATTERNS = [
         re.compile(rf"([\w.-]*(?:api[-_]?key|access[-_]?token|endpoint_key)[\"']?\s*[=:]\s*){_VALUE}", re.IGNORECASE),
         rf"\1{_MASK}",
     ),
-    (re.compile(r"\b(sk-|hf_)[\w-]{8,}"), rf"\1{_MASK}"),
+    (re.compile(r"\b(sk-|hf_|pgvec_api_)[\w-]{8,}"), rf"\1{_MASK}"),
 ]
 
 

@@ -61,7 +61,11 @@ def revision(connection: Connection) -> str:
 
 def require(connection: Connection) -> None:
     """Raises ``SchemaOutdatedError`` unless the schema is the one that this program works with."""
-    found = revision(connection)
+    check(revision(connection))
+
+
+def check(found: str) -> None:
+    """Raises ``SchemaOutdatedError`` unless a revision is the one that this program works with; empty: no schema."""
     if found == HEAD:
         return
     if found > HEAD:

@@ -49,6 +49,24 @@ KNOWN: Mapping[str, type] = {
     "metrics_host": str,
     "exporter_port": int,
     "exporter_host": str,
+    "gateway_host": str,
+    "gateway_port": int,
+    "gateway_models": list,
+    "gateway_body_bytes": str,
+    "gateway_bodies_bytes": str,
+    "gateway_texts": int,
+    "gateway_text_bytes": str,
+    "gateway_requests": int,
+    "gateway_streams": int,
+    "gateway_per_minute": int,
+    "gateway_request_seconds": float,
+    "gateway_body_seconds": float,
+    "gateway_head_seconds": float,
+    "gateway_unread_seconds": float,
+    "gateway_connection_seconds": float,
+    "gateway_pool_size": int,
+    "gateway_queued_rows": int,
+    "gateway_keep_tasks_days": float,
     "rows_per_job": int,
     "chunk_size": int,
     "chunk_overlap": int,
@@ -57,7 +75,13 @@ KNOWN: Mapping[str, type] = {
 }
 """Settings that a file may hold, and their types. Each is ``PGVEC_<NAME>`` in the environment."""
 
-_IN_WORDS = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+_IN_WORDS = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of strings",
+}
 
 _LIBPQ = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
 
@@ -107,7 +131,8 @@ def _checked(path: Path, values: dict[str, Any]) -> dict[str, Any]:
         if expected is None:
             raise SettingsError(f"{path} has an unknown setting {key!r}; known are: {', '.join(sorted(KNOWN))}")
         number = expected is float and isinstance(value, int) and not isinstance(value, bool)
-        if not number and type(value) is not expected:
+        strings = not isinstance(value, list) or all(isinstance(one, str) for one in value)
+        if not (number or (type(value) is expected and strings)):
             # What stands there may hold a password, so it is not shown.
             raise SettingsError(f"{path}: {key} must be {_IN_WORDS[expected]}")
     return values

@@ -513,6 +513,41 @@ GUARDS = [
         "    if True:\n        connection.execute(statement(",
         "tests/gateway/test_collections.py::test_what_cannot_be_is_refused",
     ),
+    Guard(
+        "gateway: a role may no more than its own",
+        "pgvec_queue/gateway/auth.py",
+        "        if not identity.may(role):",
+        "        if False:",
+        "tests/gateway/test_admission.py::test_a_role_may_what_those_below_it_may_and_no_more",
+    ),
+    Guard(
+        "gateway: a revoked token ends",
+        "sql/api_tokens.sql",
+        "WHERE revoked_at IS NULL AND (expires_at",
+        "WHERE (expires_at",
+        "tests/gateway/test_admission.py::test_a_revoked_token_is_refused_within_seconds",
+    ),
+    Guard(
+        "gateway: the name of another host",
+        "pgvec_queue/gateway/admission.py",
+        "        if host in self._access.hosts or",
+        "        if True or",
+        "tests/gateway/test_admission.py::test_another_name_is_refused_where_no_token_is_asked_for",
+    ),
+    Guard(
+        "gateway: a body is bounded though it does not say so",
+        "pgvec_queue/gateway/bodies.py",
+        "            if len(body) + len(part) > self._limits.body_bytes:",
+        "            if False:",
+        "tests/gateway/test_bodies.py::test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_is",
+    ),
+    Guard(
+        "gateway: streams end with it",
+        "pgvec_queue/gateway/server.py",
+        "        self._app.state.streams.end_all()\n",
+        "",
+        "tests/gateway/test_guards.py::test_streams_end_in_order_when_the_gateway_leaves",
+    ),
 ]
 
 

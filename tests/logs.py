@@ -10,7 +10,7 @@ from typing import Any
 
 _PAGE = Path(__file__).parents[1] / "docs" / "logs.md"
 COMMON = {"time", "level", "logger", "event"}
-ANYWHERE = {"worker", "process", "traceback"}
+ANYWHERE = {"worker", "process", "request_id", "traceback"}
 """Keys that depend on who says something, not on what happened."""
 
 

@@ -35,6 +35,8 @@ _COMMANDS = {
     "drop": ("steer", "Remove a vectorizer; its destination stays."),
     "alter": ("steer", "Change a vectorizer's name, priority or limits."),
     "workers": ("workers", "List the workers, or tell those of a host to leave."),
+    "serve": ("serve", "Serve the HTTP gateway: texts in, answers out, and a page to watch."),
+    "api-token": ("api_token", "Make, list and revoke the tokens that the gateway asks for."),
     "exporter": ("exporter", "Serve metrics of the whole queue to Prometheus."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),
     "db": ("db", "Run the embedded PostgreSQL server, for those who have none."),
@@ -53,7 +55,7 @@ class _Lazy(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"pgvec_queue.cli.{_COMMANDS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

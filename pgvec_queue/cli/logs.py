@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROCESS = "PGVEC_SUPERVISED_AS"
 """The variable that names a process which ``pgvec work`` has started, such as ``cuda:1``."""
+REQUEST = "request_id"
+"""The key that tells which request to the gateway a line is about."""
 
 Keys = MutableMapping[str, Any]
 
@@ -40,13 +42,17 @@ class Lines(logging.Formatter):
 
     @functools.cached_property
     def _formatter(self) -> ProcessorFormatter:
-        from structlog.contextvars import merge_contextvars
+        from structlog.contextvars import get_contextvars, merge_contextvars
         from structlog.processors import JSONRenderer, format_exc_info
         from structlog.stdlib import ProcessorFormatter
 
+        def request(_logger: Any, _method: str, keys: Keys) -> Keys:
+            found = get_contextvars().get(REQUEST)
+            return keys if found is None else {**keys, REQUEST: found}
+
         # A person knows whose lines these are; a machine may get those of many workers.
-        context, render = ([merge_contextvars], JSONRenderer()) if self.form == "json" else ([], _text)
-        return ProcessorFormatter(processors=[*context, format_exc_info, _common_keys, self._without_secrets, render])
+        context, render = (merge_contextvars, JSONRenderer()) if self.form == "json" else (request, _text)
+        return ProcessorFormatter(processors=[context, format_exc_info, _common_keys, self._without_secrets, render])
 
     def _without_secrets(self, _logger: Any, _method: str, keys: Keys) -> Keys:
         return {key: self._masked(value) for key, value in keys.items()}

@@ -35,6 +35,8 @@ COMMANDS = [
     "drop",
     "alter",
     "workers",
+    "serve",
+    "api-token",
     "exporter",
     "doctor",
     "db",
@@ -43,6 +45,7 @@ COMMANDS = [
 ]
 
 HEAVY = {"torch", "sentence_transformers", "transformers", "tokenizers", "tiktoken", "sqlalchemy", "alembic"}
+GATEWAY = {"fastapi", "starlette", "uvicorn", "opentelemetry"}
 MEDIUM = {"numpy", "psycopg", "rich", "httpx2", "structlog", "pgvec_queue.database"}
 
 LOADED = """
@@ -97,6 +100,11 @@ def test_help_of_a_command_loads_no_model_library(command: str) -> None:
     assert not loaded(command, "--help") & HEAVY
 
 
+@pytest.mark.parametrize("command", ["serve", "api-token", "work", "status"])
+def test_a_command_loads_no_web_server_before_it_serves(command: str) -> None:
+    assert not loaded(command, "--help") & GATEWAY
+
+
 @pytest.mark.parametrize("command", ["status", "enqueue", "search", "workers", "db"])
 def test_a_command_that_logs_nothing_loads_no_structlog(command: str) -> None:
     assert "structlog" not in loaded(command, "--help")
@@ -127,7 +135,9 @@ def test_every_command_has_a_page_of_help_that_fits(
         assert "..." not in ran.out.replace("[ARGS]...", "").replace("[NAME]...", ""), "a sentence was cut off"
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c not in [("db",), ("bench",)]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if c not in [("db",), ("bench",), ("api-token",)]], ids=" ".join
+)
 def test_every_command_takes_the_options_that_all_have(cli: CommandLine, command: tuple[str, ...]) -> None:
     page = cli(*command, "--help").out
     for option in ("--dsn", "--log-level", "--log-format", "--debug"):
@@ -149,6 +159,11 @@ def test_no_command_and_an_unknown_one_are_misuse(cli: CommandLine) -> None:
     assert cli.misused("pause") == "Missing argument 'NAME'."
 
 
+SIZES = ["--body-bytes", "--bodies-bytes", "--text-bytes"]
+NUMBERS = [
+    *("--texts", "--requests", "--streams", "--per-minute", "--pool-size", "--queued-rows", "--keep-tasks-days"),
+    *("--request-seconds", "--body-seconds", "--head-seconds", "--unread-seconds", "--connection-seconds"),
+]
 TEXTS = ["--text", "--key", "--where", "--into", "--into-column", "--model", "--revision", "--endpoint"]
 BAD = [
     *(("enqueue docs", option, "", "it is empty") for option in [*TEXTS, "--tokenizer", "--template", "--name"]),
@@ -198,6 +213,15 @@ BAD = [
     ("exporter", "--port", "65536", "0<=x<=65535"),
     ("exporter", "--port", "", "'' is not a valid integer"),
     ("exporter", "--host", " ", "it is empty"),
+    ("serve", "--host", " ", "it is empty"),
+    ("serve", "--port", "65536", "0<=x<=65535"),
+    ("serve", "--model", "", "it is empty"),
+    ("serve", "--allowed-host", "", "it is empty"),
+    *(("serve", option, "much", "write it like 800M or 4G") for option in SIZES),
+    *(("serve", option, "-1", "<=x") for option in NUMBERS),
+    ("api-token create --role read", "--name", "two\nlines", "holds control characters"),
+    ("api-token create --name n", "--role", "root", "'read', 'write', 'admin'"),
+    ("api-token create --name n --role read", "--expires", "0", "0.001<=x"),
     ("search docs query", "--limit", "0", "1<=x<=10000"),
     ("search docs query", "--threshold", "2", "-1<=x<=1"),
     ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
@@ -280,6 +304,7 @@ def test_every_option_with_a_value_was_tried_with_a_bad_one() -> None:
         ["resume", ""],
         ["cancel", "", "--yes"],
         ["drop", "", "--yes"],
+        ["api-token", "revoke", ""],
     ],
     ids=" ".join,
 )
@@ -335,6 +360,7 @@ def test_a_setting_of_the_file_contradicts_nothing_that_was_said(
         ("LISTEN", "maybe", "work"),
         ("METRICS_PORT", "70000", "work"),
         ("EXPORTER_PORT", "http", "exporter"),
+        ("GATEWAY_TEXTS", "many", "serve"),
         ("MEMORY", "much", "work"),
         ("LOG_LEVEL", "loud", "status"),
         ("CHUNK_SIZE", "1", "enqueue docs"),
@@ -367,6 +393,8 @@ def test_doctor_looks_at_settings_that_other_commands_use(cli: CommandLine, monk
         ('memory = "much"', "work"),
         ("metrics_port = -1", "work"),
         ('exporter_host = ""', "exporter"),
+        ('gateway_models = [" "]', "serve"),
+        ('gateway_body_bytes = "much"', "serve"),
         ('log_level = "loud"', "status"),
         ('model = " "', "enqueue docs"),
         ("threshold = 2", "search docs query"),

@@ -15,6 +15,7 @@ import pytest
 
 from pgvec_queue import metrics
 from pgvec_queue.exposition import PROCESS_METRICS, Metric
+from pgvec_queue.gateway import metrics as gateway_metrics
 from pgvec_queue.worker import metrics as worker_metrics
 from tests.prometheus import needs_promtool, promtool
 
@@ -24,7 +25,8 @@ GRAFANA = ROOT / "deploy" / "grafana"
 DASHBOARD = GRAFANA / "pgvec.json"
 COMPOSE = shutil.which("docker-compose")
 
-DECLARED = {metric.name: metric for metric in (*metrics.METRICS, *worker_metrics.METRICS)}
+ALL = (*worker_metrics.METRICS, *metrics.METRICS, *gateway_metrics.METRICS)
+DECLARED = {metric.name: metric for metric in ALL}
 _WORDS = {
     *("by", "without", "on", "ignoring", "group_left", "group_right", "and", "or", "unless", "offset", "bool"),
     *("sum", "min", "max", "avg", "count", "topk", "time", "rate", "increase", "delta", "label_values"),
@@ -83,7 +85,7 @@ EXPRESSIONS = [*of_dashboard(), *of_alerts()]
 
 
 def test_no_metric_is_declared_twice() -> None:
-    assert len(DECLARED) == len(metrics.METRICS) + len(worker_metrics.METRICS)
+    assert len(DECLARED) == len(ALL)
 
 
 @pytest.mark.parametrize("metric", DECLARED.values(), ids=DECLARED)
@@ -95,7 +97,7 @@ def test_names_and_units_follow_prometheus_s_rules(metric: Metric) -> None:
     assert metric.help.isascii()
     assert "|" not in metric.help
     # A label whose values nobody bounds makes a time series of each.
-    bounded = {"vectorizer", "state", "stage", "activity", "error_class"}
+    bounded = {"vectorizer", "state", "stage", "activity", "error_class", "route", "method", "status", "reason"}
     assert set(metric.labels) <= bounded or metric.name.endswith("_info")
 
 
@@ -156,10 +158,7 @@ def test_the_dashboard_shows_what_people_ask_for() -> None:
 def test_the_documentation_lists_each_metric_as_it_is_declared() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(pgvec_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", text, re.MULTILINE)
-    assert rows == [
-        (metric.name, metric.kind, ", ".join(metric.labels), metric.help)
-        for metric in (*worker_metrics.METRICS, *metrics.METRICS)
-    ]
+    assert rows == [(metric.name, metric.kind, ", ".join(metric.labels), metric.help) for metric in ALL]
     for name in PROCESS_METRICS:
         assert f"`{name}`" in text
 

@@ -117,6 +117,8 @@ def test_the_file_of_the_working_directory_comes_before_the_users(isolated: Path
         (f"lease = '{PASSWORD}'".encode(), "lease must be a number"),
         (b"rows_per_job = 1.5", "rows_per_job must be a whole number"),
         (b"listen = 1", "listen must be true or false"),
+        (b"gateway_models = 'm'", "gateway_models must be a list of strings"),
+        (b"gateway_models = [1]", "gateway_models must be a list of strings"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_without_showing_its_values(
