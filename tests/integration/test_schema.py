@@ -102,9 +102,7 @@ def test_a_view_of_somebody_s_that_stands_in_the_way_is_named(bench: Bench) -> N
     bench.sql("DROP VIEW pgvec.recent_events")
     bench.sql("CREATE VIEW pgvec.recent_events AS SELECT 1 AS one_more")
     bench.sql("CREATE VIEW mine AS SELECT one_more FROM pgvec.recent_events")
-    with pytest.raises(
-        DatabaseError, match=r"\(view mine depends on view pgvec.recent_events\); drop that"
-    ):
+    with pytest.raises(DatabaseError, match=r"\(view mine depends on view pgvec.recent_events\); drop that"):
         schema.initialize(bench.database)
     assert bench.value("SELECT one_more FROM mine") == 1
     bench.sql("DROP VIEW mine")
