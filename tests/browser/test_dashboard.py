@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from tests.browser import scenes
 from tests.browser.chromium import PROGRAM, BrowserError, Page
 from tests.browser.conftest import Open
-from tests.gateway.page_server import Served, closed, serving
+from tests.gateway.serving import Served, closed, serving
 from tests.support import Bench
 from tests.waiting import wait_until
 

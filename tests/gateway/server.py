@@ -1,4 +1,4 @@
-"""A real gateway for tests: uvicorn in a thread, or as a process that can be killed; requests over HTTP."""
+"""What tests of texts and tasks share: a gateway in a thread, or as a process that can be killed."""
 
 from __future__ import annotations
 
@@ -13,46 +13,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx2
-import uvicorn
 
 from pgvec_queue.database import Database
-from pgvec_queue.gateway.app import create_app
 from pgvec_queue.gateway.limits import Limits
 from pgvec_queue.worker import Worker, WorkerOptions
+from tests.gateway import serving as gateway
 from tests.waiting import wait_until
 
 MODEL = "hashing-8"
 API = "/api/v1"
-
-_PROGRAM = """
-import os, sys, uvicorn
-from pgvec_queue.database import Database
-from pgvec_queue.gateway.app import create_app
-from pgvec_queue.gateway.limits import Limits
-app = create_app(Database(os.environ["PGVEC_DSN"]), Limits(models=("hashing-8",)))
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
-"""
 
 
 @contextmanager
 def serving(dsn: str, **limits: Any) -> Iterator[httpx2.Client]:
     """A gateway in a thread of this process; yields a client of it."""
     limits.setdefault("models", (MODEL,))
-    port = free_port()
-    app = create_app(Database(dsn), Limits(**limits))
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started or not thread.is_alive(), 20, what="the gateway's start")
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        assert not thread.is_alive()
+    with gateway.serving(dsn, Limits(**limits)) as served:
+        served.client.timeout = 60
+        yield served.client
 
 
 class Process:
@@ -61,7 +39,8 @@ class Process:
     def __init__(self, dsn: str) -> None:
         self.port = free_port()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(self.port)], env={**os.environ, "PGVEC_DSN": dsn}
+            [sys.executable, "-m", "pgvec_queue", "serve", "--port", str(self.port), "--model", MODEL],
+            env={**os.environ, "PGVEC_DSN": dsn},
         )
         wait_until(self._answers, 30, what="the gateway's start")
 

@@ -15,7 +15,7 @@ import pytest
 
 from pgvec_queue.gateway.limits import Limits
 from pgvec_queue.gateway.overview import EVERY, Look, Overview, reason_of
-from tests.gateway.page_server import Served, closed, serving
+from tests.gateway.serving import Served, closed, serving
 from tests.gateway.test_vectorizers import fill, quarantine
 from tests.support import Bench
 from tests.waiting import wait_until

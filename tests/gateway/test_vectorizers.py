@@ -9,7 +9,7 @@ import pytest
 
 from pgvec_queue import vectorizer
 from pgvec_queue.gateway.limits import Limits
-from tests.gateway.page_server import Served, serving
+from tests.gateway.serving import Served, serving
 from tests.support import Bench
 from tests.waiting import wait_until
 

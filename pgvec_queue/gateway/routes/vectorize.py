@@ -18,7 +18,7 @@ from pgvec_queue.collections import Collection, NewCollection
 from pgvec_queue.database import kind_of, one_line
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.gateway import checks
-from pgvec_queue.gateway.auth import requires
+from pgvec_queue.gateway.auth import identity_of, requires
 from pgvec_queue.gateway.checks import wrong
 from pgvec_queue.gateway.context import Context, context_of
 from pgvec_queue.gateway.problems import Problem
@@ -110,7 +110,7 @@ async def vectorize(
         metadata=checks.metadata(body.metadata, len(body.texts)),
         batch_size=body.batch_size,
         digest=hashlib.sha256(json.dumps(body.model_dump(), sort_keys=True).encode()).digest(),
-        token=getattr(request.state, "token_id", None) or 0,
+        token=identity_of(request).token_id or 0,
         key=idempotency_key,
     )
     async with gateway.connection() as connection:
