@@ -54,6 +54,12 @@ def pytest_configure() -> None:
     settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What runs in one process only takes long: begun last, the others would wait for it.
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
 @pytest.fixture(scope="session")
 def reachable() -> Iterator[Path]:
     """A directory for files that a server's own user must reach; root's ``tmp_path`` is closed to it."""

@@ -28,8 +28,8 @@ from pgvec_queue.embedders.tuning import Memory
 from pgvec_queue.errors import MissingExtraError, SettingsError
 from tests.support import Bench, run_pgvec
 
-# In one process: each would load the models again.
-pytestmark = [pytest.mark.model, pytest.mark.xdist_group("openvino")]
+# In one process: each would load torch and the models again.
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
 
 SPEC = ModelSpec("sentence-transformers", DEFAULT_MODEL)
 WORDS = ["the", "queue", "of", "a", "database,", "worker", "17:", "vectors!", "Straße", "naïve", "世界", "jumped"]

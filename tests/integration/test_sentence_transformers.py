@@ -34,7 +34,8 @@ from pgvec_queue.embedders.tuning import Memory
 from pgvec_queue.errors import EmbedderError, Kind, SettingsError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
 
-pytestmark = pytest.mark.model
+# In one process: each would load torch and the models again.
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
 
 WORDS = ["the", "queue", "of", "a", "database,", "worker", "17:", "vectors!", "Straße", "naïve", "世界", "jumped"]
 SPEC = ModelSpec("sentence-transformers", DEFAULT_MODEL)
