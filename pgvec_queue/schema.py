@@ -178,10 +178,14 @@ def _make_views(context: Any) -> None:
             "drop that, run `pgvec init` again, and make it anew"
         ) from error
     _execute_all(context, created)
-    for name, right, grantee in rights:
-        to = sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee)
+    for name, right, grantee, grantable in rights:
         connection.execute(
-            statement("schema", "grant").format(right=sql.SQL(right), view=sql.Identifier("pgvec", name), grantee=to)
+            statement("schema", "grant").format(
+                right=sql.SQL(right),
+                view=sql.Identifier("pgvec", name),
+                grantee=sql.SQL("PUBLIC") if grantee is None else sql.Identifier(grantee),
+                option=sql.SQL("WITH GRANT OPTION" if grantable else ""),
+            )
         )
 
 

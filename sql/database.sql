@@ -17,9 +17,10 @@ SELECT set_config('TimeZone', 'UTC', true),
        set_config('transaction_read_only', %(read_only)s, true);
 
 -- name: timeouts
--- For a statement by itself.
+-- For a statement by itself. Between it and its COMMIT there is nothing to wait for: a worker whose network is cut just then,
+-- in the middle of a beat, would keep its row locked, and nobody could declare it gone.
 SELECT set_config('statement_timeout', '60s', true), set_config('lock_timeout', '5s', true),
-       set_config('idle_in_transaction_session_timeout', '60s', true);
+       set_config('idle_in_transaction_session_timeout', '5s', true);
 
 -- name: pgvector
 SELECT n.nspname, e.extversion

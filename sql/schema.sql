@@ -21,7 +21,7 @@ CREATE SCHEMA IF NOT EXISTS pgvec;
 
 -- name: rights
 -- On views, of whoever is not the owner.
-SELECT c.relname, a.privilege_type, r.rolname
+SELECT c.relname, a.privilege_type, r.rolname, a.is_grantable
 FROM pg_catalog.pg_class c
 CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) a
 LEFT JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
@@ -32,4 +32,4 @@ WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind = 'v' AND c.relname =
 DROP VIEW IF EXISTS {views};
 
 -- name: grant
-GRANT {right} ON {view} TO {grantee};
+GRANT {right} ON {view} TO {grantee} {option};

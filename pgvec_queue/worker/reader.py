@@ -44,6 +44,8 @@ _STRAY_SECONDS = 1.0
 _LOOK = 0.1
 _CHANGES_LOOK, _UNTOLD = 0.5, 1.5
 """Seconds between looks for live changes while a range is read, at least; and longer, as long as nobody told of any."""
+_CHANGES_SHARE = 0.02
+"""Of the time, at most, that goes into these looks."""
 _END_LOOK, _END_LOOK_PER_WORKER = 1.0, 0.03
 """Seconds between looks at how much is left to claim; in a large fleet each looks the more seldom."""
 _END_JOBS = 2
@@ -176,7 +178,8 @@ class Reader:
         alone = 0
         while run.begins and not self._state.ending:
             if job.kind == "range":
-                self._read_changes(run)
+                if not job.alone:
+                    self._read_changes(run)
                 if not self._out.has_room(_LOOK):
                     continue
             if job.alone and not self._nothing_in_hand():
@@ -220,7 +223,10 @@ class Reader:
                 pass
 
     def _read_changes(self, run: Run) -> None:
-        """Reads what is listed of the run's vectorizer, now and then: a range may take an hour."""
+        """Reads what is listed of the run's vectorizer, now and then: a range may take an hour.
+
+        Beside one that runs alone nothing may be in hand.
+        """
         now = time.monotonic()
         if now < self._changes_at or (now < self._changes_at + _UNTOLD and not self._state.news.is_set()):
             return
@@ -230,6 +236,8 @@ class Reader:
         if vectorizer in self._state.held or not run.begins:
             return
         job = self._claiming(lambda connection: self.claimer.claim_keys(connection, vectorizer, keys=keys))
+        # Under an old snapshot the queue's index may hold the entries of many finished lists.
+        self._changes_at = max(self._changes_at, now + (time.monotonic() - now) / _CHANGES_SHARE)
         if job is not None:
             self._read_job(self._begin(job, run.fragments, stolen=False))
 

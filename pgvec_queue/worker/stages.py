@@ -19,13 +19,13 @@ log = get_logger("pgvec.worker")
 CHANNEL_BYTES = 32 * 1024 * 1024
 """Text and vectors that may wait between two stages."""
 _BACKLOG = 2
-_LOOK, _LOOK_FOR_ROOM = 0.2, 0.02
+_LOOK, _LOOK_FOR_ROOM = 0.2, 0.1
 
 
 class Channel:
     """A queue of work between two stages, bounded by slices and by bytes; its end comes after all work.
 
-    What is urgent goes before the rest and has room of its own; each of the two stays in order.
+    What is urgent goes before the rest and has room of its own, one slice at least; each of the two stays in order.
     """
 
     def __init__(self, state: State, slices: int, size: int = CHANNEL_BYTES) -> None:
@@ -94,12 +94,11 @@ class Channel:
                     with self._state.measures.waiting(STARVED):
                         self._changed.wait(_LOOK)
                     continue
-                if out is not None and not self._urgent and not out.has_room():
-                    with self._state.measures.waiting(BLOCKED):
-                        self._changed.wait(_LOOK_FOR_ROOM)
-                    continue
-                work = self._take(lane)
-            yield work
+                work = self._take(lane) if self._urgent or out is None or out.has_room() else None
+            if work is not None:
+                yield work
+            elif out is not None:
+                out.has_room(_LOOK_FOR_ROOM)
 
     def _is_full(self, lane: deque[tuple[Work, int]], size: int) -> bool:
         return bool(lane) and (len(lane) >= self._slices or self._bytes + size > self._size)

@@ -87,13 +87,19 @@ def test_views_of_an_earlier_version_are_replaced_with_their_rights(bench: Bench
         bench.sql(created)
     role = f"reader_{uuid.uuid4().hex}"
     bench.sql(
-        f"CREATE ROLE {role}; GRANT SELECT ON pgvec.progress TO {role}; GRANT SELECT ON pgvec.throughput TO PUBLIC"
+        f"CREATE ROLE {role}; GRANT SELECT ON pgvec.progress TO {role} WITH GRANT OPTION;"
+        " GRANT SELECT ON pgvec.throughput TO PUBLIC"
     )
     try:
         schema.initialize(bench.database)
         assert _made(bench.connection) == made
-        rights = "SELECT has_table_privilege(%s, 'pgvec.' || v, 'SELECT') FROM unnest(%s::text[]) v"
-        assert bench.sql(rights, role, ["progress", "throughput", "worker_status"]) == [(True,), (True,), (False,)]
+        rights = (
+            "SELECT has_table_privilege(%(role)s, 'pgvec.' || v, 'SELECT'),"
+            " has_table_privilege(%(role)s, 'pgvec.' || v, 'SELECT WITH GRANT OPTION')"
+            " FROM unnest(ARRAY['progress', 'throughput', 'worker_status']) v"
+        )
+        found = bench.connection.execute(rights.encode(), {"role": role}).fetchall()
+        assert found == [(True, True), (True, False), (False, False)]
     finally:
         bench.sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

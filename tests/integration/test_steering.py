@@ -140,6 +140,21 @@ def test_changes_and_retries_go_before_the_rest_of_a_range_in_hand(bench: Bench,
     assert bench.sql(first) == [("running", 0)]
 
 
+def test_beside_a_range_that_runs_alone_nothing_else_is_begun(bench: Bench, start: Start) -> None:
+    """What is in hand together with a document that kills its worker would be taken for a victim's cause."""
+    _fill(bench, 10)
+    bench.enqueue("docs", "body", sync=True)
+    bench.sql("UPDATE pgvec.jobs SET alone = true")
+    start(rate=2)
+    wait_until(lambda: _done(bench) >= 1, 30, what="the first row")
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 1")
+    changed = "SELECT created_at FROM docs_vectors WHERE id = 1 AND chunk = 'changed'"
+    wait_until(lambda: bench.sql(changed) != [], 60, what="the change")
+    assert bench.value("SELECT finished_at FROM pgvec.jobs WHERE kind = 'range' AND state = 'done'") <= bench.value(
+        changed
+    )
+
+
 def test_workers_of_a_host_leave_when_they_are_told_to(bench: Bench, start: Start, cli: CommandLine) -> None:
     _fill(bench, 20_000)
     bench.enqueue("docs", "body", rows_per_job=2_000)

@@ -6,7 +6,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from pgvec_queue import queue
+from pgvec_queue.database import statement
 from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 from tests.support import WORDS, Bench
@@ -220,6 +221,18 @@ def test_work_goes_on_when_the_worker_that_had_it_is_gone(bench: Bench) -> None:
     assert bench.wrong(vectorizer) == RIGHT
     assert bench.sql("SELECT attempts, epoch FROM pgvec.jobs WHERE id = %s", job.id) == [(1, 2)]
     assert bench.progress("docs").rows_embedded == 100, "what the dead one had written was not embedded again"
+
+
+def test_a_worker_that_is_cut_off_in_the_middle_of_a_beat_is_declared_gone_as_any_other(bench: Bench) -> None:
+    _fill(bench, 10)
+    bench.enqueue("docs", "body")
+    cut_off = bench.register(lease=1.0)
+    bench.claim(cut_off)
+    with closing(psycopg.connect(bench.database.conninfo("heartbeat"))) as connection:
+        connection.execute(statement("database", "timeouts"))
+        connection.execute("UPDATE pgvec.workers SET beat_at = clock_timestamp() WHERE id = %s", (cut_off.worker,))
+        with _running(Worker(bench.database, WorkerOptions(lease=1.0))):
+            wait_until(lambda: bench.progress("docs").state == "complete", 30, what="its job was taken over")
 
 
 def test_a_worker_judges_nobody_before_its_own_heart_beat_for_a_lease(bench: Bench) -> None:
