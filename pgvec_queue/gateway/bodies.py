@@ -1,7 +1,7 @@
 """Bodies of requests: read whole before anybody waits for them, within bounds of size, time and memory, and only if
 they are JSON that every part of the program can take.
 
-What is refused here would be an error further in: NaN, lone surrogates, NUL, a depth that ends the interpreter's
+What is refused here would be an error further in: NaN, lone surrogates, a depth that ends the interpreter's
 patience. Further in, no connection is taken and no slot is held while a client is slow.
 """
 
@@ -20,7 +20,6 @@ from pgvec_queue.gateway.metrics import Measures
 from pgvec_queue.gateway.problems import Problem
 
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _OVERFLOW = re.compile(rb"\d[eE]\+?\d{3}|\d{300}")
 
 
@@ -102,8 +101,6 @@ def _check(headers: Headers, body: bytearray) -> None:
         found = from_json(bytes(body), allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         raise Problem(400, "Bad Request", f"the body is not valid JSON: {error}") from None
-    if _NUL.search(body):
-        raise Problem(400, "Bad Request", "the body holds the character NUL, which PostgreSQL has in no text")
     if _OVERFLOW.search(body) and _has_infinity(found):
         raise Problem(400, "Bad Request", "the body holds a number that is too large")
 

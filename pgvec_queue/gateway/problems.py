@@ -29,6 +29,8 @@ RETRY_SECONDS = 2
 """What ``Retry-After`` says where nothing better is known."""
 _MOST_ERRORS = 20
 _LONGEST_PLACE = 200
+_MISSING = ("3F000", "42P01", "42703", "42883")
+"""SQLSTATEs of a schema, table, column or function that is not there."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -169,6 +171,8 @@ def _of_embedder(error: EmbedderError) -> Problem:
 def _of_database(error: psycopg.Error) -> Problem | None:
     if error.sqlstate == "57014":
         return busy("the database took too long", status=504)
+    if error.sqlstate in _MISSING and "pgvec" in (error.diag.message_primary or ""):
+        return busy("the schema pgvec is missing, or not the one that this gateway needs; run: pgvec init")
     kind = kind_of(error)
     if kind is Kind.PASSING:
         return busy("the database cannot be used at the moment")

@@ -103,6 +103,7 @@ async def fail(request: Request, how: str) -> None:
         "value": ("SELECT %s::int", ["some text"]),
         "unique": ("INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('a', 'read', ''), ('a', 'read', '')", []),
         "table": ("SELECT * FROM nowhere_at_all", []),
+        "schema": ("SELECT * FROM pgvec.of_a_later_version", []),
         "lost": ("SELECT pg_terminate_backend(pg_backend_pid())", []),
         "timeout": ("SELECT set_config('statement_timeout', '10ms', true), pg_sleep(1)", []),
         "server": ("DO $$ BEGIN RAISE EXCEPTION 'disk' USING ERRCODE = '53100'; END $$", []),

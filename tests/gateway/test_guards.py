@@ -76,7 +76,7 @@ def test_a_request_that_takes_too_long_is_given_up(tested: Tested) -> None:
         assert time.monotonic() - began < 3
         assert answer.json()["detail"] == "it took longer than 0.3 s"
     # Neither the place nor the connection is lost.
-    assert in_flight(gateway) == 0
+    wait_until(lambda: in_flight(gateway) == 0, what="its place is free")
     wait_until(lambda: gateway.get("/api/v1/test/query/0").status_code == 200, what="a connection")
 
 
@@ -186,6 +186,14 @@ def test_requests_in_flight_are_answered_when_the_gateway_leaves(tested: Tested)
     wait_until(refused, what="no new connections")
 
 
+def test_the_end_of_an_answer_does_not_wait_for_the_client_to_acknowledge_its_beginning(tested: Tested) -> None:
+    gateway = tested()
+    gateway.get("/health")
+    (connection,) = gateway.server.server_state.connections
+    kernel = connection.transport.get_extra_info("socket")
+    assert kernel.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # Problems
 
 
@@ -200,6 +208,7 @@ def test_requests_in_flight_are_answered_when_the_gateway_leaves(tested: Tested)
         ("value", 422, "the database takes no such value"),
         ("unique", 409, "something else has that name or key, or still depends on it"),
         ("table", 500, "the gateway has failed; its log says more"),
+        ("schema", 503, "the schema pgvec is missing, or not the one that this gateway needs; run: pgvec init"),
         ("lost", 503, "the database cannot be used at the moment"),
         ("timeout", 504, "the database took too long"),
         ("server", 503, "the database cannot be used at the moment"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -219,6 +220,7 @@ class Stream:
 
     def join(self) -> None:
         self._thread.join(10)
+        assert not self._thread.is_alive()
 
 
 @contextmanager
@@ -228,8 +230,12 @@ def watching(served: Served) -> Iterator[Stream]:
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
         stream = Stream(response)
-        yield stream
-    stream.join()
+        try:
+            yield stream
+        finally:
+            # Closing it would not wake the thread that reads.
+            response.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            stream.join()
 
 
 def test_everything_that_the_page_shows_is_in_the_stream(bench: Bench) -> None:
@@ -314,7 +320,10 @@ def test_one_query_serves_all_who_watch(bench: Bench) -> None:
             assert served.app.state.overview.watchers == 3
             wait_until(
                 lambda: (
-                    bench.value("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvec gateway%%'")
+                    bench.value(
+                        "SELECT count(*) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND application_name LIKE 'pgvec gateway%%'"
+                    )
                     == 1
                 ),
                 what="one connection",
