@@ -31,8 +31,8 @@ class PatientProtocol(H11Protocol):
         super().connection_made(transport)
         kernel = transport.get_extra_info("socket")
         if kernel is not None and kernel.family != socket.AF_UNIX:
-            # asyncio does it only for sockets that were made with a protocol's number. Head and body of an answer are two
-            # writes: otherwise the second waits for the client's delayed acknowledgement of the first, 40 ms.
+            # asyncio does it only for sockets that were made with a protocol's number. Head and body of an answer are
+            # two writes: otherwise the second waits for the client's delayed acknowledgement of the first, 40 ms.
             kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             # A client that has vanished is seen by the system, even while only a heartbeat is sent to it.
             if hasattr(socket, "TCP_USER_TIMEOUT"):

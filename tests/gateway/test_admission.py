@@ -194,7 +194,8 @@ def test_without_the_table_nobody_comes_in(bench: Bench, serve: Serve) -> None:
     gateway = serve()
     bench.sql("ALTER TABLE pgvec.api_tokens RENAME TO hidden")
     refused = gateway.get(ANY)
-    assert refused.status_code == 500
+    assert refused.status_code == 503
+    assert "pgvec init" in refused.json()["detail"]
     assert "api_tokens" not in refused.text
 
 
