@@ -13,8 +13,8 @@ CREATE TABLE {source} (
     id         text COLLATE "C" PRIMARY KEY CHECK (id <> ''),
     text       text NOT NULL,
     metadata   jsonb NOT NULL DEFAULT '{{}}' CHECK (jsonb_typeof(metadata) = 'object'),
-    created_at timestamptz NOT NULL DEFAULT now(),
-    updated_at timestamptz NOT NULL DEFAULT now()
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
 -- name: index_metadata

@@ -61,7 +61,7 @@ class Notices:
                     self._wake()
                     await self._listen(connection)
             except (psycopg.Error, OSError) as error:
-                log.warning("the gateway cannot listen; it looks every second", error=one_line(error))
+                log.warning("gateway cannot listen; it looks every second", error=one_line(error))
                 self._wake()
                 await asyncio.sleep(TICK_SECONDS)
 

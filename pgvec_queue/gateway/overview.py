@@ -132,7 +132,7 @@ class Overview:
             self._tell("outage", json.dumps({"reason": reason_of(error)}))
         # All streams depend on this task: it goes on.
         except Exception as error:
-            log.exception("the overview cannot be read", error=str(error))
+            log.exception("overview cannot be read", error=str(error))
             self._tell("outage", json.dumps({"reason": "the gateway has failed; its log says why"}))
         else:
             self._tell("overview", look.state, look.at)

@@ -103,11 +103,11 @@ class Plans:
                 self._plan(connection, Fragments(defined.vectorizer, found.vector_schema))
         except (psycopg.Error, PgvecError, OSError) as error:
             # A plan that somebody else has taken over, or that ends with us, is no error either.
-            log.warning("a vectorizer is not planned to its end", source=options.source, error=one_line(error))
+            log.warning("vectorizer is not planned to its end", source=options.source, error=one_line(error))
             if not told:
                 tell(error)
         except Exception as error:  # the thread ends here
-            log.exception("a vectorizer is not made", source=options.source, error=str(error))
+            log.exception("vectorizer is not made", source=options.source, error=str(error))
             if not told:
                 tell(error)
 
@@ -117,7 +117,7 @@ class Plans:
                 raise StoppedError("the gateway ends; ask for the same again to go on")
 
         planned = Planner(connection, fragments, go_on).plan()
-        log.info("planned", vectorizer=fragments.vectorizer.name, jobs=planned.jobs, rows=planned.rows)
+        log.info("vectorizer is planned", vectorizer=fragments.vectorizer.name, jobs=planned.jobs, rows=planned.rows)
 
 
 def _call(loop: asyncio.AbstractEventLoop, settle: Tell, result: Defined | Exception) -> None:

@@ -223,6 +223,10 @@ BAD = [
     ("api-token create --name n", "--role", "root", "'read', 'write', 'admin'"),
     ("api-token create --name n --role read", "--expires", "0", "0.001<=x"),
     ("search docs query", "--limit", "0", "1<=x<=10000"),
+    ("search docs query", "--offset", "-1", "0<=x<=100000"),
+    ("search docs query", "--neighbours", "101", "0<=x<=100"),
+    ("search docs query", "--language", "", "it is empty"),
+    ("search docs query", "--filter", "[1]", "is no JSON object"),
     ("search docs query", "--threshold", "2", "-1<=x<=1"),
     ("search docs query", "--threshold", "nan", "'nan' is not a valid number"),
     ("search docs query", "--device", "gpu", "none of auto"),
@@ -338,6 +342,7 @@ def test_an_empty_name_or_query_is_misuse(cli: CommandLine, arguments: list[str]
         ("demo --all --documents 3", "--documents and --all exclude each other"),
         ("db start --port 5433", "--port needs --listen"),
         ("work --metrics-host 0.0.0.0", "--metrics-host needs --metrics-port"),
+        ("search docs query --hybrid --text-only", "--hybrid and --text-only exclude each other"),
     ],
 )
 def test_options_that_contradict_each_other_are_misuse(cli: CommandLine, arguments: str, reason: str) -> None:

@@ -53,7 +53,9 @@ def said() -> Iterator[tuple[str, str, set[str], str]]:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             whose = node.func.value
-            if not (isinstance(whose, ast.Name) and whose.id == "log" and node.func.attr in LEVELS | {"log"}):
+            if not (
+                isinstance(whose, ast.Name) and whose.id == "log" and node.func.attr in LEVELS | {"log", "exception"}
+            ):
                 continue
             arguments = node.args[1:] if node.func.attr == "log" else node.args
             where = f"{path.relative_to(PACKAGE)}:{node.lineno}"
@@ -61,7 +63,8 @@ def said() -> Iterator[tuple[str, str, set[str], str]]:
             (event,) = arguments
             assert isinstance(event, ast.Constant), f"{where}: an event is always in the same words"
             names = {keyword.arg or "**" for keyword in node.keywords} - {"exc_info"}
-            yield node.func.attr, str(event.value), names, where
+            level = "error" if node.func.attr == "exception" else node.func.attr
+            yield level, str(event.value), names, where
 
 
 def test_every_event_is_on_the_page_with_its_level_and_its_keys() -> None:
