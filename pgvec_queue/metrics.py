@@ -184,7 +184,7 @@ class QueueCollector:
             self._tell(one_line(error))
         # The thread ends here; the next scrape begins another.
         except Exception as error:
-            log.exception("the queue could not be read")
+            log.exception("queue could not be read", error=str(error))
             self._trouble = str(error)
         else:
             self._tell(None)
