@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,12 +32,6 @@ from pgvec_queue.search import Search, search
 from pgvec_queue.vectorizer import Vectorizer
 
 BAR = 10.0
-_SERVE = """
-import sys, uvicorn
-from pgvec_queue.database import Database
-from pgvec_queue.gateway.app import create_app
-uvicorn.run(create_app(Database(sys.argv[1])), port=int(sys.argv[2]), log_level="error", access_log=False)
-"""
 
 
 def main() -> int:
@@ -183,22 +176,15 @@ def _timed(way: Callable[[str], None], query: str) -> float:
 @contextmanager
 def _gateway(dsn: str) -> Iterator[str]:
     """A gateway in a process of its own; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pgvec_queue", "serve", "--port", "0", "--log-level", "error", "--dsn", dsn]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen([sys.executable, "-c", _SERVE, dsn, str(port)], env=environment) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                try:
-                    httpx2.get(f"{address}/health").raise_for_status()
-                    break
-                except httpx2.RequestError:
-                    time.sleep(0.1)
-            yield address
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
         finally:
             process.terminate()
+            process.wait(30)
 
 
 if __name__ == "__main__":

@@ -188,8 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 return HTTPStatus.OK, generate_latest(self.server.registry), CONTENT_TYPE
             # The request ends here; the next one may fare better.
-            except Exception:
-                log.exception("the metrics could not be collected")
+            except Exception as error:
+                log.exception("metrics could not be collected", error=str(error))
                 return HTTPStatus.INTERNAL_SERVER_ERROR, b"the metrics could not be collected; see the log\n", _PLAIN
         if path == "/health":
             well, line = self.server.health()

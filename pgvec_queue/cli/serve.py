@@ -62,6 +62,7 @@ def _limits(function: F) -> F:
     help="A model that requests may name; may be given several times.  "
     "[default: sentence-transformers/all-MiniLM-L6-v2]",
 )
+@setting("--device", key="device", help="Where queries are embedded: auto, cpu, mps, cuda or cuda:N.  [default: auto]")
 @click.option(
     "--allowed-host",
     "allowed_hosts",
@@ -79,6 +80,7 @@ def serve(
     host: str | None,
     port: int | None,
     models: tuple[str, ...],
+    device: str | None,
     allowed_hosts: tuple[str, ...],
     allow_unauthenticated: bool,
     **limits: Any,
@@ -99,13 +101,20 @@ def serve(
         host or DEFAULT_HOST,
         DEFAULT_PORT if port is None else port,
         chosen,
+        device or "auto",
         allowed_hosts,
         allow_unauthenticated,
     )
 
 
 def _serve(
-    session: Session, host: str, port: int, limits: Limits, allowed_hosts: tuple[str, ...], allow_unauthenticated: bool
+    session: Session,
+    host: str,
+    port: int,
+    limits: Limits,
+    device: str,
+    allowed_hosts: tuple[str, ...],
+    allow_unauthenticated: bool,
 ) -> None:
     from pgvec_queue.gateway.app import create_app
     from pgvec_queue.gateway.auth import Access
@@ -132,7 +141,7 @@ def _serve(
         address, chosen = listener.getsockname()[:2]
         url = f"http://{listening.named(address)}:{chosen}"
         server = Server(
-            create_app(session.database, limits, access),
+            create_app(session.database, limits, access, device),
             limits,
             url=url,
             # Whoever has asked for any port has to learn which it is.

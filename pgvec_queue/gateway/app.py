@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from pgvec_queue import __version__
 from pgvec_queue.async_database import AsyncPool, async_pool
 from pgvec_queue.database import Database
+from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.gateway import openapi, problems
 from pgvec_queue.gateway.admission import Admission
 from pgvec_queue.gateway.auth import Access, Tokens
@@ -46,6 +47,7 @@ from pgvec_queue.gateway.routes import (
 )
 from pgvec_queue.gateway.watch import Watch
 from pgvec_queue.metrics import QueueCollector
+from pgvec_queue.queries import QueryEmbedder
 
 PREFIX = "/api/v1"
 """Of all endpoints but ``/health``, ``/ready``, ``/metrics``, ``/dashboard`` and ``/docs``."""
@@ -64,8 +66,13 @@ class Gateway(FastAPI):
         return self.openapi_schema
 
 
-def create_app(database: Database, limits: Limits | None = None, access: Access | None = None) -> Gateway:
-    """Returns the ASGI application; connections are made when it starts, and closed when it ends."""
+def create_app(
+    database: Database, limits: Limits | None = None, access: Access | None = None, device: str = "auto"
+) -> Gateway:
+    """Returns the ASGI application; connections are made when it starts, and closed when it ends.
+
+    ``device`` is where queries are embedded.
+    """
     chosen = limits or Limits()
     pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
     tokens = Tokens(pool, timeout=chosen.connection_seconds)
@@ -79,7 +86,8 @@ def create_app(database: Database, limits: Limits | None = None, access: Access 
             async with pool:
                 notices = Notices(database)
                 watch = Watch(pool, notices)
-                context = Context(database, chosen, pool, notices, watch, Pressure(chosen.queued_rows))
+                queries = QueryEmbedder(DeviceOptions(device, runtime="torch"))
+                context = Context(database, chosen, pool, notices, watch, Pressure(chosen.queued_rows), queries)
                 app.state.context = context
                 app.state.readiness = health.Readiness()
                 app.state.scrapes = CapacityLimiter(_SCRAPES)

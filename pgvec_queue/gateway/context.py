@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio.to_thread
@@ -31,7 +31,7 @@ class Context:
     notices: Notices
     watch: Watch
     pressure: Pressure
-    queries: QueryEmbedder = field(default_factory=QueryEmbedder)
+    queries: QueryEmbedder
     """What embeds the queries of searches; closed with the gateway."""
 
     @asynccontextmanager

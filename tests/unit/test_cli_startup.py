@@ -216,6 +216,7 @@ BAD = [
     ("serve", "--host", " ", "it is empty"),
     ("serve", "--port", "65536", "0<=x<=65535"),
     ("serve", "--model", "", "it is empty"),
+    ("serve", "--device", "gpu", "none of auto"),
     ("serve", "--allowed-host", "", "it is empty"),
     *(("serve", option, "much", "write it like 800M or 4G") for option in SIZES),
     *(("serve", option, "-1", "<=x") for option in NUMBERS),
