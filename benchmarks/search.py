@@ -4,8 +4,9 @@
 
 The questions and the docstrings that answer them (``search_questions.json``) were written down before the first search.
 How words weigh was changed after a look at their figures, so that they are blind no more for text and hybrid; thirty
-others (``search_questions_held_out.json``) were written down after that, before anybody searched for them, and nothing was
-changed since.
+others (``search_questions_held_out.json``) were written down after that, before anybody searched for them, and nothing
+was changed since.
+
 Recall@10: of the answers to a question, the share among the first ten hits; found: an answer is among them. Apart from
 that, the share of the exact ten nearest that the HNSW index finds, for the questions and for 500 first lines of
 docstrings. Bar: over HTTP a search takes at most 10 ms more, at the median, than embedding the question and the
