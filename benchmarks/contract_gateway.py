@@ -45,6 +45,8 @@ def _run(chosen: argparse.Namespace, *, makes: bool, shows: bool) -> int:
             url = gateway.stdout.readline().strip()
             command = [chosen.schemathesis, "run", f"{url}/openapi.json", "--url", url, "--checks", _CHECKS]
             command += ["-n", str(chosen.examples), "--seed", str(chosen.seed)]
+            # A request may ask to wait for 25 s.
+            command += ["--request-timeout", "40"]
             if shows:
                 command += ["-H", f"Authorization: Bearer {token}"]
             return subprocess.run(command, check=False).returncode

@@ -90,9 +90,7 @@ class Admission:
         if host in self._access.hosts or (not self._access.loopback and _is_address(host)):
             return
         self._measures.rejected("host")
-        raise Problem(
-            421, "Misdirected Request", "the header Host names no host of this gateway; see pgvec serve --allowed-host"
-        )
+        raise Problem(421, "the header Host names no host of this gateway; see pgvec serve --allowed-host")
 
     def _check_proxy(self, headers: Headers) -> None:
         """Whoever comes through a proxy is not on this machine, though the proxy is."""
@@ -101,7 +99,6 @@ class Admission:
         self._measures.rejected("proxy")
         raise Problem(
             403,
-            "Forbidden",
             "this came through a proxy, and no token is asked for yet; make one with `pgvec api-token create`, or "
             "start the gateway with --allow-unauthenticated",
         )
@@ -118,7 +115,7 @@ class Admission:
             same = origin is None or _host_and_port(origin) == headers.get("host", "").lower()
         if not same:
             self._measures.rejected("origin")
-            raise Problem(403, "Forbidden", "requests from pages of another origin change nothing here")
+            raise Problem(403, "requests from pages of another origin change nothing here")
 
 
 def host_of(header: str) -> str:

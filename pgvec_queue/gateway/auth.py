@@ -186,7 +186,7 @@ def requires(role: Role) -> Callable[..., Awaitable[None]]:
     async def check(request: Request, bearer: Annotated[object, Security(BEARER)]) -> None:  # noqa: ARG001
         identity = identity_of(request)
         if not identity.may(role):
-            raise Problem(403, "Forbidden", f"this needs a token of the role {role}; yours is of {identity.role}")
+            raise Problem(403, f"this needs a token of the role {role}; yours is of {identity.role}")
 
     return check
 
@@ -198,7 +198,7 @@ def unauthorized(*, given: bool) -> Problem:
     else:
         detail = "a token is needed: Authorization: Bearer pgvec_api_…; `pgvec api-token create` makes one"
     challenge = 'Bearer realm="pgvec"' + (', error="invalid_token"' if given else "")
-    return Problem(401, "Unauthorized", detail, {"WWW-Authenticate": challenge})
+    return Problem(401, detail, {"WWW-Authenticate": challenge})
 
 
 def bearer_of(authorization: str | None) -> str | None:

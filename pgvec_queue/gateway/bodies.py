@@ -54,7 +54,7 @@ class Bodies:
             except TimeoutError:
                 self._measures.rejected("slow")
                 detail = f"the body did not arrive within {self._limits.body_seconds:g} s"
-                await problems.response(Problem(408, "Request Timeout", detail))(scope, receive, send)
+                await problems.response(Problem(408, detail))(scope, receive, send)
             except Problem as problem:
                 await problems.response(problem)(scope, receive, send)
             except _GoneError:
@@ -67,7 +67,7 @@ class Bodies:
     def _check_head(self, headers: Headers) -> None:
         # What it is encoded with could make a thousand times as much of it.
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise Problem(415, "Unsupported Media Type", "send the body as it is, without Content-Encoding")
+            raise Problem(415, "send the body as it is, without Content-Encoding")
         declared = headers.get("content-length", "0")
         if declared.isdigit() and int(declared) > self._limits.body_bytes:
             raise self._too_large()
@@ -90,19 +90,19 @@ class Bodies:
 
     def _too_large(self) -> Problem:
         self._measures.rejected("body")
-        return Problem(413, "Content Too Large", f"a body may have {self._limits.body_bytes:,} bytes")
+        return Problem(413, f"a body may have {self._limits.body_bytes:,} bytes")
 
 
 def _check(headers: Headers, body: bytearray) -> None:
     """Raises ``Problem`` unless the body is JSON without what nothing further in can take."""
     if not _JSON.fullmatch(headers.get("content-type", "").partition(";")[0].strip()):
-        raise Problem(415, "Unsupported Media Type", "send JSON, with Content-Type: application/json")
+        raise Problem(415, "send JSON, with Content-Type: application/json")
     try:
         found = from_json(bytes(body), allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
-        raise Problem(400, "Bad Request", f"the body is not valid JSON: {error}") from None
+        raise Problem(400, f"the body is not valid JSON: {error}") from None
     if _OVERFLOW.search(body) and _has_infinity(found):
-        raise Problem(400, "Bad Request", "the body holds a number that is too large")
+        raise Problem(400, "the body holds a number that is too large")
 
 
 def _has_infinity(found: object) -> bool:

@@ -20,7 +20,7 @@ _METADATA_DEPTH = 64
 
 def wrong(detail: str) -> Problem:
     """The problem of a request that can be read and is not right."""
-    return Problem(422, "The request is not right", detail)
+    return Problem(422, detail)
 
 
 def storable(value: str, place: str) -> str:

@@ -84,7 +84,7 @@ class Envelope:
         except Exception as error:  # noqa: BLE001 - the request ends here, and with it nothing else
             _tell(error, scope)
             if status == GONE:
-                failed = Problem(500, "Internal Server Error", "the gateway has failed; its log says more")
+                failed = Problem(500, "the gateway has failed; its log says more")
                 await problems.response(failed)(scope, receive, sending)
         finally:
             seconds = time.monotonic() - began

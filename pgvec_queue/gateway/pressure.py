@@ -51,7 +51,6 @@ class Pressure:
             seconds = max(1, math.ceil(known.until - time.monotonic()))
             raise Problem(
                 429,
-                "Too many texts are waiting",
                 f"{known.rows:,} texts of {collection.name!r} wait to be embedded, and {self._most:,} may; "
                 f"try again in {seconds} s, or start more workers",
                 {"Retry-After": str(seconds)},

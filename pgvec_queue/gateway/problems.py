@@ -20,15 +20,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from pgvec_queue.database import kind_of
-from pgvec_queue.errors import DatabaseError, EmbedderError, Kind, MissingExtraError, PgvecError
+from pgvec_queue.database import kind_of, one_line
+from pgvec_queue.errors import DatabaseError, EmbedderError, Kind, MissingExtraError, PgvecError, SettingsError
+from pgvec_queue.log import get_logger
 from pgvec_queue.masking import without_secrets
+
+log = get_logger("pgvec.gateway")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 2
 """What ``Retry-After`` says where nothing better is known."""
+_FOR_A_PERSON = 60.0
+"""What it says where somebody has to do something first."""
 _MOST_ERRORS = 20
 _LONGEST_PLACE = 200
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""As RFC 9110 has them; Python's before 3.13 are those of its predecessors."""
 _MISSING = ("3F000", "42P01", "42703", "42883")
 """SQLSTATEs of a schema, table, column or function that is not there."""
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -74,23 +81,30 @@ class Problem(Exception):  # noqa: N818 - its name is that of the RFC
     def __init__(
         self,
         status: int,
-        title: str,
         detail: str | None = None,
         headers: Mapping[str, str] | None = None,
         *,
         errors: Sequence[Place] = (),
     ) -> None:
-        super().__init__(f"{status} {title}: {detail}")
+        super().__init__(f"{status} {_phrase(status)}: {detail}")
         self.status = status
-        self.title = title
         self.detail = detail
         self.headers = dict(headers or {})
         self.errors = list(errors)
 
+    @property
+    def title(self) -> str:
+        """The status in words, as the RFC has it for problems without a type of their own."""
+        return _phrase(self.status)
+
+
+def _phrase(status: int) -> str:
+    return _PHRASES.get(status) or HTTPStatus(status).phrase
+
 
 def busy(detail: str, *, status: int = 503, seconds: float = RETRY_SECONDS) -> Problem:
     """What a client may try again after some seconds."""
-    return Problem(status, HTTPStatus(status).phrase, detail, {"Retry-After": str(max(1, round(seconds + 0.5)))})
+    return Problem(status, detail, {"Retry-After": str(max(1, round(seconds + 0.5)))})
 
 
 def response(problem: Problem) -> Response:
@@ -117,19 +131,18 @@ def of(error: Exception) -> Problem | None:
         case Problem():
             return error
         case HTTPException():
-            title = HTTPStatus(error.status_code).phrase
-            detail = error.detail if error.detail != title else None
-            return Problem(error.status_code, title, detail, error.headers)
+            detail = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
+            return Problem(error.status_code, detail, error.headers)
         case RequestValidationError():
             return _invalid(error)
         case EmbedderError():
             return _of_embedder(error)
         case DatabaseError():
             return busy("the database cannot be used at the moment")
-        case MissingExtraError():
-            return Problem(503, "Service Unavailable", str(error))
+        case MissingExtraError() | SettingsError():
+            return busy(str(error), seconds=_FOR_A_PERSON)
         case PgvecError():
-            return Problem(422, "Unprocessable Content", str(error))
+            return Problem(422, str(error))
         case psycopg.Error():
             return _of_database(error)
     return None
@@ -142,6 +155,8 @@ def install(app: FastAPI) -> None:
         found = of(error)
         if found is None:
             raise error
+        if found.status == 503 and isinstance(error, EmbedderError | MissingExtraError | SettingsError):
+            log.warning("model cannot be used", error=one_line(error))
         return response(found)
 
     for kind in (Problem, HTTPException, RequestValidationError, PgvecError, psycopg.Error):
@@ -157,15 +172,15 @@ def _invalid(error: RequestValidationError) -> Problem:
         for one in error.errors()[:_MOST_ERRORS]
     ]
     first = f"{errors[0].place}: {errors[0].message}" if errors else None
-    return Problem(422, "Unprocessable Content", first, errors=errors)
+    return Problem(422, first, errors=errors)
 
 
 def _of_embedder(error: EmbedderError) -> Problem:
     if error.kind is Kind.ROW:
-        return Problem(422, "Unprocessable Content", "the model refuses this text")
+        return Problem(422, "the model refuses this text")
     if error.kind is Kind.PASSING:
         return busy("the model cannot be used at the moment", seconds=error.retry_after or RETRY_SECONDS)
-    return Problem(503, "Service Unavailable", "the model cannot be used; the gateway's log says why")
+    return busy("the model cannot be used; the gateway's log says why", seconds=_FOR_A_PERSON)
 
 
 def _of_database(error: psycopg.Error) -> Problem | None:
@@ -177,8 +192,8 @@ def _of_database(error: psycopg.Error) -> Problem | None:
     if kind is Kind.PASSING:
         return busy("the database cannot be used at the moment")
     if (error.sqlstate or "")[:2] == "23":
-        return Problem(409, "Conflict", "something else has that name or key, or still depends on it")
+        return Problem(409, "something else has that name or key, or still depends on it")
     if isinstance(error, psycopg.DataError):
         # Such as the character NUL, which no text of PostgreSQL holds.
-        return Problem(422, "Unprocessable Content", "the database takes no such value")
+        return Problem(422, "the database takes no such value")
     return None

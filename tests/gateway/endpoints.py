@@ -94,7 +94,7 @@ async def fail(request: Request, how: str) -> None:
         case "model":
             raise EmbedderError(SECRET, Kind.PASSING, retry_after=7)
         case "problem":
-            raise Problem(418, "Short and stout", "no coffee", {"X-Own": "yes"})
+            raise Problem(418, "no coffee", {"X-Own": "yes"})
         case "log":
             log.warning("gateway is not ready", error="a line of a request")
             return

@@ -231,7 +231,7 @@ def test_what_goes_wrong_is_a_problem_without_anything_of_the_inside(
 
 def test_a_problem_may_have_headers_of_its_own(tested: Tested) -> None:
     answer = tested().get("/api/v1/test/fail/problem")
-    assert (answer.status_code, answer.headers["x-own"], answer.json()["title"]) == (418, "yes", "Short and stout")
+    assert (answer.status_code, answer.headers["x-own"], answer.json()["title"]) == (418, "yes", "I'm a Teapot")
 
 
 @pytest.mark.parametrize(

@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
-from fastapi import Request
-from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from pgvec_queue.gateway.app import create_app
-from pgvec_queue.gateway.problems import Problem
 from pgvec_queue.gateway.routes.search import SearchRequest
+from tests.gateway.serving import serving
 from tests.support import Bench
-from tests.waiting import wait_until
 
 Ask = Callable[..., httpx2.Response]
 
 
-@contextmanager
-def served(bench: Bench) -> Iterator[str]:
-    """The gateway over the test's database; yields its address."""
-    app = create_app(bench.database)
-    if Problem not in app.exception_handlers:
-
-        def tell(_: Request, problem: Exception) -> JSONResponse:
-            assert isinstance(problem, Problem)
-            return JSONResponse({"title": problem.title, "detail": problem.detail}, problem.status)
-
-        app.add_exception_handler(Problem, tell)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, 30, what="the gateway")
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-
-
 @pytest.fixture
 def ask(bench: Bench) -> Iterator[Ask]:
-    with served(bench) as address, httpx2.Client(base_url=address, timeout=30) as client:
+    with serving(bench.dsn) as gateway:
 
         def post(query: Any = "document 3", **body: Any) -> httpx2.Response:
             content = json.dumps({"query": query, **body})
-            return client.post("/api/v1/search", content=content, headers={"content-type": "application/json"})
+            return gateway.client.post("/api/v1/search", content=content, headers={"content-type": "application/json"})
 
         yield post
 
@@ -171,8 +142,10 @@ def test_vectors_that_are_gone_are_a_conflict(bench: Bench, ask: Ask) -> None:
     assert (refused.status_code, "public.docs_vectors is not what it was" in refused.text) == (409, True)
 
 
-def test_a_model_that_cannot_be_used_is_said_to_be_so(bench: Bench, ask: Ask) -> None:
+def test_a_model_that_cannot_be_used_is_said_to_be_so(bench: Bench, ask: Ask, caplog: pytest.LogCaptureFixture) -> None:
     fill(bench, "docs")
     bench.sql("UPDATE pgvec.vectorizers SET model = 'no such model'")
     refused = ask()
-    assert (refused.status_code, "no model 'no such model'" in refused.text) == (503, True)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "60")
+    assert refused.json()["detail"] == "the model cannot be used; the gateway's log says why"
+    assert "no model 'no such model'" in caplog.text

@@ -115,7 +115,7 @@ async def create(gateway: In, body: CollectionRequest, response: Response) -> Co
     try:
         await gateway.in_thread("gateway", lambda connection: collections.create(connection, wanted))
     except CollectionExistsError as error:
-        raise Problem(409, "The name is taken", str(error)) from None
+        raise Problem(409, str(error)) from None
     except (DefinitionError, EmbedderError) as error:
         raise wrong(str(error)) from None
     response.headers["Location"] = f"/api/v1/collections/{body.name}"
@@ -134,20 +134,18 @@ async def delete(gateway: In, name: Name) -> None:
     try:
         await gateway.in_thread("gateway", lambda connection: collections.drop(connection, name))
     except UnknownCollectionError as error:
-        raise Problem(404, "There is no such collection", str(error)) from None
+        raise Problem(404, str(error)) from None
     except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-        raise Problem(409, "The collection is locked", "somebody keeps its tables locked; try again later") from None
+        raise Problem(409, "somebody keeps its tables locked; try again later") from None
     except psycopg.errors.DependentObjectsStillExist:
-        raise Problem(
-            409, "The collection is in use", f"a view or another table depends on {name!r}; drop that first"
-        ) from None
+        raise Problem(409, f"a view or another table depends on {name!r}; drop that first") from None
 
 
 async def _show(connection: AsyncConnection, name: str) -> CollectionInfo:
     async with async_transaction(connection, read_only=True):
         rows = await collections.overview(connection, name)
     if not rows:
-        raise Problem(404, "There is no such collection", str(collections.unknown(name)))
+        raise Problem(404, str(collections.unknown(name)))
     return _info(rows[0])
 
 

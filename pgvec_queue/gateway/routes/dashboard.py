@@ -58,7 +58,7 @@ async def file(request: Request, name: str) -> Response:
 def _served(request: Request, name: str) -> Response:
     """Answers with a file; a browser asks each time whether it has changed, so that no two versions meet."""
     if name not in files():
-        raise Problem(404, "Not Found", "the page has no such file")
+        raise Problem(404, "the page has no such file")
     content, media_type, tag = files()[name]
     headers = {**SECURITY, "Cache-Control": "no-cache", "ETag": tag}
     if tag in request.headers.get("If-None-Match", ""):

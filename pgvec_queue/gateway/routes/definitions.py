@@ -137,9 +137,7 @@ async def make_vectorizer(
     """
     _refuse(context, wanted)
     if plans.full:
-        raise Problem(
-            503, "Service Unavailable", "other vectorizers are being made or planned; try again", {"Retry-After": "10"}
-        )
+        raise Problem(503, "other vectorizers are being made or planned; try again", {"Retry-After": "10"})
     future = plans.begin(Options(**wanted.model_dump()))
     try:
         async with asyncio.timeout(context.limits.request_seconds * _PATIENCE):
@@ -169,27 +167,26 @@ def _refuse(context: Context, wanted: NewVectorizer) -> None:
     if wanted.model not in context.limits.models:
         raise Problem(
             422,
-            "Unprocessable Content",
             f"this gateway does not serve {wanted.model!r}; it serves: {', '.join(context.limits.models) or 'none'}",
         )
     for table in (wanted.source, wanted.into):
         schema = (table or "").strip().partition(".")[0].strip().strip('"').lower()
         if schema in _SYSTEM:
-            raise Problem(422, "Unprocessable Content", f"tables of {schema} are not for vectorizers")
+            raise Problem(422, f"tables of {schema} are not for vectorizers")
     if wanted.no_chunking and (wanted.chunk_size is not None or wanted.chunk_overlap is not None):
-        raise Problem(422, "Unprocessable Content", "no_chunking and chunk_size or chunk_overlap exclude each other")
+        raise Problem(422, "no_chunking and chunk_size or chunk_overlap exclude each other")
     if wanted.too_long is not None and not wanted.no_chunking:
-        raise Problem(422, "Unprocessable Content", "too_long is about documents that stay whole; add no_chunking")
+        raise Problem(422, "too_long is about documents that stay whole; add no_chunking")
 
 
 def _problem(error: PgvecError | OSError) -> Problem:
     """What kept a vectorizer from being made, as an answer."""
     if isinstance(error, DefinitionDiffersError):
-        return Problem(409, "Conflict", one_line(error))
+        return Problem(409, one_line(error))
     if isinstance(error, EmbedderError):
         if error.kind is Kind.PASSING:
-            return Problem(503, "Service Unavailable", one_line(error), {"Retry-After": "30"})
-        return Problem(422, "Unprocessable Content", one_line(error))
+            return Problem(503, one_line(error), {"Retry-After": "30"})
+        return Problem(422, one_line(error))
     if isinstance(error, DatabaseError | OSError):
-        return Problem(503, "Service Unavailable", "the database cannot be reached, or has no schema of this version")
-    return Problem(422, "Unprocessable Content", one_line(error))
+        return Problem(503, "the database cannot be reached, or has no schema of this version")
+    return Problem(422, one_line(error))

@@ -30,7 +30,7 @@ _EXAMPLE = 'event: overview\ndata: {"at": 1767225600.0, "state": {"vectorizers":
     responses={
         200: {
             "description": "Events `overview`, with everything that the page shows, and `outage`, with the reason.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+            "content": {"text/event-stream": {"example": _EXAMPLE}},
         },
     },
 )

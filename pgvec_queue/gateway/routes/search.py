@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pgvec_queue import search, search_targets
-from pgvec_queue.errors import DefinitionError, EmbedderError, Kind, MissingExtraError, SettingsError
+from pgvec_queue.errors import DefinitionError
 from pgvec_queue.gateway.auth import requires
 from pgvec_queue.gateway.context import Context, context_of
 from pgvec_queue.gateway.problems import Problem
@@ -137,7 +137,14 @@ class SearchAnswer(BaseModel):
     vectorizer: Annotated[str, Field(description="What was searched.")]
 
 
-@router.post("/search", dependencies=[Depends(requires("read"))])
+@router.post(
+    "/search",
+    dependencies=[Depends(requires("read"))],
+    responses={
+        404: {"description": "Nothing has that name."},
+        409: {"description": "The vectors are gone, or are not what they were."},
+    },
+)
 async def find(request: SearchRequest, context: In) -> SearchAnswer:
     """Finds the texts nearest to the query, by cosine similarity of their vectors.
 
@@ -215,14 +222,8 @@ def _problems() -> Iterator[None]:
     try:
         yield
     except DefinitionError as error:
-        raise Problem(404, "Nothing of that name", str(error)) from error
+        raise Problem(404, str(error)) from error
     except (search.SearchError, search_targets.UnclearError) as error:
-        raise Problem(422, "This cannot be searched", str(error)) from error
+        raise Problem(422, str(error)) from error
     except search.DestinationError as error:
-        raise Problem(409, "The vectors are not what they were", str(error)) from error
-    except EmbedderError as error:
-        if error.kind is Kind.ROW:
-            raise Problem(422, "The query cannot be embedded", str(error)) from error
-        raise Problem(503, "The model cannot be used now", str(error)) from error
-    except (MissingExtraError, SettingsError) as error:
-        raise Problem(503, "The model cannot be used here", str(error)) from error
+        raise Problem(409, str(error)) from error

@@ -252,9 +252,7 @@ async def _with_errors(connection: AsyncConnection, task: Task) -> TaskStatus:
 
 
 def _unknown(id_: uuid.UUID) -> Problem:
-    return Problem(
-        404, "There is no such task", f"no task has the id {id_}; tasks are removed some days after their end"
-    )
+    return Problem(404, f"no task has the id {id_}; tasks are removed some days after their end")
 
 
 def _status(task: Task) -> TaskStatus:

@@ -120,11 +120,11 @@ def _held(name: str, id_: str) -> str:
 
 
 def _no_collection(name: str) -> Problem:
-    return Problem(404, "There is no such collection", str(collections.unknown(name)))
+    return Problem(404, str(collections.unknown(name)))
 
 
 def _no_text(name: str, id_: str) -> Problem:
-    return Problem(404, "There is no such text", f"the collection {name!r} has no text with the id {id_[:200]!a}")
+    return Problem(404, f"the collection {name!r} has no text with the id {id_[:200]!a}")
 
 
 def _info(text: Text) -> TextInfo:

@@ -119,7 +119,7 @@ async def vectorize(
             try:
                 known = await tasks.by_key(connection, asked.token, asked.key, asked.digest)
             except KeyReusedError as error:
-                raise Problem(409, "The key is in use", str(error)) from None
+                raise Problem(409, str(error)) from None
         if known is None:
             collection = await _collection(gateway, connection, body)
             await gateway.pressure.check(connection, collection, len(asked.texts))
@@ -145,14 +145,12 @@ async def _submit(connection: AsyncConnection, collection: Collection, asked: ta
         try:
             return await tasks.submit(connection, collection, asked)
         except KeyReusedError as error:
-            raise Problem(409, "The key is in use", str(error)) from None
+            raise Problem(409, str(error)) from None
         except psycopg.errors.UndefinedTable:
-            raise Problem(404, "There is no such collection", str(collections.unknown(collection.name))) from None
+            raise Problem(404, str(collections.unknown(collection.name))) from None
         except (psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable) as error:
             if not left:
-                raise Problem(
-                    503, "The collection is busy", f"{one_line(error)}; try again", {"Retry-After": "1"}
-                ) from None
+                raise Problem(503, f"{one_line(error)}; try again", {"Retry-After": "1"}) from None
             await asyncio.sleep(0.05)
         except psycopg.Error as error:
             # A CHECK or a trigger that somebody has put on the table, or a character that its encoding lacks.
@@ -169,7 +167,7 @@ async def _collection(gateway: Context, connection: AsyncConnection, body: Vecto
         checks.storable(body.collection, "collection")
         found = await _find(connection, name=body.collection)
         if found is None:
-            raise Problem(404, "There is no such collection", str(collections.unknown(body.collection)))
+            raise Problem(404, str(collections.unknown(body.collection)))
         if model is not None and model != found.model:
             raise wrong(f"the collection {found.name!r} is embedded with {found.model}, not with {model!a}")
         return found
@@ -182,12 +180,10 @@ async def _collection(gateway: Context, connection: AsyncConnection, body: Vecto
         try:
             await gateway.in_thread("gateway", lambda plain: collections.create(plain, wanted))
         except (DefinitionError, EmbedderError) as error:
-            raise Problem(
-                503, "The model cannot be used", f"the default collection of {model} cannot be made: {error}"
-            ) from None
+            raise Problem(503, f"the default collection of {model} cannot be made: {error}") from None
         found = await _find(connection, default_of=model)
     if found is None:
-        raise Problem(503, "The collection is gone", "it was deleted at this moment; try again", {"Retry-After": "1"})
+        raise Problem(503, "it was deleted at this moment; try again", {"Retry-After": "1"})
     return found
 
 

@@ -209,9 +209,7 @@ async def _steered(context: Context, name: str, action: Literal["pause", "resume
             await _id(connection, name)
             await connection.execute(statement("vectorizer", action), {"name": name})
     except psycopg.errors.LockNotAvailable:
-        raise Problem(
-            503, "Service Unavailable", f"somebody has the row of {name!r} locked; try again", {"Retry-After": "5"}
-        ) from None
+        raise Problem(503, f"somebody has the row of {name!r} locked; try again", {"Retry-After": "5"}) from None
     return await _one(context, name)
 
 
@@ -226,12 +224,12 @@ async def _id(connection: AsyncConnection, name: str) -> int:
 
 
 def unknown(name: str) -> Problem:
-    return Problem(404, "Not Found", f"no vectorizer is called {name!r}")
+    return Problem(404, f"no vectorizer is called {name!r}")
 
 
 def _refuse_nul(text: str | None) -> None:
     if text is not None and "\0" in text:
-        raise Problem(422, "Unprocessable Content", "PostgreSQL's text holds no NUL; leave it out")
+        raise Problem(422, "PostgreSQL's text holds no NUL; leave it out")
 
 
 def _encoded(key: list[str]) -> str:
@@ -245,7 +243,7 @@ def _decoded(cursor: str) -> list[str]:
     except (binascii.Error, ValueError, RecursionError):
         found = None
     if not (isinstance(found, list) and found and all(isinstance(part, str) and _storable(part) for part in found)):
-        raise Problem(422, "Unprocessable Content", "the cursor is not one that a page before has given")
+        raise Problem(422, "the cursor is not one that a page before has given")
     return found
 
 
