@@ -381,7 +381,7 @@ def test_the_check_sees_whatever_is_wrong(chaos: Chaos) -> None:
 
 
 def test_many_writers_at_once_leave_the_destination_as_the_source_and_no_row_is_embedded_for_nothing() -> None:
-    summary = writers(seed=2, seconds=6.0, kills=True, filling=False, share=0.1)
+    summary = writers(seed=2, seconds=4.0, kills=True, filling=False, share=0.1)
     assert summary.checked.right
     assert summary.failures == []
     assert summary.faults["kill"]

@@ -13,7 +13,7 @@ from tests.gateway import endpoints
 from tests.gateway.conftest import Serve
 from tests.support import Bench
 
-BODIES = 500
+BODIES = 250
 
 
 def test_no_malformed_body_is_a_fault_of_the_program(bench: Bench, serve: Serve) -> None:

@@ -54,6 +54,20 @@ def plain() -> Iterator[SentenceTransformersEmbedder]:
     embedder.close()
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
+    """MiniLM cut to the first of its six layers, which OpenVINO compiles in a fraction of the time."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(model_files.locate(SPEC).path))
+    whole = model[0].auto_model
+    whole.encoder.layer = whole.encoder.layer[:1]
+    whole.config.num_hidden_layers = 1
+    directory = tmp_path_factory.mktemp("short") / "MiniLM-L1"
+    model.save(str(directory))
+    return ModelSpec("sentence-transformers", str(directory))
+
+
 def _texts() -> list[str]:
     choose = random.Random(1)
     return ["", "x", *(" ".join(choose.choices(WORDS, k=choose.randint(1, 300))) for _ in range(60))]
@@ -97,7 +111,9 @@ def test_a_vector_is_not_overwritten_by_the_next_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("faster", ["torch", "openvino"])
-def test_the_faster_one_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, faster: str) -> None:
+def test_the_faster_one_is_taken_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short: ModelSpec, faster: str
+) -> None:
     memory = Memory(tmp_path / "devices.json")
     measured = []
 
@@ -107,24 +123,24 @@ def test_the_faster_one_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch,
         return 1000.0 if by == faster else 500.0
 
     monkeypatch.setattr(SentenceTransformersEmbedder, "_rate", rate)
-    assert _open("auto", memory).runtime == faster
+    assert _open("auto", memory, short).runtime == faster
     assert {*measured} == {"torch", "openvino"}
     measured.clear()
-    again = _open("auto", memory)
+    again = _open("auto", memory, short)
     assert (again.runtime, measured) == (faster, [])
     assert _embed(again, ["as before"]).shape == (1, 384)
 
 
-def test_vectors_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_vectors_that_differ_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, short: ModelSpec) -> None:
     monkeypatch.setattr(sentence_transformers, "SAME", 1.1)
     with pytest.raises(SettingsError, match=r"cannot run .* \(its vectors have a cosine of 1\.0000 with torch.s\)"):
-        _open("openvino")
+        _open("openvino", spec=short)
     memory = Memory(tmp_path / "devices.json")
-    embedder = _open("auto", memory)
+    embedder = _open("auto", memory, short)
     assert embedder.runtime == "torch"
     assert _embed(embedder, ["torch is back in its place"]).shape == (1, 384)
     monkeypatch.setattr(openvino, "Swap", None)
-    assert _open("auto", memory).runtime == "torch", "it is not tried again"
+    assert _open("auto", memory, short).runtime == "torch", "it is not tried again"
 
 
 def test_another_dtype_is_refused_where_it_is_asked_for() -> None:
@@ -155,12 +171,12 @@ def test_without_the_package_torch_is_taken_unless_it_is_asked_for(
         _open("openvino")
 
 
-def test_a_process_calls_nobody_and_outlives_models_that_come_and_go() -> None:
+def test_a_process_calls_nobody_and_outlives_models_that_come_and_go(short: ModelSpec) -> None:
     """The maker's own reporting is never loaded; and the runtime changes the stack on which signals are handled."""
     program = """
 import faulthandler, gc, os, signal, sys, pgvec_queue.embedders as e
 faulthandler.enable()
-def model(): return e.load(e.ModelSpec("sentence-transformers", e.DEFAULT_MODEL),
+def model(): return e.load(e.ModelSpec("sentence-transformers", sys.argv[1]),
                            e.DeviceOptions("cpu", threads=1, batch_tokens=512, runtime="openvino"))
 signal.signal(signal.SIGUSR1, lambda *_: print("heard"))
 first = model(); second = model()
@@ -169,7 +185,7 @@ del first; gc.collect()
 del second; gc.collect()
 os.kill(os.getpid(), signal.SIGUSR1)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, "-c", program, short.model], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (0, "openvino []\nheard\n"), ran
 
 

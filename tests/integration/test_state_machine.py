@@ -531,7 +531,7 @@ def _run(bench: Bench, shape: Shape, *, sync: bool) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=25,
+            max_examples=16,
             stateful_step_count=30,
             suppress_health_check=[HealthCheck.too_slow],
             phases=[Phase.generate, Phase.shrink],

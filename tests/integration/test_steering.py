@@ -93,16 +93,16 @@ def test_a_pause_is_obeyed_by_workers_in_the_middle_of_their_jobs(bench: Bench, 
 
 def test_a_paused_job_goes_on_where_it_was(bench: Bench, start: Start) -> None:
     """What was embedded before the pause is not embedded again, but for what the model had at that moment."""
-    _fill(bench, 3_000)
-    bench.enqueue("docs", "body", rows_per_job=3_000)
+    _fill(bench, 1_500)
+    bench.enqueue("docs", "body", rows_per_job=1_500)
     start()
-    wait_until(lambda: _done(bench) > 600, 30, what="some progress")
+    wait_until(lambda: _done(bench) > 300, 30, what="some progress")
     vectorizer.steer(bench.connection, "docs", "pause")
     wait_until(lambda: _running(bench) == 0, 5, what="the job given back")
     assert bench.value("SELECT checkpoint IS NOT NULL FROM pgvec.jobs")
     vectorizer.steer(bench.connection, "docs", "resume")
     wait_until(lambda: bench.progress("docs").state == "complete", 60, what="the end")
-    assert bench.progress("docs").rows_embedded == 3_000
+    assert bench.progress("docs").rows_embedded == 1_500
 
 
 @pytest.mark.parametrize("action", ["cancel", "drop"])

@@ -156,7 +156,7 @@ def assert_sound(document: str, chunks: Sequence[Chunk], size: int) -> None:
 
 
 @each_tokenizer
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(document=documents, bounds=sizes)
 def test_chunks_are_within_the_bound_and_leave_nothing_out(kind: str, document: str, bounds: tuple[int, int]) -> None:
     make, count = KINDS[kind]
@@ -173,7 +173,7 @@ def test_chunks_are_within_the_bound_and_leave_nothing_out(kind: str, document: 
 
 @pytest.mark.parametrize("raw", [raw_minilm, raw_bpe, raw_unigram])
 @pytest.mark.parametrize("prompt", ["", "passage: ", "title:"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(document=documents, bounds=sizes, column=st.sampled_from([None, "", "a title", "(half", "word " * 30]))
 def test_ids_are_what_the_model_would_make_of_the_input(
     raw: Any, prompt: str, document: str, bounds: tuple[int, int], column: str | None
@@ -188,7 +188,7 @@ def test_ids_are_what_the_model_would_make_of_the_input(
 
 
 @each_tokenizer
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(document=documents, title=documents, size=st.integers(64, 96))
 def test_prompt_and_template_count_towards_the_bound(kind: str, document: str, title: str, size: int) -> None:
     make, count = KINDS[kind]
@@ -204,7 +204,7 @@ def test_prompt_and_template_count_towards_the_bound(kind: str, document: str, t
 
 
 @each_tokenizer
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(document=documents, limit=st.integers(24, 64))
 def test_a_whole_document_is_refused_or_cut_when_it_is_too_long(kind: str, document: str, limit: int) -> None:
     make, count = KINDS[kind]

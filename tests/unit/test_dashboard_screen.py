@@ -117,7 +117,7 @@ def states(draw: st.DrawFn) -> State:
     )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(states(), st.integers(0, 220) | st.integers(38, 90), st.integers(0, 70) | st.integers(8, 26))
 def test_any_state_fits_any_window(state: State, width: int, height: int) -> None:
     picture = frame(state, width, height)

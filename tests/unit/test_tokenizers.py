@@ -88,7 +88,7 @@ def encoding() -> tiktoken.Encoding:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=texts)
 def test_huggingface_spans_and_counts_are_those_of_the_library(text: str) -> None:
     tokenizer = minilm()
@@ -98,7 +98,7 @@ def test_huggingface_spans_and_counts_are_those_of_the_library(text: str) -> Non
     assert tokenizer.special_tokens == 2
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(text=texts)
 def test_tiktoken_spans_hold_the_bytes_of_their_tokens(text: str) -> None:
     tokenizer = TiktokenTokenizer(encoding())
@@ -115,7 +115,7 @@ def test_tiktoken_takes_names_of_special_tokens_for_text() -> None:
     assert TiktokenTokenizer(encoding()).count(["<end>"]) == [len(encoding().encode_ordinary("<end>"))]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=texts)
 def test_words_are_the_longest_runs_without_whitespace(text: str) -> None:
     tokenizer = WordTokenizer()
@@ -125,7 +125,7 @@ def test_words_are_the_longest_runs_without_whitespace(text: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [raw_minilm, byte_level, decomposed])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=texts)
 def test_spans_never_step_back_and_lie_in_the_text(raw: Any, text: str) -> None:
     spans = (minilm() if raw is raw_minilm else HuggingFaceTokenizer(raw())).encode(text).spans
