@@ -542,6 +542,21 @@ GUARDS = [
         "tests/gateway/test_bodies.py::test_a_body_that_is_too_large_is_refused_by_what_it_says_and_by_what_it_is",
     ),
     Guard(
+        "gateway: the end of an answer waits for nobody",
+        "pgvec_queue/gateway/connections.py",
+        "            kernel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n",
+        "",
+        "tests/gateway/test_guards.py::test_the_end_of_an_answer_does_not_wait_for_the_client_to_acknowledge_its_beginning",
+    ),
+    Guard(
+        "heartbeat: a beat that is cut off lets go of its row",
+        "sql/database.sql",
+        "set_config('idle_in_transaction_session_timeout', '5s', true);",
+        "set_config('idle_in_transaction_session_timeout', '60s', true);",
+        "tests/integration/test_worker.py"
+        "::test_a_worker_that_is_cut_off_in_the_middle_of_a_beat_is_declared_gone_as_any_other",
+    ),
+    Guard(
         "gateway: streams end with it",
         "pgvec_queue/gateway/server.py",
         "        self._app.state.streams.end_all()\n",
