@@ -235,7 +235,7 @@ def test_a_device_that_is_not_there_ends_the_bench_with_the_workers_own_words(cl
 def test_ctrl_c_ends_the_workers_and_drops_the_database(
     request: pytest.FixtureRequest, dsn: str, postgres: embedded.Server, administration: Administration
 ) -> None:
-    process = pgvec("bench", "load", "--rows", "2000000", "--rounds", "9", dsn=dsn)
+    process = pgvec("bench", "load", "--rows", "200000", "--rounds", "9", dsn=dsn)
     request.addfinalizer(process.kill)
     wait_until(lambda: left_behind(administration), 60, what="the bench's database")
     (name,) = left_behind(administration)

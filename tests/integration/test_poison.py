@@ -236,7 +236,7 @@ def test_a_document_that_kills_or_hangs_the_process_is_found_among_many(bench: B
     environment = {"PGVEC_HASHING_FAULTS": f"{fault}=bane"}
     deaths = 0
     while True:
-        worker = pgvec("work", "--drain", "--lease", "1", "--stall", "3", dsn=bench.dsn, env=environment)
+        worker = pgvec("work", "--drain", "--lease", "1", "--stall", "5", dsn=bench.dsn, env=environment)
         _, err = worker.communicate(timeout=60)
         if worker.returncode == 3:
             break
