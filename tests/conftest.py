@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -47,6 +48,9 @@ def pytest_configure() -> None:
         if name.startswith(("PG", "PGVEC_")) and not name.startswith("PGVEC_TEST_"):
             del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # In the background of a script it is ignored, and so it would be in every command that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Several processes of tests share the cores: a model's threads that spin while they wait take them from the others.
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
     settings.register_profile("local", deadline=None)

@@ -395,10 +395,13 @@ def test_a_hostile_name_stays_in_its_place(bench: Bench) -> None:
 
 
 def test_a_running_worker_is_shown_with_what_it_does(docs: Bench) -> None:
+    # For a minute, so that it is still at work when the first vectorizer's rate is shown.
+    docs.sql("INSERT INTO docs SELECT i, 'document ' || i FROM generate_series(101, 600) i")
+    docs.enqueue("docs", "body", rows_per_job=20)
     worker = pgvec("work", "--lease", "5", dsn=docs.dsn, env={"PGVEC_HASHING_FAULTS": "rate=10"})
     try:
         with Session(dsn=docs.dsn, size=(120, 30)) as session:
-            session.wait_for(f":{worker.pid}", "working", "job", "rows/s in the last 15 min")
+            session.wait_for(f":{worker.pid}", "working", "job", "rows/s in the last 15 min", timeout=60)
             worker.kill()
             worker.wait()
             session.wait_for(f"! {os.uname().nodename}:{worker.pid}", "GONE", timeout=30)
