@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from benchmarks import common
 from pgvec_queue import api_tokens
@@ -43,13 +45,16 @@ def _run(chosen: argparse.Namespace, *, makes: bool, shows: bool) -> int:
         try:
             assert gateway.stdout is not None
             url = gateway.stdout.readline().strip()
-            command = [chosen.schemathesis, "run", f"{url}/openapi.json", "--url", url, "--checks", _CHECKS]
+            program = str(Path(chosen.schemathesis).absolute())
+            command = [program, "run", f"{url}/openapi.json", "--url", url, "--checks", _CHECKS]
             command += ["-n", str(chosen.examples), "--seed", str(chosen.seed)]
             # A request may ask to wait for 25 s.
             command += ["--request-timeout", "40"]
             if shows:
                 command += ["-H", f"Authorization: Bearer {token}"]
-            return subprocess.run(command, check=False).returncode
+            # It keeps what it has found in the folder in which it runs.
+            with tempfile.TemporaryDirectory(prefix="pgvec-contract-") as directory:
+                return subprocess.run(command, check=False, cwd=directory).returncode
         finally:
             gateway.terminate()
             gateway.communicate(timeout=30)

@@ -557,6 +557,13 @@ GUARDS = [
         "::test_a_worker_that_is_cut_off_in_the_middle_of_a_beat_is_declared_gone_as_any_other",
     ),
     Guard(
+        "gateway: only administrators pause",
+        "pgvec_queue/gateway/routes/vectorizers.py",
+        'requires("admin")',
+        'requires("write")',
+        "tests/gateway/test_admission.py::test_every_endpoint_asks_for_the_role_that_it_is_for",
+    ),
+    Guard(
         "gateway: streams end with it",
         "pgvec_queue/gateway/server.py",
         "        self._app.state.streams.end_all()\n",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 import httpx2
@@ -94,6 +96,33 @@ def test_a_role_may_what_those_below_it_may_and_no_more(bench: Bench, serve: Ser
         assert answer.status_code == (200 if allowed else 403), (role, asked)
         if not allowed:
             assert answer.json()["detail"] == f"this needs a token of the role {asked}; yours is of {role}"
+
+
+OF_READERS = {("post", "/api/v1/search")}
+OF_WRITERS = {
+    ("post", "/api/v1/vectorize"),
+    ("delete", "/api/v1/collections/{name}/texts/{text_id}"),
+    ("delete", "/api/v1/tasks/{task_id}"),
+}
+
+
+def test_every_endpoint_asks_for_the_role_that_it_is_for(serve: Serve, token: Token) -> None:
+    """Readers look and search, writers add and delete texts, and all else is for administrators."""
+    gateway = serve()
+    tokens = {role: bearer(token(role, role)) for role in ROLES}
+    asked: Counter[str] = Counter()
+    for path, operations in gateway.get("/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            if not operation.get("security"):
+                continue
+            place = (method, path)
+            least = "read" if method == "get" or place in OF_READERS else "write" if place in OF_WRITERS else "admin"
+            asked[least] += 1
+            for role in ROLES:
+                with gateway.client.stream(method, re.sub(r"{\w+}", "x", path), headers=tokens[role]) as answer:
+                    assert (answer.status_code == 403) is (ROLES.index(role) < ROLES.index(least)), (place, role)
+                    assert answer.status_code != 401
+    assert (asked["write"], asked["admin"] > 5, asked["read"] > 10) == (len(OF_WRITERS), True, True)
 
 
 @pytest.mark.parametrize(

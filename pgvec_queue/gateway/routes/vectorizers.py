@@ -118,7 +118,7 @@ class Retried(BaseModel):
 
 
 READ = [Depends(requires("read"))]
-WRITE = [Depends(requires("write"))]
+ADMIN = [Depends(requires("admin"))]
 NAMED: dict[int | str, dict[str, Any]] = {404: {"description": "There is no vectorizer of that name."}}
 
 
@@ -157,19 +157,19 @@ async def list_failures(
     return Failures(failures=page, next_cursor=_encoded(page[-1].key) if more else None)
 
 
-@router.post("/vectorizers/{name:path}/pause", dependencies=WRITE, responses=NAMED)
+@router.post("/vectorizers/{name:path}/pause", dependencies=ADMIN, responses=NAMED)
 async def pause(context: In, name: Name) -> VectorizerProgress:
     """Workers claim no more of its jobs, and give back the ones they have, within two seconds."""
     return await _steered(context, name, "pause")
 
 
-@router.post("/vectorizers/{name:path}/resume", dependencies=WRITE, responses=NAMED)
+@router.post("/vectorizers/{name:path}/resume", dependencies=ADMIN, responses=NAMED)
 async def resume(context: In, name: Name) -> VectorizerProgress:
     """Lets it go on after a pause, a block or a cancellation."""
     return await _steered(context, name, "resume")
 
 
-@router.post("/vectorizers/{name:path}/retry", dependencies=WRITE, responses=NAMED)
+@router.post("/vectorizers/{name:path}/retry", dependencies=ADMIN, responses=NAMED)
 async def retry(context: In, name: Name, which: Retry | None = None) -> Retried:
     """Takes documents out of quarantine, all or those of one error class, and queues them."""
     error_class = which.error_class if which else None
