@@ -46,6 +46,19 @@ def run(work: Callable[[QueryEmbedder], Coroutine[Any, Any, Any]], **options: An
     return asyncio.run(whole())
 
 
+def held(endpoint: Endpoint) -> tuple[threading.Event, threading.Event]:
+    """Lets the endpoint's next answer wait for the second event; the first tells that it was asked."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(request: dict[str, Any]) -> Answer:
+        asked.set()
+        assert go_on.wait(30)
+        return vectors(request)
+
+    endpoint.answers.append(slow)
+    return asked, go_on
+
+
 def test_a_vector_is_what_the_model_makes_of_the_query() -> None:
     async def work(queries: QueryEmbedder) -> Any:
         return await queries.embed(HASHING, "cat")
@@ -81,14 +94,7 @@ def test_a_query_waits_a_moment_for_others(endpoint: Endpoint) -> None:
 
 
 def test_what_comes_while_the_model_works_is_its_next_batch(endpoint: Endpoint) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def slow(request: dict[str, Any]) -> Answer:
-        asked.set()
-        assert go_on.wait(30)
-        return vectors(request)
-
-    endpoint.answers.append(slow)
+    asked, go_on = held(endpoint)
 
     async def work(queries: QueryEmbedder) -> None:
         first = asyncio.create_task(queries.embed(remote(endpoint), "first"))
@@ -186,14 +192,7 @@ def test_few_models_are_kept_and_their_threads_end() -> None:
 
 
 def test_closing_ends_what_is_under_way_and_refuses_what_waits(endpoint: Endpoint) -> None:
-    asked, go_on = threading.Event(), threading.Event()
-
-    def slow(request: dict[str, Any]) -> Answer:
-        asked.set()
-        assert go_on.wait(30)
-        return vectors(request)
-
-    endpoint.answers.append(slow)
+    asked, go_on = held(endpoint)
 
     async def work(queries: QueryEmbedder) -> Any:
         first = asyncio.create_task(queries.embed(remote(endpoint), "first"))
