@@ -167,6 +167,8 @@ BEGIN
     DELETE FROM pgvec.minutes WHERE vectorizer_id = found;
     DELETE FROM pgvec.counters WHERE vectorizer_id = found;
     DELETE FROM pgvec.pace WHERE vectorizer_id = found;
+    DELETE FROM pgvec.indexes WHERE vectorizer_id = found;
+    DELETE FROM pgvec.model_migrations WHERE found IN (old_id, new_id);
     INSERT INTO pgvec.events (kind, message) VALUES ('dropped', vectorizer);
     PERFORM pg_notify('pgvec_jobs', 'steer');
 END

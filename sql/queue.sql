@@ -269,11 +269,12 @@ WITH gone AS (
 )
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
                                  chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added,
-                                 jobs_done, jobs_reclaimed, writes_refused, bytes_written)
+                                 jobs_done, jobs_reclaimed, writes_refused, bytes_written, rows_unchanged, chunks_kept,
+                                 chunks_cached, rows_adopted)
 SELECT g.vectorizer_id, 0, sum(g.rows_right), sum(g.rows_embedded), sum(g.rows_adjusted), sum(g.rows_wasted),
        sum(g.chunks_written), sum(g.chunks_deleted), sum(g.chunks_reused), sum(g.tokens), sum(g.truncated),
        sum(g.jobs_added), sum(g.jobs_done), sum(g.jobs_reclaimed), sum(g.writes_refused),
-       sum(g.bytes_written)
+       sum(g.bytes_written), sum(g.rows_unchanged), sum(g.chunks_kept), sum(g.chunks_cached), sum(g.rows_adopted)
 FROM gone g GROUP BY g.vectorizer_id
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
@@ -284,7 +285,9 @@ SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embe
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
     jobs_done = c.jobs_done + excluded.jobs_done, jobs_reclaimed = c.jobs_reclaimed + excluded.jobs_reclaimed,
     writes_refused = c.writes_refused + excluded.writes_refused,
-    bytes_written = c.bytes_written + excluded.bytes_written;
+    bytes_written = c.bytes_written + excluded.bytes_written,
+    rows_unchanged = c.rows_unchanged + excluded.rows_unchanged, chunks_kept = c.chunks_kept + excluded.chunks_kept,
+    chunks_cached = c.chunks_cached + excluded.chunks_cached, rows_adopted = c.rows_adopted + excluded.rows_adopted;
 
 -- name: prune_workers
 DELETE FROM pgvec.workers WHERE gone AND beat_at < clock_timestamp() - interval '1 day';
