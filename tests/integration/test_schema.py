@@ -372,8 +372,8 @@ def test_the_quarantine_can_be_read_whatever_the_server_s_date_style(bench: Benc
     bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
     vectorizer = bench.enqueue("docs", "body")
     bench.sql(
-        "INSERT INTO pgvec.failures (vectorizer_id, key, source_hash, error_class, message, model)"
-        " VALUES (%s, '{7}', '', 'Test', 'no', '')",
+        "INSERT INTO pgvec.failures (vectorizer_id, key, source_hash, error_class, message, model, first_at, last_at)"
+        " VALUES (%s, '{7}', '', 'Test', 'no', '', now(), now())",
         vectorizer.id,
     )
     bench.sql("SET DateStyle TO 'SQL, DMY'")
