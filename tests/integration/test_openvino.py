@@ -97,10 +97,10 @@ def test_what_it_is_and_holds_is_as_with_torch(
     assert fast.memory_bytes == plain.memory_bytes > 80_000_000
 
 
-def test_a_vector_is_not_overwritten_by_the_next_batch(tmp_path: Path) -> None:
+def test_a_vector_is_not_overwritten_by_the_next_batch(tmp_path: Path, short: ModelSpec) -> None:
     """Pooling by the first token, unnormalized, gives a view of what the runtime has returned."""
     model = tmp_path / "model"
-    shutil.copytree(model_files.locate(SPEC).path, model)
+    shutil.copytree(short.model, model)
     (model / "modules.json").write_text(json.dumps(json.loads((model / "modules.json").read_text())[:2]))
     pooling = json.loads((model / "1_Pooling" / "config.json").read_text())
     pooling |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
