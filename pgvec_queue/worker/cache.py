@@ -7,7 +7,8 @@ entries go first, and before them what another model remembers.
 
 Looking up and storing costs a few microseconds per chunk, which is more than some models take. So where its size was
 not given, a cache is switched off when what it cost in a sample of look-ups is more than what its hits saved, both
-measured, and tried again after a while. What is never stored: anything of a call that failed, or that returned NaN or Inf.
+measured, and tried again after a while. What is never stored: anything of a call that failed, or that returned NaN or
+Inf.
 
 Used by one thread at a time; ``look`` by any.
 """

@@ -4,8 +4,8 @@ The model is given the chunks of several slices at once, about three seconds of 
 all work), so that texts of like length meet in a batch, and identical ones once. It is not given those that a changed
 document had before (see ``keeping``), nor those that this worker remembers (see ``cache``). A document that cannot be
 embedded costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the
-writer as a failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is waited for;
-a model that cannot work blocks its vectorizer; a call that does not come back ends the worker.
+writer as a failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is
+waited for; a model that cannot work blocks its vectorizer; a call that does not come back ends the worker.
 """
 
 from __future__ import annotations
