@@ -69,6 +69,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     options.add_argument("--rows", type=int, default=1_000_000)
     options.add_argument("--documents", type=int, default=1_000)
+    options.add_argument("--docstrings", type=int, default=40, help="in each document")
     options.add_argument("--model", default=DEFAULT_MODEL, help="for the documents")
     options.add_argument("--cache", default="256M", help="of each worker")
     options.add_argument("--rounds", type=int, default=3, help="of the cost")
@@ -152,7 +153,7 @@ def _new_to_a_memory(rows: Sequence[int], room: int) -> int:
 def _documents(dsn: str, connection: Connection, chosen: argparse.Namespace) -> bool:
     chance = random.Random(chosen.seed)
     found = texts.documents()
-    long = ["\n\n".join(next(found) for _ in range(20)) for _ in range(chosen.documents)]
+    long = ["\n\n".join(next(found) for _ in range(chosen.docstrings)) for _ in range(chosen.documents)]
     sentences = [_SENTENCE.split(one) for one in long]
     _fill(connection, "documents", long)
     enqueue = ("enqueue", "documents", "--text", "body", "--model", chosen.model)
