@@ -56,6 +56,20 @@ def vector_fields(vectors: NDArray[np.float32], store: str) -> list[bytes]:
     return [body[start : start + size] for start in range(0, len(body), size)]
 
 
+def vector_size(dimensions: int, store: str) -> int:
+    """Returns the bytes of a vector in a column of type ``store``, as it is sent."""
+    return 4 + dimensions * _ELEMENTS[store].itemsize
+
+
+def vectors_of(values: Sequence[bytes], store: str) -> NDArray[np.float32]:
+    """Returns ``(n, d) float32`` of vectors as a column of type ``store`` sends them, all of the same dimensions."""
+    elements = _ELEMENTS[store]
+    dimensions = (len(values[0]) - 4) // elements.itemsize
+    read = np.frombuffer(b"".join(values), [("head", np.void, 4), ("elements", elements, (dimensions,))])
+    vectors: NDArray[np.float32] = read["elements"].astype(np.float32)
+    return vectors
+
+
 def rows(fields_per_row: int, lines: Iterable[Sequence[bytes]]) -> Iterator[bytes]:
     """Yields a whole binary COPY stream; each line holds the fields of one row, one or several per element.
 

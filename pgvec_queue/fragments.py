@@ -66,9 +66,41 @@ class Fragments:
             ordered = self.vectorizer.destination_ordered
             chunks = self.bounds("d", lower=lower, upper=upper) if ordered else sql.SQL("true")
             scope = self.bounds("s", lower=lower, upper=upper)
-            composed = self.compose(file, name, scope=scope, destination_scope=chunks)
+            composed = self.compose(
+                file, name, scope=scope, destination_scope=chunks, has_old=self._has_old(chunks if ordered else None)
+            )
             known = self._of_ranges[file, name, lower, upper] = composed.as_bytes(connection)
         return known
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether a chunk's text in the destination tells that its vector is that of the same text now; see
+        ``keeping``.
+        """
+        roles = self.vectorizer.destination_roles
+        ours = self.vectorizer.destination_created or roles.created_at is not None
+        tells = roles.chunk is not None and roles.source_hash is not None and not self.template_columns
+        return not self.vectorizer.into_column and ours and tells
+
+    @property
+    def made_here(self) -> sql.Composable:
+        """The condition that this vectorizer has made the vector of ``d``."""
+        roles = self.vectorizer.destination_roles
+        assert roles.source_hash is not None
+        ours = sql.SQL("{} IS NOT NULL").format(identifier("d", roles.source_hash))
+        if self.vectorizer.destination_created or roles.created_at is None:
+            return ours
+        return sql.SQL("{} AND {} >= (SELECT created_at FROM pgvec.vectorizers WHERE id = {})").format(
+            ours, identifier("d", roles.created_at), sql.Literal(self.vectorizer.id)
+        )
+
+    def _has_old(self, chunks: sql.Composable | None) -> sql.Composable:
+        """Whether the destination may hold chunks whose vectors could be kept, in the scope ``chunks`` where it has
+        one.
+        """
+        if not self.keeps_vectors or chunks is None:
+            return sql.SQL("true" if self.keeps_vectors else "false")
+        return sql.SQL("EXISTS (SELECT FROM {} d WHERE {})").format(self.destination, chunks)
 
     @functools.cached_property
     def _parts(self) -> dict[str, sql.Composable]:
@@ -99,6 +131,7 @@ class Fragments:
             "template_columns": self._template_text,
             "embedding": identifier(roles.embedding),
             "source_hash": identifier(roles.source_hash) if roles.source_hash else sql.NULL,
+            "chunk_text": identifier("d", roles.chunk) if roles.chunk else sql.NULL,
             "matches_destination": self.matches_destination,
             "vector": identifier(self.vector_schema, self.vectorizer.store),
         }

@@ -54,6 +54,12 @@ class Progress:
     source: str
     destination: str
     model: str
+    rows_unchanged: int
+    """Rows found as they were when they were embedded, and blank ones."""
+    chunks_kept: int
+    """Chunks of changed documents that kept the vector that they had."""
+    chunks_cached: int
+    """Chunks whose vector a worker remembered."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

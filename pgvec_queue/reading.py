@@ -1,7 +1,8 @@
 """Reads a slice: the part of a job that is embedded and committed together.
 
 One short read-only transaction, always on the primary. Left out, in SQL: rows that are current by their hash, blank
-ones, and those in quarantine unchanged. What is read is bounded by rows and bytes; a document over the vectorizer's
+ones, and those in quarantine unchanged. With documents that have been embedded before come the vectors that they have
+(see ``keeping``). What is read is bounded by rows and bytes; a document over the vectorizer's
 limit is not fetched at all. Each row's xmin and the oldest transaction then running are kept, so that the write can
 tell what moved.
 """
@@ -17,10 +18,11 @@ from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 
+from pgvec_queue import keeping
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.queue import Job
-from pgvec_queue.slices import Document, Slice, position
+from pgvec_queue.slices import Document, Old, Slice, position
 
 _POSITION = operator.itemgetter(7)
 WINDOW_ROWS = 5_000
@@ -59,7 +61,7 @@ def _read_range(connection: Connection, fragments: Fragments, job: Job, rows: in
         {"lower": lower, "upper": job.upper_key, "window": WINDOW_ROWS},
     ).fetchone()
     assert window is not None
-    horizon, end = window
+    horizon, end, has_old = window
     upper = job.upper_key if end is None else end
     documents, selected = _documents(
         connection,
@@ -72,7 +74,8 @@ def _read_range(connection: Connection, fragments: Fragments, job: Job, rows: in
     if _is_full(documents, rows, max_bytes, fragments):
         upper, selected = list(documents[-1].key), None
     last = upper == job.upper_key
-    return Slice(job, upper, last, documents, horizon, selected)
+    old = keeping.read(connection, fragments, documents) if has_old and documents else Old()
+    return Slice(job, upper, last, documents, horizon, selected, old)
 
 
 def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int, max_bytes: int) -> Slice:
@@ -90,7 +93,8 @@ def _read_keys(connection: Connection, fragments: Fragments, job: Job, rows: int
     end = start + len(keys)
     if _is_full(documents, rows, max_bytes, fragments):
         end = start + documents[-1].position
-    return Slice(job, [str(end)], end == len(job.keys), documents, horizon[0])
+    old = keeping.read(connection, fragments, documents) if fragments.keeps_vectors and documents else Old()
+    return Slice(job, [str(end)], end == len(job.keys), documents, horizon[0], old=old)
 
 
 def _read_sweep(connection: Connection, fragments: Fragments, job: Job) -> Slice:

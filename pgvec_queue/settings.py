@@ -41,6 +41,7 @@ KNOWN: Mapping[str, type] = {
     "tokenizers": int,
     "processes": int,
     "memory": str,
+    "cache": str,
     "listen": bool,
     "direct_dsn": str,
     "stall": float,

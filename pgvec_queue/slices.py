@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,6 +35,16 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
+class Old:
+    """Vectors of the chunks that the destination holds of a slice's documents, as pgvector sends them."""
+
+    vectors: Mapping[Key, Mapping[bytes, bytes]] = field(default_factory=dict)
+    """Per document, by the first 16 bytes of SHA-256 of a chunk's text."""
+    size: int = 0
+    """Bytes that all of it takes, about."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """A part of a job: everything after ``job.checkpoint`` up to ``checkpoint``."""
 
@@ -48,6 +58,7 @@ class Slice:
     """The oldest transaction that may have changed a row after it was read."""
     selected: int | None = None
     """Rows of the slice that the filter selected when it was read; None where they were not counted."""
+    old: Old = field(default_factory=Old)
 
     @property
     def lower(self) -> list[str] | None:
@@ -93,8 +104,12 @@ class Embedded:
     vectors: NDArray[np.float32] | None = None
     failure: Failure | None = None
     truncated: bool = False
+    kept: int = 0
+    """Chunks whose text the document had before, with the vector that it had."""
     reused: int = 0
-    """Chunks that took the vector of an identical one."""
+    """Chunks that took the vector of an identical one in the same call."""
+    cached: int = 0
+    """Chunks whose vector this worker remembered."""
 
 
 class Fate(enum.Enum):
@@ -114,6 +129,8 @@ class Written:
     """The job as it stands after the write."""
     rows_right: int = 0
     rows_embedded: int = 0
+    rows_unchanged: int = 0
+    """Rows selected for which there was nothing to do: as they were when they were embedded, or blank."""
     rows_wasted: int = 0
     """Rows embedded whose vectors were thrown away, since they had changed."""
     documents_lost: int = 0
@@ -122,7 +139,9 @@ class Written:
     """Documents that have chunks or are in quarantine now, less those that had or were before."""
     chunks_written: int = 0
     chunks_deleted: int = 0
+    chunks_kept: int = 0
     chunks_reused: int = 0
+    chunks_cached: int = 0
     bytes_written: int = 0
     """Of chunks, keys and vectors, as they were sent."""
     tokens: int = 0

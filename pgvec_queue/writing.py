@@ -68,7 +68,10 @@ def write(
         result.quarantined = plan.fail
         result.error_classes = [item.failure.error_class for item in plan.fail if item.failure is not None]
         result.rows_right = plan.selected - len(requeue)
+        result.rows_unchanged = max(plan.selected - len(plan.write) - len(plan.fail) - len(plan.requeue), 0)
+        result.chunks_kept = sum([item.kept for item in plan.write])
         result.chunks_reused = sum([item.reused for item in plan.write])
+        result.chunks_cached = sum([item.cached for item in plan.write])
         result.tokens = sum([chunk.tokens for item in plan.write for chunk in item.chunks])
         result.truncated = sum([item.truncated for item in plan.write])
         known = _keep_quarantine(connection, fragments, part, plan, member.worker)
@@ -354,7 +357,10 @@ def _record(
         "rows_wasted": result.rows_wasted,
         "chunks_written": result.chunks_written,
         "chunks_deleted": result.chunks_deleted,
+        "rows_unchanged": result.rows_unchanged,
+        "chunks_kept": result.chunks_kept,
         "chunks_reused": result.chunks_reused,
+        "chunks_cached": result.chunks_cached,
         "tokens": result.tokens,
         "truncated": result.truncated,
         # No plan counted these.

@@ -10,7 +10,7 @@ SELECT p.name, p.state, p.source, p.destination, p.model, p.plan_complete,
        p.rows_embedded, p.rows_wasted, p.rows_truncated, p.chunks_reused, p.tokens, p.bytes_written,
        p.rows_per_second, p.chunks_per_second, p.tokens_per_second,
        p.eta_seconds, p.eta_low_seconds, p.eta_high_seconds, p.lag_seconds,
-       p.rows_per_second_limit,
+       p.rows_unchanged, p.chunks_kept, p.chunks_cached, p.rows_per_second_limit,
        extract(epoch FROM v.replication_lag_limit)::float8 AS replication_lag_limit,
        extract(epoch FROM v.commit_time_limit)::float8 AS commit_time_limit,
        extract(epoch FROM clock_timestamp() - oldest.created_at)::float8 AS oldest_queued

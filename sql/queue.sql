@@ -218,7 +218,9 @@ UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, runtime = %(runtime)s,
     models = %(models)s, memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
     documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s,
-    padding = %(padding)s, commit_seconds = %(commit_seconds)s, lag_seconds = %(lag_seconds)s
+    padding = %(padding)s, commit_seconds = %(commit_seconds)s, lag_seconds = %(lag_seconds)s,
+    cache_chunks = %(cache_chunks)s, cache_bytes = %(cache_bytes)s, cache_lookups = %(cache_lookups)s,
+    cache_hits = %(cache_hits)s
 FROM (SELECT count(*) AS size,
              coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
       FROM pgvec.workers o WHERE NOT o.gone) fleet

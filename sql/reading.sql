@@ -7,8 +7,9 @@ SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)
        set_config('enable_hashjoin', %(joins)s, true), set_config('enable_mergejoin', %(joins)s, true);
 
 -- name: window
--- The oldest transaction that may still change what the next statement reads, and the key that ends the window.
-SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text, w.key
+-- The oldest transaction that may still change what the next statement reads, the key that ends the window, and whether
+-- there are chunks in the range whose vectors could be kept.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text, w.key, {has_old}
 FROM (VALUES (true)) one
 LEFT JOIN LATERAL (
     SELECT {key_text} AS key FROM {source} s WHERE {scope} ORDER BY {key} OFFSET %(window)s - 1 LIMIT 1
@@ -57,6 +58,13 @@ FROM (
 ) counted
 WHERE upto - least(size, %(max_bytes)s) <= %(bytes)s
 ORDER BY position;
+
+-- name: old_chunks
+-- The vectors that documents have before they are written again, by the hash of what each is the vector of.
+SELECT u.pgvec_ordinal, pgvec.source_hash({chunk_text}::text), d.{embedding}
+FROM {listed} JOIN {destination} d ON {listed_is_destination}
+WHERE {chunk_text} IS NOT NULL AND d.{embedding} IS NOT NULL AND {made_here}
+LIMIT %(most)s;
 
 -- name: sweep_window
 -- The destination key that ends the next part of a sweep.

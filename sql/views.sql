@@ -57,7 +57,10 @@ WITH counted AS (
            sum(jobs_added)     AS jobs_added,
            sum(jobs_done)      AS jobs_done,
            sum(jobs_reclaimed) AS jobs_reclaimed,
-           sum(bytes_written)  AS bytes_written
+           sum(bytes_written)  AS bytes_written,
+           sum(rows_unchanged) AS rows_unchanged,
+           sum(chunks_kept)    AS chunks_kept,
+           sum(chunks_cached)  AS chunks_cached
     FROM pgvec.counters GROUP BY vectorizer_id
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
@@ -100,6 +103,9 @@ WITH counted AS (
            coalesce(c.bytes_written, 0) AS bytes_written,
            coalesce(c.jobs_reclaimed, 0) AS jobs_reclaimed,
            coalesce(c.jobs_done, 0) AS jobs_done,
+           coalesce(c.rows_unchanged, 0) AS rows_unchanged,
+           coalesce(c.chunks_kept, 0) AS chunks_kept,
+           coalesce(c.chunks_cached, 0) AS chunks_cached,
            coalesce(r.jobs, 0) AS jobs_running,
            s.rows / s.seconds AS rows_per_second,
            s.chunks / s.seconds AS chunks_per_second,
@@ -214,7 +220,10 @@ SELECT id AS vectorizer_id,
        rows_per_second_limit,
        source_schema || '.' || source_table AS source,
        destination_schema || '.' || destination_table AS destination,
-       model
+       model,
+       rows_unchanged::bigint AS rows_unchanged,
+       chunks_kept::bigint AS chunks_kept,
+       chunks_cached::bigint AS chunks_cached
 FROM numbers
 CROSS JOIN LATERAL (
     SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
@@ -233,7 +242,7 @@ COMMENT ON COLUMN pgvec.progress.rows_total IS 'Selected rows: as planned, corre
 COMMENT ON COLUMN pgvec.progress.rows_done IS 'Rows whose chunks are right, those of blank text included';
 COMMENT ON COLUMN pgvec.progress.rows_failed IS 'Rows in quarantine';
 COMMENT ON COLUMN pgvec.progress.chunks IS 'Chunks in the destination';
-COMMENT ON COLUMN pgvec.progress.tokens IS 'Tokens embedded since it was made';
+COMMENT ON COLUMN pgvec.progress.tokens IS 'Tokens of the chunks written since it was made, however they came by their vectors';
 COMMENT ON COLUMN pgvec.progress.jobs_queued IS 'Jobs that wait; of lists of changed keys, 10,000 are counted at most';
 COMMENT ON COLUMN pgvec.progress.jobs_running IS 'Jobs in a worker''s hands';
 COMMENT ON COLUMN pgvec.progress.jobs_done IS 'Jobs done since it was made';
@@ -247,7 +256,7 @@ COMMENT ON COLUMN pgvec.progress.rows_truncated IS 'Rows that were cut to what t
 COMMENT ON COLUMN pgvec.progress.sync IS 'Whether triggers of the source queue its changes';
 COMMENT ON COLUMN pgvec.progress.lag_seconds IS 'Age of the oldest live change that is not in the destination; NULL without sync';
 COMMENT ON COLUMN pgvec.progress.rows_wasted IS 'Rows embedded whose vectors were thrown away: they had changed, or the job was lost';
-COMMENT ON COLUMN pgvec.progress.chunks_reused IS 'Chunks that took the vector of an identical one beside them instead of being embedded';
+COMMENT ON COLUMN pgvec.progress.chunks_reused IS 'Chunks that took the vector of an identical one in the same call of the model';
 COMMENT ON COLUMN pgvec.progress.eta_low_seconds IS 'The time left if the rate is better than it was, by as much as minutes differ';
 COMMENT ON COLUMN pgvec.progress.eta_high_seconds IS 'The time left if it is worse by as much';
 COMMENT ON COLUMN pgvec.progress.tokens_per_second IS 'Tokens embedded per second, of the last minute';
@@ -259,6 +268,9 @@ COMMENT ON COLUMN pgvec.progress.rows_per_second_limit IS 'Rows of ranges that a
 COMMENT ON COLUMN pgvec.progress.source IS 'The table that is read';
 COMMENT ON COLUMN pgvec.progress.destination IS 'The table that is written';
 COMMENT ON COLUMN pgvec.progress.model IS 'The model';
+COMMENT ON COLUMN pgvec.progress.rows_unchanged IS 'Rows found as they were when they were embedded, and blank ones, since it was made';
+COMMENT ON COLUMN pgvec.progress.chunks_kept IS 'Chunks of changed documents that kept the vector that they had';
+COMMENT ON COLUMN pgvec.progress.chunks_cached IS 'Chunks that took their vector from a worker''s cache';
 
 -- name: worker_status
 CREATE OR REPLACE VIEW pgvec.worker_status AS
@@ -271,7 +283,8 @@ SELECT w.id AS worker_id, w.host, w.pid, w.version, w.device, w.dtype, w.models,
        held.job_id, v.name AS vectorizer, first.kind AS job_kind, array_to_string(first.checkpoint, ', ') AS checkpoint,
        coalesce(recent.rows_per_second, 0)::float8 AS rows_per_second,
        coalesce(recent.tokens_per_second, 0)::float8 AS tokens_per_second,
-       w.leave AS leaving, w.commit_seconds, w.lag_seconds
+       w.leave AS leaving, w.commit_seconds, w.lag_seconds,
+       w.cache_chunks, w.cache_bytes, w.cache_lookups, w.cache_hits
 FROM pgvec.workers w
 LEFT JOIN (SELECT worker_id, count(*) AS jobs, min(id) AS job_id FROM pgvec.jobs WHERE state = 'running' GROUP BY worker_id) held
        ON held.worker_id = w.id
@@ -312,6 +325,10 @@ COMMENT ON COLUMN pgvec.worker_status.tokens_per_second IS 'Tokens embedded per 
 COMMENT ON COLUMN pgvec.worker_status.leaving IS 'It has been told to leave';
 COMMENT ON COLUMN pgvec.worker_status.commit_seconds IS 'What its heartbeat took to commit; NULL: no limit asks for it';
 COMMENT ON COLUMN pgvec.worker_status.lag_seconds IS 'How far the slowest standby was behind; NULL: no limit asks for it, or there is none';
+COMMENT ON COLUMN pgvec.worker_status.cache_chunks IS 'Vectors that it remembers; NULL: none, or it has switched that off since it did not pay';
+COMMENT ON COLUMN pgvec.worker_status.cache_bytes IS 'What these take of its memory';
+COMMENT ON COLUMN pgvec.worker_status.cache_lookups IS 'Chunks that its process has looked for there';
+COMMENT ON COLUMN pgvec.worker_status.cache_hits IS 'Chunks that it has found there';
 
 -- name: throughput
 -- Minutes that are over have been summed up; the last ones are still samples.

@@ -154,10 +154,10 @@ DELETE FROM pgvec.jobs WHERE id = %(id)s;
 -- name: count
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_right, rows_embedded, rows_adjusted, rows_wasted,
                                  chunks_written, chunks_deleted, chunks_reused, tokens, truncated, jobs_added, jobs_done,
-                                 bytes_written)
+                                 bytes_written, rows_unchanged, chunks_kept, chunks_cached)
 VALUES (%(vectorizer)s, %(worker)s, %(rows_right)s, %(rows_embedded)s, %(rows_adjusted)s, %(rows_wasted)s,
         %(chunks_written)s, %(chunks_deleted)s, %(chunks_reused)s, %(tokens)s, %(truncated)s, %(jobs_added)s, %(jobs_done)s,
-        %(bytes_written)s)
+        %(bytes_written)s, %(rows_unchanged)s, %(chunks_kept)s, %(chunks_cached)s)
 ON CONFLICT (vectorizer_id, worker_id) DO UPDATE
 SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embedded + excluded.rows_embedded,
     rows_adjusted = c.rows_adjusted + excluded.rows_adjusted, rows_wasted = c.rows_wasted + excluded.rows_wasted,
@@ -165,7 +165,9 @@ SET rows_right = c.rows_right + excluded.rows_right, rows_embedded = c.rows_embe
     chunks_deleted = c.chunks_deleted + excluded.chunks_deleted,
     chunks_reused = c.chunks_reused + excluded.chunks_reused, tokens = c.tokens + excluded.tokens,
     truncated = c.truncated + excluded.truncated, jobs_added = c.jobs_added + excluded.jobs_added,
-    jobs_done = c.jobs_done + excluded.jobs_done, bytes_written = c.bytes_written + excluded.bytes_written;
+    jobs_done = c.jobs_done + excluded.jobs_done, bytes_written = c.bytes_written + excluded.bytes_written,
+    rows_unchanged = c.rows_unchanged + excluded.rows_unchanged, chunks_kept = c.chunks_kept + excluded.chunks_kept,
+    chunks_cached = c.chunks_cached + excluded.chunks_cached;
 
 -- name: count_waste
 INSERT INTO pgvec.counters AS c (vectorizer_id, worker_id, rows_wasted, writes_refused)

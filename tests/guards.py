@@ -570,6 +570,77 @@ GUARDS = [
         "",
         "tests/gateway/test_guards.py::test_streams_end_in_order_when_the_gateway_leaves",
     ),
+    Guard(
+        "twice: a cache belongs to one loaded model",
+        "pgvec_queue/worker/cache.py",
+        "if shelf is not None and shelf.owner() is embedder:",
+        "if shelf is not None:",
+        "tests/unit/test_cache.py::test_an_address_that_another_model_had_before_tells_nothing",
+    ),
+    Guard(
+        "twice: what is no number is not remembered",
+        "pgvec_queue/worker/cache.py",
+        "            if np.isfinite(vectors).all():\n",
+        "            if True:\n",
+        "tests/unit/test_cache.py::test_a_call_with_what_is_no_number_is_not_remembered",
+    ),
+    Guard(
+        "twice: a cache stays within its bytes",
+        "pgvec_queue/worker/cache.py",
+        "                self._make_room(shelf, len(places))\n",
+        "",
+        "tests/unit/test_cache.py::test_models_share_the_bytes_and_never_a_vector",
+    ),
+    Guard(
+        "twice: what was used last is kept",
+        "pgvec_queue/worker/cache.py",
+        "            rows.move_to_end(key)\n",
+        "",
+        "tests/unit/test_cache.py::test_it_holds_the_texts_that_were_used_last_and_no_more_than_fit",
+    ),
+    Guard(
+        "twice: a size that was given holds",
+        "pgvec_queue/worker/cache.py",
+        "        if not self._always:\n",
+        "        if True:\n",
+        "tests/unit/test_cache.py::test_a_size_that_was_given_holds_whether_it_pays_or_not",
+    ),
+    Guard(
+        "twice: only chunks that this vectorizer made are kept",
+        "pgvec_queue/fragments.py",
+        "        if self.vectorizer.destination_created or roles.created_at is None:\n            return ours\n",
+        "        if True:\n            return ours\n",
+        "tests/integration/test_nothing_twice.py::test_nothing_is_kept_that_may_come_from_another_model",
+    ),
+    Guard(
+        "twice: chunks without a hash are nobody's",
+        "pgvec_queue/fragments.py",
+        """ours = sql.SQL("{} IS NOT NULL").format(identifier("d", roles.source_hash))""",
+        """ours = sql.SQL("true")""",
+        "tests/integration/test_nothing_twice.py::test_nothing_is_kept_that_may_come_from_another_model",
+    ),
+    Guard(
+        "twice: a template with columns keeps nothing",
+        "pgvec_queue/fragments.py",
+        " and not self.template_columns\n        return not self.vectorizer.into_column",
+        "\n        return not self.vectorizer.into_column",
+        "tests/integration/test_nothing_twice.py"
+        "::test_where_the_text_does_not_tell_what_the_model_was_given_nothing_is_kept",
+    ),
+    Guard(
+        "twice: old vectors are bounded",
+        "sql/reading.sql",
+        "LIMIT %(most)s;\n\n-- name: sweep_window",
+        "LIMIT %(most)s + 1000;\n\n-- name: sweep_window",
+        "tests/integration/test_nothing_twice.py::test_the_vectors_read_for_a_slice_are_bounded_and_the_rest_is_embedded",
+    ),
+    Guard(
+        "twice: a first backfill looks for no old chunks",
+        "pgvec_queue/reading.py",
+        "if has_old and documents else Old()",
+        "if fragments.keeps_vectors and documents else Old()",
+        "tests/integration/test_nothing_twice.py::test_a_first_backfill_looks_for_no_old_chunks",
+    ),
 ]
 
 

@@ -27,6 +27,7 @@ _SET = 50
 _COUNTERS = (
     *("rows_right", "rows_embedded", "rows_adjusted", "rows_wasted", "chunks_written", "chunks_deleted"),
     *("chunks_reused", "tokens", "truncated", "jobs_added", "jobs_done", "bytes_written"),
+    *("rows_unchanged", "chunks_kept", "chunks_cached"),
 )
 
 

@@ -75,9 +75,21 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
 
 
 def _shown(rows: list[progress.Progress], width: int) -> RenderableType:
-    """Returns the table, and below it, in a line each, why something does not move."""
+    """Returns the table, and below it, in a line each, why something does not move, and what was not done twice."""
     reasons = [f"{plain(one.name)}: {plain(one.reason)}" for one in rows if one.reason]
-    return Group(_table(rows, wide=width >= _WIDE), *reasons)
+    spared = [f"{plain(one.name)}: not embedded again: {saved}" for one in rows if (saved := _saved(one))]
+    return Group(_table(rows, wide=width >= _WIDE), *reasons, *spared)
+
+
+def _saved(one: progress.Progress) -> str:
+    """What the model was not given, since its vectors were known: since the vectorizer was made."""
+    counts = (
+        (one.rows_unchanged, "row{s} unchanged"),
+        (one.chunks_kept, "chunk{s} of changed rows"),
+        (one.chunks_reused, "chunk{s} twice in one call"),
+        (one.chunks_cached, "chunk{s} from a worker's cache"),
+    )
+    return ", ".join(f"{count:,} {what.format(s='' if count == 1 else 's')}" for count, what in counts if count)
 
 
 def _table(rows: list[progress.Progress], *, wide: bool) -> Table:

@@ -76,6 +76,18 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return size
 
 
+class CacheSize(Size):
+    """Bytes, 0 for nothing at all, or auto."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:  # type: ignore[override]
+        text = str(value).strip().lower()
+        if text in ("auto", "0"):
+            return None if text == "auto" else 0
+        if not re.fullmatch(r"[0-9].*", text):
+            self.fail(f"{value!r} is neither auto, 0 nor a size such as 256M", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Device(click.ParamType):  # type: ignore[type-arg]
     """Where a model runs; whether the machine has it is seen when a model is loaded."""
 
@@ -104,6 +116,7 @@ SETTINGS: Mapping[str, Any] = {
     "tokenizers": Whole(0, 256),
     "processes": Whole(1, 256),
     "memory": Size(),
+    "cache": CacheSize(),
     "pool_size": Whole(1, 64),
     "metrics_port": Whole(0, 65_535),
     "metrics_host": Text(),

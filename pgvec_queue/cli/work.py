@@ -62,6 +62,7 @@ _SHOW_CURSOR = b"\x1b[?25h"
 @setting("--threads", key="threads", metavar="N", help="CPU threads for the model.  [default: as measured]")
 @setting("--tokenizers", key="tokenizers", metavar="N", help="Processes that chunk beside it.  [default: by device]")
 @setting("--memory", key="memory", metavar="SIZE", help="What loaded models may hold, such as 8G.")
+@setting("--cache", key="cache", metavar="SIZE", help="Vectors to remember; 0: none.  [default: 256M, while it pays]")
 @setting("--pool-size", key="pool_size", metavar="N", help="Connections, apart from the heartbeat's.  [default: 3]")
 @setting(
     "--listen/--no-listen", key="listen", help="Wake on NOTIFY; off behind a transaction-mode pooler.  [default: on]"
@@ -91,6 +92,7 @@ def work(
     threads: int | None,
     tokenizers: int | None,
     memory: int | None,
+    cache: int | None,
     pool_size: int | None,
     listen: bool | None,
     direct_dsn: str | None,
@@ -116,6 +118,7 @@ def work(
         drain=drain,
         lease=lease or DEFAULT_LEASE,
         memory=memory,
+        cache=cache,
         pool_size=pool_size or 3,
         listen=True if listen is None else listen,
         stall=stall or DEFAULT_STALL,

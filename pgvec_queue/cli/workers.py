@@ -15,7 +15,7 @@ from pgvec_queue.cli.texts import console, duration, plain, rate
 from pgvec_queue.cli.types import Text
 from pgvec_queue.database import Connection, statement
 
-_NUMBERS = ("jobs", "busy", "documents/s", "loads", "last beat")
+_NUMBERS = ("jobs", "busy", "documents/s", "loads", "cache", "last beat")
 
 
 @click.command()
@@ -77,12 +77,21 @@ def _list(connection: Connection, *, as_json: bool) -> None:
             "" if row["busy"] is None else f"{row['busy']:.0%}",
             "" if row["documents_per_second"] is None else f"{row['documents_per_second']:,.0f}",
             str(row["loads"]),
+            _cache(row),
             f"{duration(row['since_beat'].total_seconds())} ago",
             rate(row["rows_per_second"]),
             plain(_at(row)),
             plain(", ".join(row["models"])),
         )
     console().print(table)
+
+
+def _cache(row: dict[str, Any]) -> str:
+    """How many vectors it remembers, and which share of the chunks looked for was there."""
+    if row["cache_chunks"] is None:
+        return ""
+    share = f" ({row['cache_hits'] / row['cache_lookups']:.0%})" if row["cache_lookups"] else ""
+    return f"{row['cache_chunks']:,}{share}"
 
 
 def _at(row: dict[str, Any]) -> str:

@@ -1,16 +1,16 @@
 """The third stage: chunks become vectors; nothing of the database is open while it runs.
 
 The model is given the chunks of several slices at once, about three seconds of its work (a third of one near the end of
-all work), so that texts of like length meet in a batch, and identical ones once. A document that cannot be embedded
-costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the writer as a
-failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is waited for;
-a model that cannot work blocks its vectorizer; a call that does not come back ends the worker.
+all work), so that texts of like length meet in a batch, and identical ones once. It is not given those that a changed
+document had before (see ``keeping``), nor those that this worker remembers (see ``cache``). A document that cannot be
+embedded costs itself only: the call that it spoilt is made again in parts until it is alone, and it goes on to the
+writer as a failure. Where a spoilt call is as dear as a good one, the next ones are small. An endpoint that is down is
+waited for; a model that cannot work blocks its vectorizer; a call that does not come back ends the worker.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pgvec_queue.chunking import Chunk
-from pgvec_queue.cutting import Cut
 from pgvec_queue.embedders import Embedder, ModelSpec
 from pgvec_queue.errors import EmbedderError, Kind, PgvecError
 from pgvec_queue.log import hidden
 from pgvec_queue.slices import Embedded, Failure
 from pgvec_queue.worker import windows
+from pgvec_queue.worker.cache import Cache
+from pgvec_queue.worker.call import Call, Spared
 from pgvec_queue.worker.measures import STARVED
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.rates import Rate
@@ -62,6 +63,7 @@ class EmbedStage:
         block: Block,
         call_seconds: float,
         recycle: Callable[[], None],
+        cache: Cache,
     ) -> None:
         """``recycle`` has the process replaced, where the device's memory does not come back."""
         self._recycle = recycle
@@ -71,6 +73,10 @@ class EmbedStage:
         self._out = out
         self._block = block
         self._call_seconds = call_seconds
+        self._cache = cache
+        self._given_tokens = 0
+        self._given_seconds = 0.0
+        """What the model was given so far, and how long it took."""
         self._careful: Counter[ModelSpec] = Counter()
         """Per model: for how many documents more."""
         self._rates: dict[ModelSpec, Rate] = {}
@@ -83,8 +89,7 @@ class EmbedStage:
             try:
                 self._state.wait_while_held(first.run)
                 if first.run.begins and not self._state.stopping.is_set():
-                    cuts = self._gather(window)
-                    done = self._embed(window, cuts)
+                    done = self._embed(window, self._gather(window))
             finally:
                 for work in window:
                     if work.embedder is not None:
@@ -96,13 +101,13 @@ class EmbedStage:
             for work in window[done:]:
                 self._state.give_up(work)
 
-    def _gather(self, window: list[Work]) -> list[list[Cut]]:
+    def _gather(self, window: list[Work]) -> list[list[windows.Prepared]]:
         """Adds slices of the same model that are ready to ``window``; returns the chunks of each of its documents."""
-        cuts = [self._cuts(window[0])]
+        prepared = [self._prepared(window[0])]
         embedder = window[0].embedder
         if embedder is None:
-            return cuts
-        room = self._window_tokens(window[0], embedder) - windows.tokens(cuts[0])
+            return prepared
+        room = self._window_tokens(window[0], embedder) - windows.tokens(prepared[0])
 
         def fits(work: Work) -> bool:
             # What is urgent does not wait for a whole window.
@@ -112,11 +117,11 @@ class EmbedStage:
 
         while room > 0 and (work := self._source.take_if(fits)) is not None:
             window.append(work)
-            cuts.append(self._cuts(work))
-            room -= windows.tokens(cuts[-1])
-        return cuts
+            prepared.append(self._prepared(work))
+            room -= windows.tokens(prepared[-1])
+        return prepared
 
-    def _cuts(self, work: Work) -> list[Cut]:
+    def _prepared(self, work: Work) -> list[windows.Prepared]:
         """Returns the chunks of a slice's documents; none where it is to be given up, which is then arranged."""
         if work.cutting is None:
             return []
@@ -127,7 +132,7 @@ class EmbedStage:
             ):
                 while True:
                     try:
-                        return work.cutting.result(0.2)
+                        return windows.prepare(work, work.cutting.result(0.2))
                     except NotYetError:
                         if self._state.aborted.is_set():
                             work.run.dropped = True
@@ -150,31 +155,32 @@ class EmbedStage:
             return min(embedder.window_tokens, max(1, int(rate * WINDOW_AT_END)))
         return min(embedder.window_tokens, max(_LEAST_WINDOW, int(rate * WINDOW_SECONDS)))
 
-    def _embed(self, window: Sequence[Work], cuts: Sequence[Sequence[Cut]]) -> int:
+    def _embed(self, window: Sequence[Work], prepared: Sequence[Sequence[windows.Prepared]]) -> int:
         """Fills in the vectors; returns how many of the slices have all of theirs, from the first on."""
         embedder = window[0].embedder
         if embedder is None:
             return int(self._without_model(window[0]))
         started = time.monotonic()
+        tokens, seconds = self._given_tokens, self._given_seconds
         # Whatever is dropped from here on, the writer will find.
-        pairs = [
-            [] if work.run.dropped else list(zip(work.part.documents, some, strict=True))
-            for work, some in zip(window, cuts, strict=True)
-        ]
-        good = [(document, cut) for some in pairs for document, cut in some if not isinstance(cut, Failure)]
+        pairs = [[] if work.run.dropped else some for work, some in zip(window, prepared, strict=True)]
+        good = [(document, cut, kept) for some in pairs for document, cut, kept in some if not isinstance(cut, Failure)]
         spec = window[0].run.fragments.vectorizer.spec
         embedded: list[Embedded] = []
         try:
             for group in self._groups(spec, good, self._window_tokens(window[0], embedder)):
                 embedded.extend(self._embed_group(embedder, spec, group, window[0].run.job.batch_size))
         except EmbedderError as error:
-            shown = hidden(str(error), " ".join(document.text or "" for document, _ in good))
+            shown = hidden(str(error), " ".join(document.text or "" for document, _, _ in good))
             for run in {id(work.run): work.run for work in window}.values():
                 self._block(run, str(error), shown)
             return 0
         except StoppedError:
             pass
-        self._measured(spec, embedded, time.monotonic() - started)
+        self._state.measured(len(embedded), time.monotonic() - started)
+        if self._given_tokens > tokens and self._given_seconds > seconds:
+            rate = self._rates.setdefault(spec, Rate())
+            rate.add(self._given_tokens - tokens, self._given_seconds - seconds)
         return windows.hand_out(window, pairs, embedded)
 
     def _without_model(self, work: Work) -> bool:
@@ -191,8 +197,8 @@ class EmbedStage:
         """
         at = 0
         # Of like size: what is left over after full ones would fill no batch.
-        held = sum([chunk.tokens for _, cut in documents for chunk in cut])
-        even = held / max(1, round(held / tokens))
+        held = sum([windows.tokens_of(cut, kept) for _, cut, kept in documents])
+        even = max(1, held / max(1, round(held / tokens)))
         told_at: float | None = None
         while at < len(documents):
             if self._state.stopping.is_set():
@@ -213,7 +219,7 @@ class EmbedStage:
         """
         started = time.monotonic()
         try:
-            vectors, repeated = self._call(embedder, [chunk for _, cut in documents for chunk in cut], batch_size)
+            vectors, spared = self._vectors(embedder, spec, Call(documents), batch_size)
         except EmbedderError as error:
             if error.kind is not Kind.ROW:
                 raise
@@ -229,39 +235,42 @@ class EmbedStage:
         all_finite = bool(np.isfinite(vectors).all())
         embedded = []
         at = 0
-        for document, cut in documents:
+        for number, (document, cut, _) in enumerate(documents):
             mine = slice(at, at + len(cut))
             at += len(cut)
             if all_finite or np.isfinite(vectors[mine]).all():
                 truncated = any(chunk.truncated for chunk in cut)
-                reused = sum(repeated[mine]) if repeated else 0
-                embedded.append(Embedded(document, cut, vectors[mine], truncated=truncated, reused=reused))
+                item = Embedded(document, cut, vectors[mine], truncated=truncated)
+                if spared is not None:
+                    item.kept, item.reused, item.cached = spared[number]
+                embedded.append(item)
             else:
                 failure = Failure("NotFinite", "the model returned NaN or Inf for this document", by_model=True)
                 embedded.append(Embedded(document, failure=failure))
         return embedded
 
-    def _call(
-        self, embedder: Embedder, chunks: Sequence[Chunk], batch_size: int | None
-    ) -> tuple[NDArray[np.float32], list[bool]]:
-        """Returns ``(n, dimensions) float32``, and whether each chunk has come before; nothing where none has."""
-        places: dict[str, int] = {}
-        place = [places.setdefault(chunk.input, len(places)) for chunk in chunks]
-        repeated: list[bool] = []
-        once = chunks
-        if len(places) < len(chunks):
-            highest = itertools.accumulate(place, max, initial=-1)
-            repeated = [mine <= before for mine, before in zip(place, highest, strict=False)]
-            once = [chunk for chunk, again in zip(chunks, repeated, strict=True) if not again]
+    def _vectors(
+        self, embedder: Embedder, spec: ModelSpec, call: Call, batch_size: int | None
+    ) -> tuple[NDArray[np.float32], list[Spared] | None]:
+        """Returns ``(n, dimensions) float32``, and for each document what the model was not given of it, if any was."""
+        found = self._cache.find(embedder, spec.model, call.asked)
+        left = [] if found is None else call.know(found)
+        seconds = self._given_seconds
+        made = self._call(embedder, call.missing, batch_size)
+        if found is not None:
+            self._cache.add(embedder, found, left, made, self._given_seconds - seconds)
+        return call.vectors(made), call.spared()
+
+    def _call(self, embedder: Embedder, chunks: Sequence[Chunk], batch_size: int | None) -> NDArray[np.float32]:
+        """Returns ``(n, dimensions) float32`` of chunks that are all different."""
         if not chunks:
-            return np.empty((0, embedder.info.dimensions), np.float32), repeated
+            return np.empty((0, embedder.info.dimensions), np.float32)
         if batch_size is None:
-            vectors = self._call_once(embedder, once)
-        else:
-            vectors = np.empty((len(once), embedder.info.dimensions), np.float32)
-            for part in windows.batches_of(once, batch_size):
-                vectors[part] = self._call_once(embedder, [once[at] for at in part])
-        return vectors[place] if repeated else vectors, repeated
+            return self._call_once(embedder, chunks)
+        vectors = np.empty((len(chunks), embedder.info.dimensions), np.float32)
+        for part in windows.batches_of(chunks, batch_size):
+            vectors[part] = self._call_once(embedder, [chunks[at] for at in part])
+        return vectors
 
     def _call_once(self, embedder: Embedder, once: Sequence[Chunk]) -> NDArray[np.float32]:
         wanted = (len(once), embedder.info.dimensions)
@@ -279,17 +288,15 @@ class EmbedStage:
             )
         finally:
             about.clear()
-        self._state.measures.batches(windows.batches(embedder, once))
+        self._given_tokens += sum([chunk.tokens for chunk in once])
+        self._state.measures.batches(windows.batches(embedder, once), len(once))
         if vectors.shape != wanted:
             raise EmbedderError(f"the model returned vectors of shape {vectors.shape} instead of {wanted}", Kind.ROW)
         return vectors
 
     def _on_device(self, call: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        began = time.monotonic()
         with self._state.busy.working():
-            return call()
-
-    def _measured(self, spec: ModelSpec, embedded: Sequence[Embedded], seconds: float) -> None:
-        self._state.measured(len(embedded), seconds)
-        tokens = sum([chunk.tokens for item in embedded for chunk in item.chunks])
-        if tokens and seconds > 0:
-            self._rates.setdefault(spec, Rate()).add(tokens, seconds)
+            vectors = call()
+        self._given_seconds += time.monotonic() - began
+        return vectors

@@ -25,6 +25,7 @@ from pgvec_queue.database import Connection, Database, kind_of, one_line, statem
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
+from pgvec_queue.worker.cache import Cache
 from pgvec_queue.worker.link import CALL_SECONDS
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.replication import Replication
@@ -62,6 +63,7 @@ class Heartbeat:
     database: Database
     state: State
     models: Models
+    cache: Cache
     member: Membership
     lease: float
     listen: bool
@@ -158,6 +160,10 @@ class Heartbeat:
             "padding": getattr(embedder, "padding", None),
             "commit_seconds": self._commit_seconds,
             "lag_seconds": self._lag_seconds,
+            "cache_chunks": self.cache.look.chunks,
+            "cache_bytes": self.cache.look.bytes,
+            "cache_lookups": self.cache.look.lookups,
+            "cache_hits": self.cache.look.hits,
             "in_hand": self.state.vectorizers,
         }
 

@@ -24,6 +24,7 @@ from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Membership, Pending
+from pgvec_queue.worker.cache import Cache
 from pgvec_queue.worker.chunking import ChunkStage
 from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
@@ -76,6 +77,7 @@ class Worker:
         self.hung = False
         """A call was left behind that nothing can end: the process should not wait for its threads."""
         self._models = Models(options.device, options.memory)
+        self._cache = Cache(options.cache)
         self.measures = Measures()
         self.stopped = False
         """It was told to leave for good."""
@@ -116,6 +118,7 @@ class Worker:
             model_bytes=self._models.memory_bytes,
             device_bytes=getattr(embedder, "device_bytes", None),
             loads=self._models.loads,
+            cache=self._cache.look,
             peak_memory=process.peak_memory(),
             lease=self._options.lease,
             stalled=state.stalled if state else None,
@@ -189,6 +192,7 @@ class Worker:
             self._direct,
             state,
             self._models,
+            self._cache,
             member,
             options.lease,
             options.listen,
@@ -214,7 +218,12 @@ class Worker:
         self._left_to_others = claimer.refused.keys() > refused.keys()
         if not state.lease_lost.is_set() and state.stalled is None:
             self._leave(member)
-            log.info("worker has left", worker=member.worker, seconds=round(time.monotonic() - began, 1))
+            log.info(
+                "worker has left",
+                worker=member.worker,
+                seconds=round(time.monotonic() - began, 1),
+                chunks_embedded=self.measures.read().chunks_embedded,
+            )
 
     def _patiently(self, state: State, what: str, work: Callable[[Connection], T]) -> T:
         """Runs ``work`` on a connection of its own; once this worker has begun, an outage is waited for.
@@ -276,7 +285,14 @@ class Worker:
         )
         chunker = ChunkStage(state, self._models, read, chunked, blocker("chunker"), options.stall, options.tokenizers)
         embedder = EmbedStage(
-            state, self._models, chunked, fan, blocker("embedder"), options.stall, recycle=self.recycle
+            state,
+            self._models,
+            chunked,
+            fan,
+            blocker("embedder"),
+            options.stall,
+            recycle=self.recycle,
+            cache=self._cache,
         )
         breakers = Breakers()
         writers = [

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from pgvec_queue.database import stage
 from pgvec_queue.slices import Written
+from pgvec_queue.worker.cache import CacheLook
 
 STAGES = ("reader", "chunker", "embedder", "writer", "writer-2")
 WORKING, STARVED, BLOCKED, HELD = "working", "starved", "blocked", "held"
@@ -39,9 +40,12 @@ class Tally:
     slices_dropped: int = 0
     rows_right: int = 0
     rows_embedded: int = 0
+    rows_unchanged: int = 0
     rows_wasted: int = 0
     chunks_written: int = 0
+    chunks_kept: int = 0
     chunks_reused: int = 0
+    chunks_cached: int = 0
     tokens: int = 0
     bytes_written: int = 0
     failures: Counter[str] = field(default_factory=Counter)
@@ -61,6 +65,8 @@ class Counted:
     batch_tokens: int
     """Computed, padding included."""
     padding_tokens: int
+    chunks_embedded: int
+    """Given to the model, in calls that did not fail."""
     lease_losses: int
 
 
@@ -83,6 +89,7 @@ class Look:
     device_bytes: int | None
     """Held on the device by this process; None where that is not known."""
     loads: int
+    cache: CacheLook
     peak_memory: int | None
     lease: float
     stalled: str | None
@@ -120,6 +127,7 @@ class Measures:
         self._batches = [0] * (len(BATCH_BOUNDS) + 1)
         self._batch_tokens = 0
         self._padding_tokens = 0
+        self._chunks_embedded = 0
         self._lease_losses = 0
         self._beat: tuple[float, float] | None = None
         self.beat_error: str | None = None
@@ -140,9 +148,12 @@ class Measures:
             # Of live changes these are the documents gained, and more may have gone than come.
             tally.rows_right += max(result.rows_right, 0)
             tally.rows_embedded += result.rows_embedded
+            tally.rows_unchanged += result.rows_unchanged
             tally.rows_wasted += result.rows_wasted
             tally.chunks_written += result.chunks_written
+            tally.chunks_kept += result.chunks_kept
             tally.chunks_reused += result.chunks_reused
+            tally.chunks_cached += result.chunks_cached
             tally.tokens += result.tokens
             tally.bytes_written += result.bytes_written
             for error_class in result.error_classes:
@@ -159,9 +170,12 @@ class Measures:
         with self._lock:
             self._tally(vectorizer).rows_wasted += rows
 
-    def batches(self, batches: Sequence[tuple[int, int]]) -> None:
-        """Takes in the batches of one call of the model: tokens computed, padding included, and tokens of texts."""
+    def batches(self, batches: Sequence[tuple[int, int]], chunks: int) -> None:
+        """Takes in one call of the model with so many chunks: of each batch the tokens computed, padding included, and
+        the tokens of texts.
+        """
         with self._lock:
+            self._chunks_embedded += chunks
             for computed, real in batches:
                 self._batches[bisect_left(BATCH_BOUNDS, computed)] += 1
                 self._batch_tokens += computed
@@ -229,6 +243,7 @@ class Measures:
                 tuple(self._batches),
                 self._batch_tokens,
                 self._padding_tokens,
+                self._chunks_embedded,
                 self._lease_losses,
             )
 

@@ -20,9 +20,15 @@ _OF_VECTORIZERS = {
     "pgvec_worker_slices_dropped_total": ("slices_dropped", "Slices that were read and not written here."),
     "pgvec_worker_rows_right_total": ("rows_right", "Rows made or found right; of live changes, those gained."),
     "pgvec_worker_rows_embedded_total": ("rows_embedded", "Rows whose vectors were written."),
+    "pgvec_worker_rows_unchanged_total": (
+        "rows_unchanged",
+        "Rows found as they were when they were embedded, or blank.",
+    ),
     "pgvec_worker_rows_wasted_total": ("rows_wasted", "Rows embedded whose vectors were thrown away."),
     "pgvec_worker_chunks_written_total": ("chunks_written", "Chunks written."),
+    "pgvec_worker_chunks_kept_total": ("chunks_kept", "Chunks of changed documents that kept their vector."),
     "pgvec_worker_chunks_reused_total": ("chunks_reused", "Chunks that took the vector of an identical one."),
+    "pgvec_worker_chunks_cached_total": ("chunks_cached", "Chunks whose vector the worker remembered."),
     "pgvec_worker_tokens_written_total": ("tokens", "Tokens of the chunks written, without padding."),
     "pgvec_worker_written_bytes_total": ("bytes_written", "Bytes of keys, chunks and vectors sent to destinations."),
 }
@@ -52,6 +58,11 @@ METRICS = (
         "Documents put into quarantine; classes beyond the first fifty are called other.",
         ("vectorizer", "error_class"),
     ),
+    Metric("pgvec_worker_chunks_embedded_total", "counter", "Chunks that the model was given."),
+    Metric("pgvec_worker_cache_chunks", "gauge", "Vectors in the cache; missing while it is switched off."),
+    Metric("pgvec_worker_cache_bytes", "gauge", "What they take; missing while it is switched off."),
+    Metric("pgvec_worker_cache_lookups_total", "counter", "Chunks looked for in the cache."),
+    Metric("pgvec_worker_cache_hits_total", "counter", "Chunks found there."),
     Metric("pgvec_worker_batch_tokens", "histogram", "Tokens of the batches that the model took, padding included."),
     Metric("pgvec_worker_padding_tokens_total", "counter", "Tokens of these batches that were padding."),
     Metric("pgvec_worker_padding_ratio", "gauge", "Share, 0 to 1, of all tokens computed so far that were padding."),
@@ -114,12 +125,17 @@ def _add_look(families: Families, look: Look) -> None:
     families.add("pgvec_worker_device_busy_ratio", look.busy)
     families.add("pgvec_worker_device_memory_bytes", look.device_bytes)
     families.add("pgvec_worker_models", look.models)
+    families.add("pgvec_worker_cache_chunks", look.cache.chunks)
+    families.add("pgvec_worker_cache_bytes", look.cache.bytes)
+    families.add("pgvec_worker_cache_lookups_total", look.cache.lookups)
+    families.add("pgvec_worker_cache_hits_total", look.cache.hits)
     families.add("pgvec_worker_model_memory_bytes", look.model_bytes)
     families.add("pgvec_worker_model_loads_total", look.loads)
     families.add("pgvec_worker_peak_memory_bytes", look.peak_memory)
 
 
 def _add_counted(families: Families, counted: Counted) -> None:
+    families.add("pgvec_worker_chunks_embedded_total", counted.chunks_embedded)
     families.add("pgvec_worker_lease_losses_total", counted.lease_losses)
     for vectorizer, tally in sorted(counted.tallies.items()):
         for name, (field, _) in _OF_VECTORIZERS.items():

@@ -28,6 +28,8 @@ class WorkerOptions:
     """Seconds without a heartbeat after which others take over."""
     memory: int | None = None
     """Bytes that loaded models may hold; None: no bound."""
+    cache: int | None = None
+    """Bytes of vectors to remember, 0: none; None: what is usual, as long as that pays."""
     pool_size: int = 3
     """Connections of its stages, apart from the heartbeat's own."""
     listen: bool = True

@@ -58,7 +58,7 @@ class Work:
 
     @property
     def size(self) -> int:
-        """Bytes of its texts, of their chunks, and of their vectors."""
+        """Bytes of its texts, of their chunks, and of their vectors, old and new."""
         texts = sum(document.size for document in self.part.documents if document.text is not None)
         vectors = sum(item.vectors.nbytes for item in self.embedded if item.vectors is not None)
-        return texts * (2 if self.cutting else 1) + vectors
+        return texts * (2 if self.cutting else 1) + vectors + self.part.old.size

@@ -180,7 +180,7 @@ def test_a_run_for_people_is_a_few_short_lines(here: Bench) -> None:
         clock + r"model is loaded model=hashing-8 device=cpu dtype=float32 seconds=[\d.]+",
         clock + r"warning: document is quarantined vectorizer=docs job=\d+ key=7 error_class=\"SQLSTATE P0001\": no: …",
         clock + r"jobs are done vectorizer=docs jobs=1 rows=99 seconds=[\d.]+ rows_per_second=[\d.]+",
-        clock + r"worker has left worker=\d+ seconds=[\d.]+",
+        clock + r"worker has left worker=\d+ seconds=[\d.]+ chunks_embedded=100",
         r"pgvec: docs: 1 document is in quarantine; see `pgvec failures docs`",
     ]
     assert len(ran.err.splitlines()) == len(expected), ran.err

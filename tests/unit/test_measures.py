@@ -113,7 +113,7 @@ def test_claims_thefts_and_what_was_given_up_are_told_apart(measures: Measures) 
 
 
 def test_batches_fall_into_buckets_by_their_tokens_with_padding(measures: Measures) -> None:
-    measures.batches([(16, 16), (17, 10), (1_024, 1_000), (1_000_000, 900_000)])
+    measures.batches([(16, 16), (17, 10), (1_024, 1_000), (1_000_000, 900_000)], 40)
     read = measures.read()
     assert len(read.batches) == len(BATCH_BOUNDS) + 1
     assert dict(zip([*BATCH_BOUNDS, 0], read.batches, strict=True)) == {
@@ -124,6 +124,7 @@ def test_batches_fall_into_buckets_by_their_tokens_with_padding(measures: Measur
         0: 1,
     }
     assert (read.batch_tokens, read.padding_tokens) == (1_001_057, 100_031)
+    assert read.chunks_embedded == 40
 
 
 @pytest.mark.usefixtures("as_reader")

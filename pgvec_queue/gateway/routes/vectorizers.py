@@ -76,6 +76,9 @@ class VectorizerProgress(BaseModel):
     source: str
     destination: str
     model: str
+    rows_unchanged: int = Field(description="Rows found as they were when they were embedded, and blank ones.")
+    chunks_kept: int = Field(description="Chunks of changed documents that kept their vector.")
+    chunks_cached: int = Field(description="Chunks whose vector a worker remembered.")
 
 
 class Vectorizers(BaseModel):
