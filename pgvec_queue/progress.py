@@ -54,6 +54,8 @@ class Progress:
     source: str
     destination: str
     model: str
+    rows_adopted: int
+    """Rows whose vectors were there before, and were taken over."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

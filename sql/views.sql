@@ -57,7 +57,8 @@ WITH counted AS (
            sum(jobs_added)     AS jobs_added,
            sum(jobs_done)      AS jobs_done,
            sum(jobs_reclaimed) AS jobs_reclaimed,
-           sum(bytes_written)  AS bytes_written
+           sum(bytes_written)  AS bytes_written,
+           sum(rows_adopted)   AS rows_adopted
     FROM pgvec.counters GROUP BY vectorizer_id
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
@@ -98,6 +99,7 @@ WITH counted AS (
            coalesce(c.rows_wasted, 0) AS rows_wasted,
            coalesce(c.chunks_reused, 0) AS chunks_reused,
            coalesce(c.bytes_written, 0) AS bytes_written,
+           coalesce(c.rows_adopted, 0) AS rows_adopted,
            coalesce(c.jobs_reclaimed, 0) AS jobs_reclaimed,
            coalesce(c.jobs_done, 0) AS jobs_done,
            coalesce(r.jobs, 0) AS jobs_running,
@@ -214,7 +216,8 @@ SELECT id AS vectorizer_id,
        rows_per_second_limit,
        source_schema || '.' || source_table AS source,
        destination_schema || '.' || destination_table AS destination,
-       model
+       model,
+       rows_adopted::bigint AS rows_adopted
 FROM numbers
 CROSS JOIN LATERAL (
     SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
@@ -259,6 +262,7 @@ COMMENT ON COLUMN pgvec.progress.rows_per_second_limit IS 'Rows of ranges that a
 COMMENT ON COLUMN pgvec.progress.source IS 'The table that is read';
 COMMENT ON COLUMN pgvec.progress.destination IS 'The table that is written';
 COMMENT ON COLUMN pgvec.progress.model IS 'The model';
+COMMENT ON COLUMN pgvec.progress.rows_adopted IS 'Rows whose vectors were there before, and were taken over';
 
 -- name: worker_status
 CREATE OR REPLACE VIEW pgvec.worker_status AS
