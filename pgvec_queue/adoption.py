@@ -260,12 +260,12 @@ def _take_over(
     """Writes the hashes of those that fit, and counts them; returns how many were still as they were read."""
     vectorizer = fragments.vectorizer
     keys = [part.keys[i] for i in fit]
-    parameters = {**fragments.key_lists(keys), "hash": [part.hashes[i] for i in fit]}
+    hashes = [part.hashes[i] for i in fit]
     joins = "on" if vectorizer.destination_ordered else "off"
     with transaction(connection, statement_timeout=300, lock_timeout=30):
         connection.execute(statement("reading", "local_settings"), {"joins": joins})
         if vectorizer.into_column:
-            taken = _take_over_column(connection, fragments, keys, parameters["hash"])
+            taken = _take_over_column(connection, fragments, keys, hashes)
         else:
             # Beside no writer: each holds it shared, or alone.
             connection.execute(statement("writing", "lock_exclusive"), {"vectorizer": vectorizer.id})
@@ -279,7 +279,7 @@ def _take_over(
                         listed_is_destination=fragments.listed_is("d"),
                         **own,
                     ),
-                    {**parameters, "digest": [part.digests[i] for i in fit]},
+                    {**fragments.key_lists(keys), "hash": hashes, "digest": [part.digests[i] for i in fit]},
                 ).fetchall()
             )
         connection.execute(statement("adoption", "count"), {"id": vectorizer.id, "rows": taken})

@@ -141,7 +141,7 @@ def _compare(fragments: Fragments, embedder: Embedder, sampled: Sequence[_Sample
     vectorizer = fragments.vectorizer
     kept = vectorizer.destination_roles.chunk is not None and not vectorizer.into_column
     ways = (True, False) if kept and vectorizer.template is not None else (kept,)
-    best: tuple[int, float, str] | None = None
+    best: tuple[int, int, float, str] | None = None
     for framed in ways:
         texts = [_text(fragments, one, framed) for one in sampled]
         cosines = _cosines(embedder, texts, sampled)
@@ -162,9 +162,9 @@ def _compare(fragments: Fragments, embedder: Embedder, sampled: Sequence[_Sample
         )
     misses, count, worst, key = best
     raise DefinitionError(
-        f"{_label(vectorizer)} holds other vectors than {vectorizer.model} makes: of {count} compared, {misses} have a "
-        f"cosine below {LEAST_COSINE}, the least {worst:.4f} (key {key}); nothing was changed. If the model is right, "
-        "check --document-prompt, --template and --text; leave --adopt out to embed all rows anew"
+        f"{_label(vectorizer)} holds other vectors than {vectorizer.model} makes: of {count} compared, {misses} "
+        f"below a cosine of {LEAST_COSINE}, the least {worst:.4f} (key {key}); nothing was changed. If the model is "
+        "right, check --document-prompt, --template and --text; leave --adopt out to embed all rows anew"
     )
 
 

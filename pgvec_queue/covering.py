@@ -1,9 +1,9 @@
 """Tells whether stored chunks are pieces of a text that hold all of it, by whatever rule they were cut.
 
 Whoever cut them: chunks that were made of this text by a splitter lie in it one after the other, each with text that
-the one before it has not, and between them is nothing but white space, or what the splitter cut at and dropped. Where a
-text repeats itself a chunk may lie in many places: then up to ``MOST`` of them are looked at, and beyond that the answer
-may be no for chunks that are right, never yes for others. Knows nothing of tokens.
+the one before it has not, and between them is nothing but white space, or what the splitter cut at and dropped.
+Where a text repeats itself a chunk may lie in many places: then up to ``MOST`` of them are looked at, and beyond that
+the answer may be no for chunks that are right, never yes for others. Knows nothing of tokens.
 """
 
 from __future__ import annotations
