@@ -36,6 +36,7 @@ _COMMANDS = {
     "alter": ("steer", "Change a vectorizer's name, priority or limits."),
     "workers": ("workers", "List the workers, or tell those of a host to leave."),
     "serve": ("serve", "Serve the HTTP gateway: texts in, answers out, and a page to watch."),
+    "uninstall": ("uninstall", "Remove the schema pgvec and its triggers; destinations stay."),
     "api-token": ("api_token", "Make, list and revoke the tokens that the gateway asks for."),
     "exporter": ("exporter", "Serve metrics of the whole queue to Prometheus."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),
