@@ -37,6 +37,10 @@ _MOST_BYTES = 1 << 20
 """Of a document, for it to be in the sample."""
 
 
+class NothingThereError(DefinitionError):
+    """A destination holds no vectors at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What the sample shows of a destination whose vectors are those of the model."""
@@ -68,11 +72,12 @@ def check(
     *,
     excepted: sql.Composable = NOTHING,
     dropped: Sequence[str] = (),
+    otherwise: str = "leave --adopt out to embed all rows anew",
 ) -> Checked:
     """Compares a sample of what the destination of a vectorizer holds, which need not be stored yet.
 
-    Raises ``DefinitionError`` where there is nothing to take over, or the vectors are not the model's, and what
-    ``embedders.load`` and ``embed_documents`` raise.
+    ``otherwise`` says what to do where it fails. Raises ``NothingThereError`` where there are no vectors,
+    ``DefinitionError`` where they are not the model's, and what ``embedders.load`` and ``embed_documents`` raise.
     """
     fragments = Fragments(vectorizer, versions.vector_schema)
     roles = vectorizer.destination_roles
@@ -88,12 +93,10 @@ def check(
         )
     sampled = _sample(connection, fragments, excepted)
     if not sampled:
-        raise DefinitionError(
-            f"{_label(vectorizer)} holds no vectors that could be taken over; leave --adopt out to make them"
-        )
+        raise NothingThereError(f"{_label(vectorizer)} holds no vectors that could be taken over; {otherwise}")
     embedder = embedders.load(vectorizer.spec, DeviceOptions(runtime="torch"))
     try:
-        rules, compared, least = _compare(fragments, embedder, sampled)
+        rules, compared, least = _compare(fragments, embedder, sampled, otherwise)
     finally:
         embedder.close()
     rules = Rules(rules.framed, rules.info, rules.tokenizer, dropped)
@@ -136,7 +139,9 @@ def _pages(connection: Connection, vectorizer: Vectorizer) -> int:
     return sum(row[1] for row in connection.execute(statement("estimate", "relations"), {"oid": relation.oid}))
 
 
-def _compare(fragments: Fragments, embedder: Embedder, sampled: Sequence[_Sampled]) -> tuple[Rules, int, float]:
+def _compare(
+    fragments: Fragments, embedder: Embedder, sampled: Sequence[_Sampled], otherwise: str
+) -> tuple[Rules, int, float]:
     """Returns in which way the vectors are those of the model, how many were compared, and the smallest cosine."""
     vectorizer = fragments.vectorizer
     kept = vectorizer.destination_roles.chunk is not None and not vectorizer.into_column
@@ -158,13 +163,13 @@ def _compare(fragments: Fragments, embedder: Embedder, sampled: Sequence[_Sample
     if best is None:
         raise DefinitionError(
             f"none of the vectors of {_label(vectorizer)} can be compared: their texts are longer than "
-            f"{vectorizer.model} reads, or their rows are gone; leave --adopt out to embed all rows anew"
+            f"{vectorizer.model} reads, or their rows are gone; {otherwise}"
         )
     misses, count, worst, key = best
     raise DefinitionError(
         f"{_label(vectorizer)} holds other vectors than {vectorizer.model} makes: of {count} compared, {misses} "
         f"below a cosine of {LEAST_COSINE}, the least {worst:.4f} (key {key}); nothing was changed. If the model is "
-        "right, check --document-prompt, --template and --text; leave --adopt out to embed all rows anew"
+        f"right, check prompts and template; {otherwise}"
     )
 
 

@@ -22,6 +22,7 @@ from pgvec_queue.errors import PgvecError
 _COMMANDS = {
     "init": ("init", "Create or upgrade the schema pgvec."),
     "enqueue": ("enqueue", "Plan the jobs that turn a table into vectors, or bring them up to date."),
+    "import-pgai": ("import_pgai", "Make ours of a vectorizer of pgai, and take its vectors over."),
     "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
     "dashboard": ("dashboard", "Show all of it live on a terminal, and steer it with keys."),

@@ -24,6 +24,7 @@ def check(
     *,
     excepted: sql.Composable = adoption.NOTHING,
     dropped: Sequence[str] = (),
+    otherwise: str = "leave --adopt out to embed all rows anew",
 ) -> Checked:
     """Loads the model and compares a sample; raises ``DefinitionError`` where the vectors are not the model's."""
     proposed = definition.propose(connection, options, versions)
@@ -32,7 +33,9 @@ def check(
         f"{plain(proposed.model)} makes of their texts; the model is loaded for that",
         err=True,
     )
-    checked = adoption_check.check(connection, proposed, versions, excepted=excepted, dropped=dropped)
+    checked = adoption_check.check(
+        connection, proposed, versions, excepted=excepted, dropped=dropped, otherwise=otherwise
+    )
     click.echo(f"pgvec: {checked.compared} vectors compared, the least cosine is {checked.least:.5f}", err=True)
     if checked.left:
         click.echo(

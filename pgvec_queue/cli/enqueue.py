@@ -15,7 +15,7 @@ from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
-from pgvec_queue.database import Connection
+from pgvec_queue.database import Connection, Versions
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
@@ -160,6 +160,11 @@ def enqueue(
     vectorizer = defined.vectorizer
     if checked is not None:
         adopting.adopt(connection, Fragments(vectorizer, versions.vector_schema), checked)
+    plan(connection, vectorizer, versions, limit)
+
+
+def plan(connection: Connection, vectorizer: Vectorizer, versions: Versions, limit: int | None = None) -> None:
+    """Plans the jobs and says how many; somebody else who plans the same is left to it."""
     with RowBar("planning", vectorizer.name, limit or estimated_rows(connection, vectorizer)) as bar:
         planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), lambda _, rows: bar(rows))
         try:
