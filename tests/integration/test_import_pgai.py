@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from benchmarks.peers import environments, hashing_endpoint
+from benchmarks.peers import environments, model_endpoint
 from benchmarks.peers.pgai_program import Program
 from pgvec_queue.embedded_files import flock
 from tests.commandline import CommandLine
@@ -37,8 +37,8 @@ def environment() -> environments.Environment:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[hashing_endpoint.Endpoint]:
-    with hashing_endpoint.running(16) as running:
+def endpoint() -> Iterator[model_endpoint.Endpoint]:
+    with model_endpoint.running("hashing-16") as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def program(bench: Bench, environment: environments.Environment, monkeypatch: py
     return program
 
 
-def _create(bench: Bench, endpoint: hashing_endpoint.Endpoint, *, name: str = "theirs", **parts: str) -> None:
+def _create(bench: Bench, endpoint: model_endpoint.Endpoint, *, name: str = "theirs", **parts: str) -> None:
     parts = {
         "loading": "ai.loading_column('body')",
         "embedding": f"ai.embedding_ollama('all-minilm', 16, base_url => '{endpoint.url}')",
@@ -75,7 +75,7 @@ def _held(bench: Bench, table: str = "docs_embedding_store") -> list[tuple[objec
 
 
 def test_a_vectorizer_with_its_vectors_becomes_ours_and_nothing_is_embedded_anew(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     _create(bench, endpoint)
     program.work()
@@ -96,7 +96,7 @@ def test_a_vectorizer_with_its_vectors_becomes_ours_and_nothing_is_embedded_anew
 
 
 def test_after_its_statement_changes_are_ours_alone_and_nothing_else_went(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     _create(bench, endpoint)
     program.work()
@@ -121,7 +121,7 @@ def test_after_its_statement_changes_are_ours_alone_and_nothing_else_went(
 
 
 def test_what_waits_in_its_queue_is_embedded_by_us(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     _create(bench, endpoint)
     program.work()
@@ -136,7 +136,7 @@ def test_what_waits_in_its_queue_is_embedded_by_us(
 
 
 def test_its_endpoint_goes_on_to_be_asked(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint, tmp_path: Path
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint, tmp_path: Path
 ) -> None:
     pytest.importorskip("tokenizers")
     from tokenizers import Tokenizer
@@ -167,7 +167,7 @@ def test_its_endpoint_goes_on_to_be_asked(
     ],
 )
 def test_each_of_its_splitters_is_kept(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint, chunking: str
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint, chunking: str
 ) -> None:
     formatting = "ai.formatting_python_template('$title: $chunk')"
     _create(bench, endpoint, chunking=chunking, formatting=formatting, destination="ai.destination_table('vecs')")
@@ -182,7 +182,7 @@ def test_each_of_its_splitters_is_kept(
 
 
 def test_a_column_of_the_source_with_a_composite_key_is_taken_over(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     bench.sql('CREATE TABLE "Notes" (a int, "B c" text, note text, PRIMARY KEY ("B c", a))')
     bench.sql("""INSERT INTO "Notes" SELECT i, 'k' || i % 3, 'note ' || i FROM generate_series(1, 20) i""")
@@ -206,7 +206,7 @@ def test_a_column_of_the_source_with_a_composite_key_is_taken_over(
 
 
 def test_other_vectors_are_refused_and_nothing_is_changed(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     _create(bench, endpoint)
     program.work()
@@ -224,7 +224,7 @@ def test_other_vectors_are_refused_and_nothing_is_changed(
 
 
 def test_a_worker_at_work_is_not_raced(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     _create(bench, endpoint)
     with psycopg.connect(bench.dsn, application_name="pgai-worker[1]: abc"):
@@ -241,7 +241,7 @@ def test_a_worker_at_work_is_not_raced(
 
 
 def test_what_has_no_counterpart_is_refused_in_one_line(
-    bench: Bench, cli: CommandLine, program: Program, endpoint: hashing_endpoint.Endpoint
+    bench: Bench, cli: CommandLine, program: Program, endpoint: model_endpoint.Endpoint
 ) -> None:
     assert cli.refused("import-pgai", "theirs") == "pgai has no vectorizer 'theirs'; it has none"
     bench.sql("ALTER TABLE docs ADD raw bytea")

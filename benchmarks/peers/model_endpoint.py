@@ -1,4 +1,4 @@
-"""An embeddings endpoint whose vectors depend on the text alone: those of the hashing embedder, the same everywhere.
+"""An embeddings endpoint with a model of ours behind it: the hashing embedder, or one that a worker could load as well.
 
 OpenAI's ``POST /v1/embeddings`` and Ollama's ``POST /api/embed``, so that what another program made through it can be
 compared with what ours makes, with and without it. It remembers every text that it was asked for.
@@ -30,15 +30,16 @@ class Endpoint:
 
 
 @contextmanager
-def running(dimensions: int = 384) -> Iterator[Endpoint]:
-    """An endpoint in a thread of this process."""
-    embedder = load(ModelSpec("hashing", f"hashing-{dimensions}"), DeviceOptions())
+def running(model: str) -> Iterator[Endpoint]:
+    """An endpoint in a thread of this process, for ``hashing-<dimensions>`` or a model of sentence-transformers."""
+    kind = "hashing" if model.startswith("hashing-") else "sentence-transformers"
+    embedder = load(ModelSpec(kind, model), DeviceOptions(runtime="torch"))
     lock = threading.Lock()
 
     def vectors(texts: Sequence[str]) -> Vectors:
         with lock:
             endpoint.texts.extend(texts)
-            return embedder.embed_documents(texts, [1] * len(texts))
+            return embedder.embed_documents(texts, embedder.tokenizer.count(texts))
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -86,3 +87,4 @@ def running(dimensions: int = 384) -> Iterator[Endpoint]:
         finally:
             server.shutdown()
             thread.join()
+            embedder.close()
