@@ -28,8 +28,8 @@ from pgvec_queue.uninstall import Installed
 def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway: bool, cascade: bool) -> None:
     """Remove vectorizers, triggers and the schema pgvec; destinations with their vectors stay.
 
-    Workers are told to leave first. What stays is found again: `pgvec init` and `pgvec enqueue … --into` the same table
-    embed nothing that is there.
+    Workers are told to leave first. What stays is found again: `pgvec init`, then `pgvec enqueue` with --into the same
+    table, embed nothing that is there.
     """
     connection = session.connect("uninstall")
     if not schema.revision(connection):

@@ -76,6 +76,7 @@ class VectorizerProgress(BaseModel):
     source: str
     destination: str
     model: str
+    rows_adopted: int = Field(description="Rows whose vectors were there before, and were taken over.")
 
 
 class Vectorizers(BaseModel):
