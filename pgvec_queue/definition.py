@@ -240,6 +240,7 @@ def _destination(
             store=store,
             dimensions=dimensions,
             vector_schema=versions.vector_schema,
+            adopt=options.adopt,
         )
     else:
         found = destination.resolve_table(
@@ -252,6 +253,7 @@ def _destination(
             dimensions=dimensions,
             vector_schema=versions.vector_schema,
             chunked=options.chunked,
+            adopt=options.adopt,
         )
     taken = connection.execute(
         statement("catalog", "destination_taken"),

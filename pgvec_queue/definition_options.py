@@ -43,6 +43,8 @@ class Options:
     rows_per_job: int | None = None
     priority: int | None = None
     sync: bool | None = None
+    adopt: bool = False
+    """Take over the vectors that the destination has."""
 
     @property
     def chunked(self) -> bool:

@@ -7,12 +7,21 @@ beyond what a message announces: a missing index on the key, or a missing column
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
 
-from pgvec_queue.catalog import Column, Relation, find_relation, has_leading_index, quoted_name, split_name, unique_keys
+from pgvec_queue.catalog import (
+    Column,
+    Relation,
+    find_relation,
+    folded,
+    has_leading_index,
+    quoted_name,
+    split_name,
+    unique_keys,
+)
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier, literal_sql
@@ -55,14 +64,20 @@ def resolve_table(
     dimensions: int,
     vector_schema: str,
     chunked: bool,
+    adopt: bool = False,
 ) -> Destination:
-    """Finds or designs the table of chunks. Raises ``DefinitionError`` when an existing one does not fit."""
+    """Finds or designs the table of chunks; with ``adopt`` it is to be there, and gets a column for the hash.
+
+    Raises ``DefinitionError`` when an existing one does not fit.
+    """
     name = into if into is not None else quoted_name(source.schema, f"{source.name}_vectors")
     existing = _find_table(connection, source, name)
     if existing is not None:
         if existing.oid == source.oid:
             raise DefinitionError(f"{existing.label} is the source itself; name another table with --into")
-        return _check_table(connection, existing, key, column_map, store, dimensions, chunked)
+        return _check_table(connection, existing, key, column_map, store, dimensions, chunked, adopt)
+    if adopt:
+        raise _nothing_there(named_table(connection, source, name), "--into TABLE")
     schema = split_name(name)[0]
     if schema is not None and not _schema_exists(connection, schema):
         raise DefinitionError(
@@ -198,9 +213,24 @@ def _check_table(
     store: str,
     dimensions: int,
     chunked: bool,
+    adopt: bool,
 ) -> Destination:
     if table.kind not in ("r", "p"):
         raise DefinitionError(f"the destination {table.label} is no table; name a table with --into")
+    statements = []
+    remarks = []
+    hash_column = _mapped(column_map, "source_hash", None) or "source_hash"
+    if adopt and not {hash_column, folded(hash_column)} & set(table.columns):
+        _check_length(hash_column, "the column's name", "--column source_hash=NAME")
+        statements.append(
+            statement("destination", "add_column").format(
+                destination=identifier(table.schema, table.name),
+                column=identifier(hash_column),
+                type=sql.SQL("bytea"),
+            )
+        )
+        remarks.append(f"adds the column {hash_column} to {table.label}")
+        column_map = {role: names for role, names in column_map.items() if role != "source_hash"}
     roles = _existing_roles(table, key, column_map)
     _check_key_count(roles, key)
     embedding = table.columns[roles.embedding]
@@ -220,8 +250,9 @@ def _check_table(
     for mine, theirs in zip(key, roles.key, strict=True):
         _check_cast(connection, mine, table, table.columns[theirs])
     _check_unique(connection, table, roles, chunked)
-    remarks = []
-    if roles.source_hash is None:
+    if statements:
+        roles = replace(roles, source_hash=hash_column)
+    elif roles.source_hash is None:
         remarks.append(
             f"{table.label} has no column for the source's hash: new and deleted rows will be told, changed ones not "
             "(add a bytea column and give --column source_hash=NAME)"
@@ -244,7 +275,15 @@ def _check_table(
             for c, name in zip(key, roles.key, strict=True)
         ),
         created=False,
+        statements=tuple(statements),
         remarks=tuple(remarks),
+    )
+
+
+def _nothing_there(what: str, flag: str) -> DefinitionError:
+    return DefinitionError(
+        f"{what} does not exist, so there are no vectors to take over; name what has them with {flag}, "
+        "or leave --adopt out"
     )
 
 
@@ -354,14 +393,20 @@ def resolve_column(
     store: str,
     dimensions: int,
     vector_schema: str,
+    adopt: bool = False,
 ) -> Destination:
-    """Finds or designs the vector column of the source. Raises ``DefinitionError`` when it does not fit."""
+    """Finds or designs the vector column of the source; with ``adopt`` it is to be there.
+
+    Raises ``DefinitionError`` when it does not fit.
+    """
     if source.kind not in ("r", "p"):
         raise DefinitionError(f"{source.label} is no table, so it can get no vector column; use --into TABLE")
     other = sorted(set(column_map) - {"source_hash"})
     if other:
         raise DefinitionError(f"with --into-column only --column source_hash=NAME has a meaning, not {other[0]}")
     hash_column = _mapped(column_map, "source_hash", None) or f"{column}_hash"
+    if adopt and column not in source.columns:
+        raise _nothing_there(f"the column {column} of {source.label}", "--into-column COLUMN")
     destination = identifier(source.schema, source.name)
     vector = sql.SQL("{}({})").format(identifier(vector_schema, store), sql.Literal(dimensions))
     statements = []

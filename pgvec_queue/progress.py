@@ -60,6 +60,8 @@ class Progress:
     """Chunks of changed documents that kept the vector that they had."""
     chunks_cached: int
     """Chunks whose vector a worker remembered."""
+    rows_adopted: int
+    """Rows whose vectors were there before, and were taken over."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

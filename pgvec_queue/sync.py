@@ -130,6 +130,17 @@ def remove(connection: Connection, vectorizer_id: int) -> None:
         )
 
 
+def remove_all(connection: Connection) -> None:
+    """Takes all triggers of ours off all tables, whatever vectorizer they belonged to; the functions stay.
+
+    Raises ``DefinitionError`` when a table stays locked.
+    """
+    with transaction(connection):
+        connection.execute(statement("uninstall", "unfollow"))
+    for schema, table, trigger in connection.execute(statement("uninstall", "triggers")).fetchall():
+        _patiently(connection, schema, table, _dropping(connection, schema, table, trigger))
+
+
 def uncovered(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     """Returns the tables of a synced source whose changes are not followed: partitions that came later, mostly."""
     source = find_relation(connection, quoted_name(vectorizer.source_schema, vectorizer.source_table))

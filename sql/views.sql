@@ -60,7 +60,8 @@ WITH counted AS (
            sum(bytes_written)  AS bytes_written,
            sum(rows_unchanged) AS rows_unchanged,
            sum(chunks_kept)    AS chunks_kept,
-           sum(chunks_cached)  AS chunks_cached
+           sum(chunks_cached)  AS chunks_cached,
+           sum(rows_adopted)   AS rows_adopted
     FROM pgvec.counters GROUP BY vectorizer_id
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
@@ -101,6 +102,7 @@ WITH counted AS (
            coalesce(c.rows_wasted, 0) AS rows_wasted,
            coalesce(c.chunks_reused, 0) AS chunks_reused,
            coalesce(c.bytes_written, 0) AS bytes_written,
+           coalesce(c.rows_adopted, 0) AS rows_adopted,
            coalesce(c.jobs_reclaimed, 0) AS jobs_reclaimed,
            coalesce(c.jobs_done, 0) AS jobs_done,
            coalesce(c.rows_unchanged, 0) AS rows_unchanged,
@@ -223,7 +225,8 @@ SELECT id AS vectorizer_id,
        model,
        rows_unchanged::bigint AS rows_unchanged,
        chunks_kept::bigint AS chunks_kept,
-       chunks_cached::bigint AS chunks_cached
+       chunks_cached::bigint AS chunks_cached,
+       rows_adopted::bigint AS rows_adopted
 FROM numbers
 CROSS JOIN LATERAL (
     SELECT NOT (finished OR paused OR cancelled OR blocked_reason IS NOT NULL) AS moving,
@@ -271,6 +274,7 @@ COMMENT ON COLUMN pgvec.progress.model IS 'The model';
 COMMENT ON COLUMN pgvec.progress.rows_unchanged IS 'Rows found as they were when they were embedded, and blank ones, since it was made';
 COMMENT ON COLUMN pgvec.progress.chunks_kept IS 'Chunks of changed documents that kept the vector that they had';
 COMMENT ON COLUMN pgvec.progress.chunks_cached IS 'Chunks that took their vector from a worker''s cache';
+COMMENT ON COLUMN pgvec.progress.rows_adopted IS 'Rows whose vectors were there before, and were taken over';
 
 -- name: worker_status
 CREATE OR REPLACE VIEW pgvec.worker_status AS

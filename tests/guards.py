@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "docs", "pyproject.toml")
+_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "benchmarks", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -640,6 +640,76 @@ GUARDS = [
         "if has_old and documents else Old()",
         "if fragments.keeps_vectors and documents else Old()",
         "tests/integration/test_nothing_twice.py::test_a_first_backfill_looks_for_no_old_chunks",
+    ),
+    Guard(
+        "adopt: the vectors are those of the model",
+        "pgvec_queue/adoption_check.py",
+        "        if not misses:\n",
+        "        if True:\n",
+        "tests/integration/test_adoption.py::test_vectors_of_another_model_are_refused_and_nothing_is_changed",
+    ),
+    Guard(
+        "adopt: the chunks are those of the present text",
+        "pgvec_queue/adoption.py",
+        "    if not covers(document, pieces, rules.dropped):\n",
+        "    if False:\n",
+        "tests/integration/test_adoption.py::test_only_what_is_not_of_the_present_text_is_made_anew",
+    ),
+    Guard(
+        "adopt: no vector and no number is missing",
+        "pgvec_queue/adoption.py",
+        "    if not candidate.complete or (whole and candidate.pieces != 1):\n",
+        "    if False:\n",
+        "tests/integration/test_adoption.py::test_only_what_is_not_of_the_present_text_is_made_anew",
+    ),
+    Guard(
+        "adopt: what the model does not read in full is made anew",
+        "pgvec_queue/adoption.py",
+        "            if tokens > most:\n",
+        "            if False:\n",
+        "tests/integration/test_adoption.py::test_chunks_that_the_model_does_not_read_in_full_are_made_anew",
+    ),
+    Guard(
+        "adopt: a text that has changed since it was compared keeps no hash",
+        "sql/adoption.sql",
+        "    WHERE {selected} AND {hash} = u.pgvec_hash AND d.pgvec_unknown",
+        "    WHERE {selected} AND d.pgvec_unknown",
+        "tests/integration/test_adoption.py::test_a_row_that_changed_since_it_was_compared_is_left_alone",
+    ),
+    Guard(
+        "adopt: chunks that have changed since they were compared keep no hash",
+        "sql/adoption.sql",
+        " AND d.pgvec_digest = u.pgvec_digest",
+        "",
+        "tests/integration/test_adoption.py::test_a_row_that_changed_since_it_was_compared_is_left_alone",
+    ),
+    Guard(
+        "adopt: each chunk has text that the one before it has not",
+        "pgvec_queue/covering.py",
+        "            if starts[before] < at and fresh[before] < at + len(piece):\n",
+        "            if starts[before] < at:\n",
+        "tests/unit/test_covering.py::test_examples",
+    ),
+    Guard(
+        "import-pgai: what waits in its queue is not believed",
+        "sql/pgai.sql",
+        "EXISTS (SELECT FROM {queue} q WHERE {same_key})",
+        "false",
+        "tests/integration/test_import_pgai.py::test_a_column_of_the_source_with_a_composite_key_is_taken_over",
+    ),
+    Guard(
+        "uninstall: what others made of ours is kept",
+        "pgvec_queue/uninstall.py",
+        "            if dependents and not cascade:\n",
+        "            if False:\n",
+        "tests/integration/test_uninstall.py::test_what_others_made_of_ours_is_named_and_kept",
+    ),
+    Guard(
+        "uninstall: workers leave first",
+        "pgvec_queue/cli/uninstall.py",
+        "    if left and not anyway:\n",
+        "    if False:\n",
+        "tests/integration/test_uninstall.py::test_a_worker_that_stays_is_named",
     ),
 ]
 

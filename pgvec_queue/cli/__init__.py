@@ -22,6 +22,7 @@ from pgvec_queue.errors import PgvecError
 _COMMANDS = {
     "init": ("init", "Create or upgrade the schema pgvec."),
     "enqueue": ("enqueue", "Plan the jobs that turn a table into vectors, or bring them up to date."),
+    "import-pgai": ("import_pgai", "Make ours of a vectorizer of pgai, and take its vectors over."),
     "work": ("work", "Claim jobs, embed and write until stopped, or until all is done."),
     "status": ("status", "Show how far each vectorizer is, and why nothing moves."),
     "dashboard": ("dashboard", "Show all of it live on a terminal, and steer it with keys."),
@@ -36,6 +37,7 @@ _COMMANDS = {
     "alter": ("steer", "Change a vectorizer's name, priority or limits."),
     "workers": ("workers", "List the workers, or tell those of a host to leave."),
     "serve": ("serve", "Serve the HTTP gateway: texts in, answers out, and a page to watch."),
+    "uninstall": ("uninstall", "Remove the schema pgvec and its triggers; destinations stay."),
     "api-token": ("api_token", "Make, list and revoke the tokens that the gateway asks for."),
     "exporter": ("exporter", "Serve metrics of the whole queue to Prometheus."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),

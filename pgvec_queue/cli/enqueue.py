@@ -11,11 +11,11 @@ from click.core import ParameterSource
 
 from pgvec_queue import definition, estimate
 from pgvec_queue.catalog import get_relation
-from pgvec_queue.cli import estimates
+from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
-from pgvec_queue.database import Connection
+from pgvec_queue.database import Connection, Versions
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
@@ -96,6 +96,11 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
     default=None,
     help="Follow live changes by triggers on SOURCE, or stop to.  [default: as it is; new ones do not]",
 )
+@click.option(
+    "--adopt",
+    is_flag=True,
+    help="Take over the vectors that the destination has, instead of embedding their rows again; a sample is checked.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and estimate what it would mean; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
 @click.option(
@@ -122,6 +127,9 @@ def enqueue(
     Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
     nothing is embedded twice.
 
+    With --adopt, rows whose vectors are there already are not embedded: a destination that some other program has
+    filled is taken over.
+
     With --dry-run it says what that would mean, each number as an estimate with the interval that it lies in.
     """
     _refuse_contradictions(click.get_current_context())
@@ -131,6 +139,10 @@ def enqueue(
     options = definition.Options(columns=column_map, **given)
     connection, versions = session.connect_checked("enqueue")
     _refuse_limited_sync(connection, options, limit)
+    checked = adopting.check(connection, options, versions) if options.adopt else None
+    if dry_run and checked is not None:
+        _tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
+        return
     if dry_run:
         connection.read_only = True
         proposed = definition.propose(connection, options, versions)
@@ -146,6 +158,13 @@ def enqueue(
     for remark in defined.remarks:
         click.echo(f"pgvec: {remark}", err=True)
     vectorizer = defined.vectorizer
+    if checked is not None:
+        adopting.adopt(connection, Fragments(vectorizer, versions.vector_schema), checked)
+    plan(connection, vectorizer, versions, limit)
+
+
+def plan(connection: Connection, vectorizer: Vectorizer, versions: Versions, limit: int | None = None) -> None:
+    """Plans the jobs and says how many; somebody else who plans the same is left to it."""
     with RowBar("planning", vectorizer.name, limit or estimated_rows(connection, vectorizer)) as bar:
         planner = Planner(connection, Fragments(vectorizer, versions.vector_schema), lambda _, rows: bar(rows))
         try:
@@ -192,6 +211,12 @@ def _refuse_contradictions(context: click.Context) -> None:
     for other in ("endpoint", "tokenizer"):
         if other in said and context.params["embedder"] not in (None, "openai"):
             raise click.UsageError(f"{said[other]} is for the embedder openai, not {context.params['embedder']}")
+    if {"adopt", "limit"} <= said.keys():
+        raise click.UsageError("--limit and --adopt exclude each other: what is there is taken over as a whole")
+    if "adopt" in said:
+        for other in ("as_json", "sample", "price"):
+            if other in said:
+                raise click.UsageError(f"{said[other]} is for the estimate, which --adopt --dry-run does not make")
     for other in ("as_json", "sample", "price"):
         if other in said and "dry_run" not in said:
             raise click.UsageError(f"{said[other]} belongs to --dry-run")

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pgvec_queue import adoption_check, definition
+from pgvec_queue.database import versions
+from pgvec_queue.definition import Options
 from pgvec_queue.embedders import (
     DEFAULT_MODEL,
     DeviceOptions,
@@ -31,8 +34,9 @@ from pgvec_queue.embedders.batching import FixedShapes
 from pgvec_queue.embedders.devices import Cpu
 from pgvec_queue.embedders.sentence_transformers import SentenceTransformersEmbedder
 from pgvec_queue.embedders.tuning import Memory
-from pgvec_queue.errors import EmbedderError, Kind, SettingsError
+from pgvec_queue.errors import DefinitionError, EmbedderError, Kind, SettingsError
 from pgvec_queue.tokenizers import HuggingFaceTokenizer
+from tests.support import Bench
 
 # In one process: each would load torch and the models again.
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
@@ -545,3 +549,21 @@ def test_a_model_without_that_attention_is_run_with_its_own(monkeypatch: pytest.
     monkeypatch.setattr(model_loading, "attention_for", lambda *_: model_loading.UNPADDED)
     embedder = SentenceTransformersEmbedder(SPEC, DeviceOptions(device="cpu", batch_tokens=1024, runtime="torch"))
     assert embedder.embed_documents(["it works"], [4]).shape == (1, 384)
+
+
+def test_what_encode_has_made_is_taken_over_and_what_another_model_has_is_not(bench: Bench, reference: Any) -> None:
+    """As `enqueue --adopt` compares: vectors of a script, by the library's own ``encode``."""
+    texts = [" ".join(random.Random(i).choices(WORDS, k=5 + i % 40)) for i in range(30)]
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.sql("CREATE TABLE made (id int, chunk text, embedding halfvec(384))")
+    for i, (text, vector) in enumerate(zip(texts, reference.encode(texts), strict=True)):
+        bench.sql("INSERT INTO docs VALUES (%s, %s)", i, text)
+        bench.sql("INSERT INTO made VALUES (%s, %s, %s::text::halfvec)", i, text, str(vector.tolist()))
+    options = Options(source="docs", text=["body"], into="made", store="halfvec", no_chunking=True, adopt=True)
+    proposed = definition.propose(bench.connection, options, versions(bench.connection))
+    checked = adoption_check.check(bench.connection, proposed, versions(bench.connection))
+    assert (checked.compared, checked.documents, dict(checked.left)) == (30, 30, {})
+    assert 0.999 <= checked.least <= 1.0001
+    bench.sql("UPDATE made SET embedding = (SELECT embedding FROM made WHERE id = 1) WHERE id = 2")
+    with pytest.raises(DefinitionError, match=r"of 30 compared, 1 below a cosine of 0\.999"):
+        adoption_check.check(bench.connection, proposed, versions(bench.connection))

@@ -79,6 +79,7 @@ class VectorizerProgress(BaseModel):
     rows_unchanged: int = Field(description="Rows found as they were when they were embedded, and blank ones.")
     chunks_kept: int = Field(description="Chunks of changed documents that kept their vector.")
     chunks_cached: int = Field(description="Chunks whose vector a worker remembered.")
+    rows_adopted: int = Field(description="Rows whose vectors were there before, and were taken over.")
 
 
 class Vectorizers(BaseModel):

@@ -1,0 +1,99 @@
+"""Removes all that is ours from a database: workers leave, triggers go, then the schema ``pgvec`` with all in it.
+
+What stays: destinations with their vectors and hashes, so that a later `enqueue --into` of the same table embeds
+nothing again; columns that were added to a source; the texts of the gateway's collections; the extension ``vector``.
+What somebody else has made of ours (a view over ``pgvec.progress``) is never dropped unasked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from pgvec_queue import queue, sync
+from pgvec_queue.database import Connection, one_line, statement, transaction
+from pgvec_queue.errors import PgvecError
+
+_LOOK_SECONDS = 0.2
+_LOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What there is of ours."""
+
+    vectorizers: Sequence[str]
+    triggers: Sequence[str]
+    """Tables that have ours, each once."""
+    destinations: Sequence[str]
+    """What stays: tables, and columns of sources."""
+    dependents: Sequence[str]
+    """What others have made of ours, as PostgreSQL describes it."""
+    workers: Sequence[str]
+    """Hosts and processes that were heard of lately."""
+    texts: bool
+    """There are collections of the gateway."""
+
+
+def survey(connection: Connection) -> Installed:
+    """Returns what `remove` would take away and leave."""
+    vectorizers = connection.execute(statement("uninstall", "vectorizers")).fetchall()
+    triggers = connection.execute(statement("uninstall", "triggers")).fetchall()
+    texts = connection.execute(statement("uninstall", "texts")).fetchone()
+    return Installed(
+        vectorizers=[name for name, *_ in vectorizers],
+        triggers=list(dict.fromkeys(f"{schema}.{table}" for schema, table, _ in triggers)),
+        destinations=[
+            f"the columns {embedding} and {hash_} of {table}" if in_source else table
+            for _, in_source, table, embedding, hash_ in vectorizers
+        ],
+        dependents=_dependents(connection),
+        workers=workers(connection),
+        texts=bool(texts and texts[0]),
+    )
+
+
+def workers(connection: Connection) -> list[str]:
+    """Returns the workers that were heard of within their lease."""
+    return [worker for (worker,) in connection.execute(statement("uninstall", "workers"))]
+
+
+def send_away(connection: Connection, seconds: float, waiting: Callable[[Sequence[str]], None]) -> list[str]:
+    """Tells all workers to leave and waits for them, that long at most; returns those that are still there."""
+    deadline = time.monotonic() + seconds
+    queue.stop_workers(connection, None)
+    while (left := workers(connection)) and time.monotonic() < deadline:
+        waiting(left)
+        time.sleep(_LOOK_SECONDS)
+    return left
+
+
+def remove(connection: Connection, *, cascade: bool = False) -> None:
+    """Takes the triggers off, table by table, then drops the schema; ``cascade`` drops what others made of it too.
+
+    Raises ``PgvecError`` where something of others depends on it, or a table stays locked; running it again goes on.
+    """
+    sync.remove_all(connection)
+    try:
+        with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
+            dependents = _dependents(connection)
+            if dependents and not cascade:
+                raise PgvecError(
+                    f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give "
+                    "--cascade"
+                )
+            connection.execute(statement("uninstall", "drop_schema"))
+    except psycopg.errors.LockNotAvailable as error:
+        raise PgvecError(
+            "the schema pgvec is in use by an open transaction (a worker, a gateway, a dashboard, a dump); end it, "
+            "then run the same command again"
+        ) from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PgvecError(f"you may not drop the schema pgvec: {one_line(error)}; its owner may") from error
+
+
+def _dependents(connection: Connection) -> list[str]:
+    return [described for (described,) in connection.execute(statement("uninstall", "dependents"))]
