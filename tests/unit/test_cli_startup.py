@@ -34,6 +34,7 @@ COMMANDS = [
     "cancel",
     "drop",
     "alter",
+    "migrate-model",
     "workers",
     "serve",
     "api-token",
