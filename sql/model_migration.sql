@@ -72,20 +72,27 @@ FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND state IN ('queued', 'running');
 
 -- name: sizes
 -- Bytes of the table, TOAST included, of all its indexes, and of those on the vectors; with its partitions.
-SELECT coalesce(sum(pg_catalog.pg_table_size(t.relid)), 0)::bigint AS table_bytes,
-       coalesce(sum(pg_catalog.pg_indexes_size(t.relid)), 0)::bigint AS index_bytes,
+WITH tables AS (
+    SELECT to_regclass({destination}) AS oid
+    UNION SELECT relid FROM pg_catalog.pg_partition_tree(to_regclass({destination}))
+)
+SELECT coalesce(sum(pg_catalog.pg_table_size(t.oid)), 0)::bigint AS table_bytes,
+       coalesce(sum(pg_catalog.pg_indexes_size(t.oid)), 0)::bigint AS index_bytes,
        (SELECT coalesce(sum(pg_catalog.pg_relation_size(i.indexrelid)), 0)::bigint
-        FROM pg_catalog.pg_partition_tree(to_regclass({destination})) p
-        JOIN pg_catalog.pg_index i ON i.indrelid = p.relid
+        FROM tables p
+        JOIN pg_catalog.pg_index i ON i.indrelid = p.oid
         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
         WHERE a.attname = %(embedding)s) AS own_index_bytes
-FROM pg_catalog.pg_partition_tree(to_regclass({destination})) t;
+FROM tables t;
 
 -- name: indexed
 -- Whether searches by these vectors can go through an index.
 SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_partition_tree(to_regclass({destination})) p
-    JOIN pg_catalog.pg_index i ON i.indrelid = p.relid AND i.indisvalid
+    SELECT FROM (
+        SELECT to_regclass({destination}) AS oid
+        UNION SELECT relid FROM pg_catalog.pg_partition_tree(to_regclass({destination}))
+    ) t
+    JOIN pg_catalog.pg_index i ON i.indrelid = t.oid AND i.indisvalid
     JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     JOIN pg_catalog.pg_am m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %(embedding)s

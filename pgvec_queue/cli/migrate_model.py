@@ -225,9 +225,10 @@ def _switch(connection: Connection, name: str, *, anyway: bool, yes: bool) -> No
         confirm(f"Search {plain(name)} with {plain(migration.new.model)} from now on?", yes=yes)
     model_migration.switch(connection, migration)
     now = model_migration.get(connection, migration.old.name)
+    reads, waits = now.reads, now.waits
     click.echo(
-        f"{plain(now.reads.name)} is searched with {plain(now.reads.model)} in {plain(now.reads.destination_label)} "
-        f"now; `--rollback` takes that back, `--finish` drops {plain(now.waits.name)}, which has {plain(now.waits.model)}."
+        f"{plain(reads.name)} is searched with {plain(reads.model)} in {plain(reads.destination_label)} now; "
+        f"`--rollback` takes that back, `--finish` drops {plain(waits.name)}, which has {plain(waits.model)}."
     )
 
 

@@ -110,7 +110,8 @@ def search(
 def _embed(found: Vectorizer, options: DeviceOptions, query: str) -> Vectors:
     embedder = embedders.load(found.spec, options)
     try:
-        return embedder.embed_queries([query])[0]
+        vector: Vectors = embedder.embed_queries([query])[0]
+        return vector
     finally:
         embedder.close()
 
