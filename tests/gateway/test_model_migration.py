@@ -102,15 +102,15 @@ def test_searches_over_http_never_fail_and_never_mix(bench: Bench, client: httpx
 
 
 def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) -> None:
-    client.post(f"{API}/collections", json={"name": "notes", "model_name": MODEL}).raise_for_status()
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     with working(bench.dsn):
         first = done(client, ["one lamp", "two lamps"], collection="notes")
     migration = begin(bench, "notes", model="hashing-48")
     model_migration.switch(bench.connection, now(bench, "notes"))
     assert ask(client, "two lamps", collection="notes")["hits"][0]["score"] == pytest.approx(1)
-    assert client.get(f"{API}/collections/notes").json()["model_name"] == "hashing-48"
+    assert client.get(f"{API}/collections/notes").json()["model"] == "hashing-48"
     status = client.get(f"{API}/tasks/{first['task_id']}/status").json()
-    assert (status["state"], status["done"]) == ("done", 2)
+    assert (status["state"], status["counts"]["done"], status["model"]) == ("done", 2, "hashing-48")
     result = client.get(f"{API}/tasks/{first['task_id']}/result").json()
     assert [len(one["embedding"]) for one in result["vectors"]] == [48, 48]
     with working(bench.dsn):
@@ -130,7 +130,7 @@ def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) 
 
 
 def test_pages_of_one_result_are_of_one_model(bench: Bench, client: httpx2.Client) -> None:
-    client.post(f"{API}/collections", json={"name": "notes", "model_name": MODEL}).raise_for_status()
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     with working(bench.dsn):
         task = done(client, ["one lamp", "two lamps"], collection="notes")["task_id"]
     begin(bench, "notes")
@@ -143,7 +143,7 @@ def test_pages_of_one_result_are_of_one_model(bench: Bench, client: httpx2.Clien
 
 
 def test_a_task_that_is_being_written_moves_too(bench: Bench, client: httpx2.Client) -> None:
-    client.post(f"{API}/collections", json={"name": "notes", "model_name": MODEL}).raise_for_status()
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     migration = begin(bench, "notes")
 
     def switch() -> None:
@@ -166,7 +166,7 @@ def test_a_task_that_is_being_written_moves_too(bench: Bench, client: httpx2.Cli
 
 
 def test_a_task_belongs_to_what_its_collection_has_become_meanwhile(bench: Bench, client: httpx2.Client) -> None:
-    client.post(f"{API}/collections", json={"name": "notes", "model_name": MODEL}).raise_for_status()
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     migration = begin(bench, "notes")
     with psycopg.connect(bench.dsn) as switching:
         # The request finds the collection as it was, and comes to write its task while the switch holds the table.
@@ -200,7 +200,7 @@ def test_texts_without_a_collection_go_on_where_they_went(bench: Bench) -> None:
 
 @pytest.mark.parametrize("switched", [False, True])
 def test_a_collection_is_deleted_with_what_waits_beside_it(bench: Bench, client: httpx2.Client, switched: bool) -> None:
-    client.post(f"{API}/collections", json={"name": "notes", "model_name": MODEL}).raise_for_status()
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     begin(bench, "notes")
     if switched:
         model_migration.switch(bench.connection, now(bench, "notes"))

@@ -73,7 +73,7 @@ def working(bench: Bench, **options: Any) -> Iterator[None]:
 
 
 def settled(bench: Bench) -> bool:
-    return bench.value("SELECT count(*) FROM pgvec.jobs WHERE state IN ('queued', 'running')") == 0
+    return bool(bench.value("SELECT NOT EXISTS (SELECT FROM pgvec.jobs WHERE state IN ('queued', 'running'))"))
 
 
 def test_a_second_vectorizer_is_made_beside_the_first_with_all_but_what_was_named(bench: Bench) -> None:
@@ -173,10 +173,13 @@ def test_a_switch_swaps_two_names_and_a_rollback_swaps_them_back(bench: Bench) -
     # Both follow changes, so that nothing is lost by going back.
     bench.sql("UPDATE docs SET body = 'changed after the switch' WHERE id = 5")
     bench.drain()
-    assert best(bench, "changed after the switch") == (vectorizer.get(bench.connection, "docs"), pytest.approx(1))
+    found, score = best(bench, "changed after the switch")
+    assert found.id == new.id
+    assert score == pytest.approx(1)
     model_migration.roll_back(bench.connection, now(bench))
     found, score = best(bench, "changed after the switch")
-    assert (found.id, score) == (old.id, pytest.approx(1))
+    assert found.id == old.id
+    assert score == pytest.approx(1)
     with pytest.raises(MigrationStateError, match="nothing of docs was switched"):
         model_migration.roll_back(bench.connection, now(bench))
     assert [
@@ -273,7 +276,7 @@ def test_a_destination_that_is_needed_stays(bench: Bench, why: str) -> None:
             "CREATE TABLE mine (id bigint, chunk_index int, chunk text, embedding vector(32), source_hash bytea,"
             " UNIQUE (id, chunk_index))"
         )
-    fill(bench, **({"into": "mine"} if why == "its own" else {}))
+    fill(bench, into="mine" if why == "its own" else None)
     if why == "view":
         bench.sql("CREATE VIEW newest AS SELECT * FROM docs_vectors")
     begin(bench)
@@ -440,7 +443,8 @@ def test_a_search_whose_vectors_go_while_its_query_is_embedded_is_done_again(ben
 
     found, answer = search.by_name(bench.connection, "docs", Search("document number 9", limit=1), embed_meanwhile)
     assert asked == [old.id, new.id]
-    assert (found.id, answer.hits[0].score) == (new.id, pytest.approx(1))
+    assert found.id == new.id
+    assert answer.hits[0].score == pytest.approx(1)
     bench.sql(f"DROP TABLE {new.destination}")
     with pytest.raises(search.DestinationError):
         search.by_name(bench.connection, "docs", Search("document number 9"), embed_meanwhile)
@@ -457,7 +461,8 @@ def test_a_switch_in_the_middle_changes_nothing_for_a_search_that_has_begun(benc
         return embed(found, "document number 9")
 
     found, answer = search.by_name(bench.connection, "docs", Search("document number 9", limit=1), embed_meanwhile)
-    assert (found.id, answer.hits[0].score) == (old.id, pytest.approx(1))
+    assert found.id == old.id
+    assert answer.hits[0].score == pytest.approx(1)
 
 
 def obstacles(bench: Bench) -> list[str]:
@@ -506,7 +511,7 @@ def test_a_report_compares_both(bench: Bench) -> None:
     assert (found.old.coverage, found.new.coverage, found.queries, found.queries_from) == (1, 1, 10, "documents")
     # The same model on the same texts.
     assert found.agreement == 1
-    assert (found.old.recall, found.old.recall_queries, found.new.recall) == (pytest.approx(1, abs=0.2), 10, None)
+    assert (found.old.recall, found.old.recall_queries, found.new.recall) == (1, 10, None)
     assert found.old.table_bytes > 0 < found.old.index_bytes
     stored, at = bench.sql("SELECT report, reported_at FROM pgvec.model_migrations")[0]
     assert stored == json.loads(json.dumps(found.as_json()))

@@ -134,7 +134,15 @@ async def status(gateway: In, task_id: uuid.UUID) -> TaskStatus:
         return await status_of(connection, task_id)
 
 
-@router.get("/{task_id}/result", dependencies=[Reads], response_model=TaskResult, responses=_GONE)
+@router.get(
+    "/{task_id}/result",
+    dependencies=[Reads],
+    response_model=TaskResult,
+    responses={
+        **_GONE,
+        409: {"description": "The collection has been switched to another model since the page that gave the cursor."},
+    },
+)
 async def result(
     gateway: In,
     task_id: uuid.UUID,
