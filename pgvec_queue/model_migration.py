@@ -33,7 +33,7 @@ _LONGEST_NAME = 190
 _LONGEST_TABLE = 60
 _LONGEST_COLUMN = 55
 """With room for a number, and for what the column of hashes is called."""
-_LONGEST_SHORT = 24
+_LONGEST_SHORT = 30
 _LOCK_SECONDS = 1.0
 _LOCK_TRIES = 20
 
