@@ -286,11 +286,13 @@ def _options(old: Vectorizer, given: Mapping[str, Any]) -> Options:
 
 
 def _refuse_the_same(connection: Connection, old: Vectorizer, options: Options, source: catalog.Relation) -> None:
-    """Raises ``DefinitionError`` where the vectors would be the ones that there are."""
+    """Raises ``DefinitionError`` where the vectors would be the ones that there are, and in the same place."""
+    if options.into is not None or options.into_column is not None:
+        return
     column = old.destination_roles.embedding if old.into_column else None
     try:
         definition_differences.refuse(
-            connection, old, replace(options, name=old.name, into=None, into_column=column, columns={}), source
+            connection, old, replace(options, name=old.name, into_column=column, columns={}), source
         )
     except DefinitionDiffersError:
         return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 
 from pgvec_queue import model_migration, model_report, search, vectorizer
 from pgvec_queue.database import Database, versions
@@ -304,6 +308,16 @@ def test_the_new_one_can_be_given_up(bench: Bench) -> None:
     bench.sql("UPDATE docs SET body = 'changed' WHERE id = 3")
     bench.drain()
     assert bench.wrong(old) == RIGHT
+
+
+def test_the_same_vectors_may_move_to_another_place(bench: Bench) -> None:
+    fill(bench)
+    assert begin(bench, into="elsewhere").new.destination == "public.elsewhere"
+    bench.drain()
+    assert best(bench, "document number 3", "docs@other")[1] == pytest.approx(1)
+    assert begin(bench, into="elsewhere").new.destination == "public.elsewhere"
+    with pytest.raises(DefinitionError, match=r"--into was public\.elsewhere"):
+        begin(bench, into="docs_vectors")
 
 
 @pytest.mark.parametrize("why", ["view", "kept", "its own"])
@@ -630,7 +644,14 @@ def test_dropping_one_of_the_two_ends_the_migration(bench: Bench) -> None:
     assert best(bench, "document number 1")[1] == pytest.approx(1)
 
 
-Line = Callable[..., Any]
+@drawn(base=st.text(min_size=1, max_size=63).filter(lambda text: "\0" not in text), model=st.text(min_size=1))
+def test_a_new_destination_s_name_is_short_enough(base: str, model: str) -> None:
+    short = model_migration._short(model)
+    assert re.fullmatch("[a-z0-9_]{1,30}", short)
+    for longest, ending in ((60, ""), (55, "_hash")):
+        names = list(itertools.islice(model_migration._numbered(base, short, longest), 99))
+        assert len(set(names)) == 99
+        assert max(len((name + ending).encode()) for name in names) <= 63
 
 
 @pytest.fixture

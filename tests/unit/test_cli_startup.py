@@ -96,7 +96,7 @@ def test_help_and_version_load_neither_models_nor_numbers_nor_a_driver(arguments
     assert not loaded(*arguments) & (HEAVY | MEDIUM)
 
 
-@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench"])
+@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench", "migrate-model"])
 def test_help_of_a_command_loads_no_model_library(command: str) -> None:
     assert not loaded(command, "--help") & HEAVY
 
