@@ -143,6 +143,7 @@ def drop(connection: Connection, name: str) -> None:
             if row is None:
                 raise unknown(name)
             vectorizer_id, vectorizer_name, *tables = row
+            _drop_partner(connection, vectorizer_id)
             connection.execute(statement("vectorizer", "drop"), {"name": vectorizer_name})
             connection.execute(statement("gateway", "forget_collections"))
             connection.execute(statement("gateway", "delete_tasks_of"), {"vectorizer": vectorizer_id})
@@ -151,6 +152,17 @@ def drop(connection: Connection, name: str) -> None:
                     source=sql.Identifier(*tables[:2]), destination=sql.Identifier(*tables[2:])
                 )
             )
+
+
+def _drop_partner(connection: Connection, vectorizer_id: int) -> None:
+    """Drops what is beside it while it is on its way to another model, with the vectors that were made for that."""
+    partner = connection.execute(statement("model_migration", "partner"), {"id": vectorizer_id}).fetchone()
+    if partner is None:
+        return
+    name, schema, table, made = partner
+    connection.execute(statement("vectorizer", "drop"), {"name": name})
+    if made:
+        connection.execute(statement("gateway", "drop_table").format(destination=sql.Identifier(schema, table)))
 
 
 async def find(

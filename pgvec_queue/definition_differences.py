@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from pgvec_queue import catalog, destination, source_checks
@@ -10,6 +11,15 @@ from pgvec_queue.database import Connection
 from pgvec_queue.definition_options import DEFAULT_CHUNK_SIZE, Options
 from pgvec_queue.errors import DefinitionDiffersError, DefinitionError
 from pgvec_queue.vectorizer import Vectorizer
+
+MIGRATED = frozenset(
+    {
+        *("--model", "--revision", "--embedder", "--endpoint", "--tokenizer", "--query-prompt", "--document-prompt"),
+        *("--dimensions", "--trust-remote-code", "--template", "--chunk-size", "--chunk-overlap", "--no-chunking"),
+        *("--too-long", "--store", "--into", "--into-column"),
+    }
+)
+"""What of a definition `pgvec migrate-model` changes: it takes new vectors, of the same rows and texts."""
 
 
 def refuse(connection: Connection, known: Vectorizer, options: Options, source: Relation) -> None:
@@ -85,8 +95,19 @@ def _refuse_other(known: Vectorizer, flag: str, have: object, want: object) -> N
     if have != want:
         raise DefinitionDiffersError(
             f"the vectorizer {known.name!r} exists with another definition: {flag} was {_shown(have)}, "
-            f"now it is {_shown(want)}; give another --name, or drop it first"
+            f"now it is {_shown(want)}; {_way(known, flag, want)}"
         )
+
+
+def _way(known: Vectorizer, flag: str, want: object) -> str:
+    """What to do about it."""
+    if flag not in MIGRATED or want is None or want is False:
+        return "give another --name, or drop it first"
+    option = flag if want is True else f"{flag} {shlex.quote(_shown(want))}"
+    return (
+        f"new vectors beside the present ones, until you switch to them: pgvec migrate-model {shlex.quote(known.name)} "
+        f"{option}; or give another --name"
+    )
 
 
 def _shown(value: object) -> str:

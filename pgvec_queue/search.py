@@ -6,7 +6,7 @@ which statements to run and makes an answer of their rows, whoever runs them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from psycopg.types.json import Jsonb
 
+from pgvec_queue import vectorizer as vectorizers
 from pgvec_queue.async_database import AsyncConnection, async_transaction
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.embedders import Embedder, Vectors
@@ -24,6 +25,8 @@ MODES = ("vector", "text", "hybrid")
 MAX_HITS = 10_000
 MAX_SKIP = 100_000
 MAX_NEIGHBOURS = 100
+_MOVES = 5
+"""How often a name may come to mean another vectorizer while one search goes on."""
 
 
 class SearchError(PgvecError):
@@ -143,6 +146,48 @@ async def nearest_async(
                 except StopIteration as ended:
                     answer: Answer = ended.value
                     return answer
+
+
+def by_name(
+    connection: Connection, name: str, request: Search, embed: Callable[[Vectorizer], Vectors | None]
+) -> tuple[Vectorizer, Answer]:
+    """Resolves the name, embeds the query with that vectorizer's model, and asks its vectors.
+
+    Where the vectorizer is dropped in the middle, since its name means another one by now, all of it is done again:
+    ``embed`` is called with each vectorizer that is asked. Raises as ``nearest`` and ``embed`` do.
+    """
+    check(request)
+    found = vectorizers.get(connection, name)
+    for left in reversed(range(_MOVES)):
+        try:
+            return found, nearest(connection, found, request, embed(found))
+        except (PgvecError, psycopg.Error):
+            now = vectorizers.find(connection, name) if left else None
+            if now is None or now.id == found.id:
+                raise
+            found = now
+    raise AssertionError("the last try raises")
+
+
+async def by_name_async(
+    resolve: Callable[[], Awaitable[Vectorizer]], ask: Callable[[Vectorizer], Awaitable[Answer]]
+) -> tuple[Vectorizer, Answer]:
+    """The same in an event loop: ``ask`` embeds and searches, with connections of its own."""
+    found = await resolve()
+    for left in reversed(range(_MOVES)):
+        try:
+            return found, await ask(found)
+        except (PgvecError, psycopg.Error):
+            if not left:
+                raise
+            try:
+                now = await resolve()
+            except PgvecError:
+                now = found
+            if now.id == found.id:
+                raise
+            found = now
+    raise AssertionError("the last try raises")
 
 
 def check(request: Search) -> None:

@@ -103,6 +103,8 @@ class Vectors:
     """Ordinal and chunk of the last one."""
     more: bool
     """There may be more right now."""
+    vectorizer_id: int = 0
+    """Whose vectors they are."""
 
 
 async def by_key(connection: AsyncConnection, token: int, key: str, digest: bytes) -> uuid.UUID | None:
@@ -128,6 +130,7 @@ async def submit(connection: AsyncConnection, collection: Collection, request: R
             statement("gateway", "insert_task"),
             {
                 "id": task,
+                "collection": collection.name,
                 "vectorizer": collection.vectorizer_id,
                 "token": request.token,
                 "key": request.key,
@@ -181,10 +184,11 @@ async def errors(connection: AsyncConnection, id_: uuid.UUID) -> list[TextError]
 async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, int], limit: int) -> Vectors:
     """Returns vectors in the order of the request, after (ordinal, chunk), up to the first text that still waits."""
     async with async_transaction(connection, read_only=True):
-        found = await find(connection, vectorizers=[task.vectorizer_id])
+        # The collection may have been switched to another model since the task was looked at.
+        found = await _by_collection(connection, [task.id])
         if not found:
             return Vectors([], None, more=False)
-        collection = found[0]
+        collection = found[0][0]
         number_of = max(1, min(limit, _RESULT_BYTES // (collection.dimensions * _NUMBER_BYTES)))
         cursor = await connection.execute(
             _over_fates(collection, "result"),
@@ -200,9 +204,12 @@ async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, i
         )
         rows = await cursor.fetchall()
     if not rows:
-        return Vectors([], None, more=False)
+        return Vectors([], None, more=False, vectorizer_id=collection.vectorizer_id)
     return Vectors(
-        [row[2] for row in rows], (rows[-1][0], rows[-1][1]), rows[0][3] > len(rows) or len(rows) == number_of
+        [row[2] for row in rows],
+        (rows[-1][0], rows[-1][1]),
+        more=rows[0][3] > len(rows) or len(rows) == number_of,
+        vectorizer_id=collection.vectorizer_id,
     )
 
 

@@ -117,6 +117,11 @@ class Vectorizer:
     def destination(self) -> str:
         return f"{self.destination_schema}.{self.destination_table}"
 
+    @property
+    def destination_label(self) -> str:
+        """The destination, or the source with the column that it is there."""
+        return f"{self.destination}.{self.destination_roles.embedding}" if self.into_column else self.destination
+
 
 _COLUMNS = tuple(field.name for field in fields(Vectorizer))
 COLUMNS = sql.SQL(", ").join(map(sql.Identifier, _COLUMNS))
@@ -202,6 +207,12 @@ def retry(connection: Connection, name: str, error_class: str | None = None) -> 
             statement("vectorizer", "retry"), {"name": name, "error_class": error_class}
         ).fetchone()
     return int(row[0]) if row else 0
+
+
+def is_limited(connection: Connection, vectorizer_id: int) -> bool:
+    """Whether `enqueue --limit` has selected a part of its rows."""
+    row = connection.execute(statement("vectorizer", "is_limited"), {"id": vectorizer_id}).fetchone()
+    return bool(row and row[0])
 
 
 @dataclass(frozen=True, slots=True)

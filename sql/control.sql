@@ -175,6 +175,64 @@ END
 $$;
 COMMENT ON FUNCTION pgvec.drop_vectorizer(text) IS 'Removes the vectorizer with its jobs and triggers; its destination and the vectors in it stay';
 
+-- name: swap_models
+-- In one UPDATE each of the two takes the other's name and priority, so that whoever asks for the name finds one or the
+-- other, never none. A collection and its tasks move along; a task that is being written waits for the lock, or is waited for.
+CREATE OR REPLACE FUNCTION pgvec.swap_models(vectorizer text, forward boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    found bigint := pgvec.vectorizer_id(vectorizer);
+    migration pgvec.model_migrations;
+    from_id bigint;
+    to_id bigint;
+    swapped integer;
+BEGIN
+    SELECT * INTO migration FROM pgvec.model_migrations m WHERE found IN (m.old_id, m.new_id) FOR UPDATE;
+    IF migration.old_id IS NULL THEN
+        RAISE EXCEPTION '% is on its way to no other model; begin with: pgvec migrate-model % --model MODEL', vectorizer, vectorizer
+            USING ERRCODE = 'no_data_found';
+    ELSIF forward AND migration.switched_at IS NOT NULL THEN
+        RAISE EXCEPTION '% has been switched to the new model already; roll back, or finish', vectorizer
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    ELSIF NOT forward AND migration.switched_at IS NULL THEN
+        RAISE EXCEPTION 'nothing of % was switched, so there is nothing to roll back', vectorizer
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF EXISTS (SELECT FROM pgvec.collections WHERE vectorizer_id IN (migration.old_id, migration.new_id)) THEN
+        LOCK TABLE pgvec.tasks IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
+    from_id := CASE WHEN forward THEN migration.old_id ELSE migration.new_id END;
+    to_id := CASE WHEN forward THEN migration.new_id ELSE migration.old_id END;
+    UPDATE pgvec.vectorizers v SET name = other.name, priority = other.priority
+    FROM pgvec.vectorizers other
+    WHERE v.id IN (from_id, to_id) AND other.id IN (from_id, to_id) AND other.id <> v.id;
+    GET DIAGNOSTICS swapped = ROW_COUNT;
+    IF swapped <> 2 THEN
+        RAISE EXCEPTION 'one of the two vectorizers of % is gone', vectorizer USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    UPDATE pgvec.collections SET vectorizer_id = to_id WHERE vectorizer_id = from_id;
+    UPDATE pgvec.tasks SET vectorizer_id = to_id WHERE vectorizer_id = from_id;
+    UPDATE pgvec.model_migrations SET switched_at = CASE WHEN forward THEN clock_timestamp() END WHERE old_id = migration.old_id;
+    INSERT INTO pgvec.events (kind, vectorizer_id, message)
+    SELECT CASE WHEN forward THEN 'switched' ELSE 'rolled back' END, v.id, 'to ' || v.model FROM pgvec.vectorizers v WHERE v.id = to_id;
+    PERFORM pg_notify('pgvec_jobs', 'steer');
+END
+$$;
+COMMENT ON FUNCTION pgvec.swap_models(text, boolean) IS 'What pgvec.switch_model and pgvec.roll_back_model do';
+
+-- name: switch_model
+CREATE OR REPLACE FUNCTION pgvec.switch_model(vectorizer text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$ SELECT pgvec.swap_models(vectorizer, true) $$;
+COMMENT ON FUNCTION pgvec.switch_model(text) IS 'From now on its name means the vectorizer of the new model; looks at nothing: `pgvec migrate-model` tells whether that is complete';
+
+-- name: roll_back_model
+CREATE OR REPLACE FUNCTION pgvec.roll_back_model(vectorizer text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$ SELECT pgvec.swap_models(vectorizer, false) $$;
+COMMENT ON FUNCTION pgvec.roll_back_model(text) IS 'Its name means the vectorizer of the old model again, which was kept in sync meanwhile';
+
 -- name: stop_workers
 CREATE OR REPLACE FUNCTION pgvec.stop_workers(on_host text DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp

@@ -29,10 +29,14 @@ WHERE id = %(id)s;
 INSERT INTO pgvec.collections (name, vectorizer_id, default_of) VALUES (%(name)s, %(vectorizer)s, %(default_of)s);
 
 -- name: collection
+-- The default one of a model is where its texts without a collection have gone from the beginning, whatever embeds them now,
+-- or the one that has been switched to it.
 SELECT c.name, c.default_of, v.id AS vectorizer_id, v.name AS vectorizer, v.model, v.dimensions, v.store, v.chunk_size,
        v.chunk_overlap, v.source_schema, v.source_table, v.destination_schema, v.destination_table, c.created_at
 FROM pgvec.collections c JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id
-WHERE c.name = %(name)s OR c.default_of = %(default_of)s OR c.vectorizer_id = ANY (%(vectorizers)s::bigint[]);
+WHERE c.name = %(name)s OR c.default_of = %(default_of)s OR (c.default_of IS NOT NULL AND v.model = %(default_of)s)
+   OR c.vectorizer_id = ANY (%(vectorizers)s::bigint[])
+ORDER BY c.name;
 
 -- name: collections
 SELECT c.name, c.default_of, v.id AS vectorizer_id, v.name AS vectorizer, v.model, v.dimensions, v.store, v.chunk_size,
@@ -55,6 +59,9 @@ SELECT v.id, v.name, v.source_schema, v.source_table, v.destination_schema, v.de
 FROM pgvec.collections c JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id
 WHERE c.name = %(name)s FOR UPDATE OF c;
 
+-- name: drop_table
+DROP TABLE IF EXISTS {destination};
+
 -- name: delete_tasks_of
 DELETE FROM pgvec.tasks WHERE vectorizer_id = %(vectorizer)s;
 
@@ -76,9 +83,10 @@ LISTEN pgvec_written; LISTEN pgvec_jobs;
 SELECT id, request_digest FROM pgvec.tasks WHERE token_id = %(token)s AND idempotency_key = %(key)s;
 
 -- name: insert_task
+-- The vectorizer is that of this moment: the collection may have been switched to another since it was looked up.
 INSERT INTO pgvec.tasks (id, vectorizer_id, token_id, idempotency_key, request_digest, batch_size, texts, xid)
-VALUES (%(id)s, %(vectorizer)s, %(token)s, %(key)s, %(digest)s, %(batch_size)s, %(count)s,
-        pg_current_xact_id()::xid::text)
+SELECT %(id)s, coalesce((SELECT c.vectorizer_id FROM pgvec.collections c WHERE c.name = %(collection)s), %(vectorizer)s),
+       %(token)s, %(key)s, %(digest)s, %(batch_size)s, %(count)s, pg_current_xact_id()::xid::text
 ON CONFLICT (token_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id;
 

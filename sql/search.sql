@@ -7,7 +7,7 @@ FROM pgvec.search(%(vectorizer)s, %(query)s::real[], %(query_text)s, %(max_hits)
 
 -- name: targets
 -- The vectorizers that a request may mean: the one named, or of the collection named; where none is named those called
--- 'default', else all, up to one more than are listed for a person.
+-- 'default', else all, up to one more than are listed for a person. What waits beside another of a migration has to be named.
 SELECT {columns}
 FROM (
     SELECT v.*, c.name AS pgvec_collection,
@@ -18,7 +18,9 @@ FROM (
 WHERE CASE
     WHEN %(collection)s::text IS NOT NULL THEN pgvec_collection = %(collection)s
     WHEN %(vectorizer)s::text IS NOT NULL THEN name = %(vectorizer)s
-    ELSE pgvec_default OR NOT pgvec_any_default
+    ELSE (pgvec_default OR NOT pgvec_any_default)
+         AND NOT EXISTS (SELECT FROM pgvec.model_migrations m
+                         WHERE v.id = CASE WHEN m.switched_at IS NULL THEN m.new_id ELSE m.old_id END)
 END
 ORDER BY name
 LIMIT 11;

@@ -27,6 +27,9 @@ VALUES (
     %(priority)s, %(sync)s, %(chunks_base)s)
 RETURNING {columns};
 
+-- name: is_limited
+SELECT limited_to IS NOT NULL FROM pgvec.vectorizers WHERE id = %(id)s;
+
 -- name: steering
 -- What a second enqueue may change without touching a vector; it also lets a blocked or cancelled one go on.
 UPDATE pgvec.vectorizers

@@ -56,6 +56,8 @@ CREATE TABLE pgvec.model_migrations (
 );
 COMMENT ON TABLE pgvec.model_migrations IS 'Vectorizers that are on their way to another model: the old one and the new one, until the old one is dropped';
 COMMENT ON COLUMN pgvec.model_migrations.switched_at IS 'When the new one took the name of the old one; NULL: it has not, or was rolled back';
+COMMENT ON COLUMN pgvec.model_migrations.report IS 'What `pgvec migrate-model` showed last, at reported_at: coverage, recall, agreement, size';
+COMMENT ON TABLE pgvec.events IS 'What happened that is rare: reclaimed, quarantined, blocked, paused, resumed, cancelled, retried, altered, started, left, gone, migration begun, switched, rolled back, migration finished, migration given up. Kept a week, 10,000 at most';
 
 -- Moving in: what was taken over as it was.
 ALTER TABLE pgvec.counters

@@ -35,6 +35,7 @@ _COMMANDS = {
     "cancel": ("steer", "Give up a vectorizer's unfinished jobs."),
     "drop": ("steer", "Remove a vectorizer; its destination stays."),
     "alter": ("steer", "Change a vectorizer's name, priority or limits."),
+    "migrate-model": ("migrate_model", "Move a vectorizer to another model while it is searched."),
     "workers": ("workers", "List the workers, or tell those of a host to leave."),
     "serve": ("serve", "Serve the HTTP gateway: texts in, answers out, and a page to watch."),
     "uninstall": ("uninstall", "Remove the schema pgvec and its triggers; destinations stay."),

@@ -151,7 +151,7 @@ def enqueue(
         if as_json:
             click.echo(json.dumps(found.as_json()))
         else:
-            _tell_proposal(proposed, sync=options.sync)
+            tell_proposal(proposed, sync=options.sync)
             estimates.show(found)
         return
     defined = definition.define(connection, options, versions)
@@ -237,7 +237,7 @@ def _destination(vectorizer: Vectorizer) -> str:
     return vectorizer.destination
 
 
-def _tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
+def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
     chunking = (
         f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
     )

@@ -8,13 +8,14 @@ from typing import Any
 import click
 from rich.text import Text as Shown
 
-from pgvec_queue import embedders, vectorizer
+from pgvec_queue import embedders
 from pgvec_queue import search as searching
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console, plain
 from pgvec_queue.cli.types import Text, Whole, setting
-from pgvec_queue.embedders import DeviceOptions
+from pgvec_queue.embedders import DeviceOptions, Vectors
 from pgvec_queue.search import MAX_NEIGHBOURS, MAX_SKIP, Search
+from pgvec_queue.vectorizer import Vectorizer
 
 _LINES = 4
 _WIDTH = 100
@@ -93,15 +94,10 @@ def search(
         language=language,
     )
     connection, _ = session.connect_checked("search")
-    found = vectorizer.get(connection, name)
-    if text_only:
-        answer = searching.search(connection, found, None, request)
-    else:
-        embedder = embedders.load(found.spec, DeviceOptions(device or "auto", runtime="torch"))
-        try:
-            answer = searching.search(connection, found, embedder, request)
-        finally:
-            embedder.close()
+    options = DeviceOptions(device or "auto", runtime="torch")
+    _, answer = searching.by_name(
+        connection, name, request, lambda found: None if text_only else _embed(found, options, query)
+    )
     if as_json:
         for hit in answer.hits:
             click.echo(json.dumps(hit.as_json()))
@@ -109,6 +105,15 @@ def search(
         print_hits(answer)
     if not answer.hits:
         click.echo(f"pgvec: {_why_nothing(name, answer, request)}", err=True)
+
+
+def _embed(found: Vectorizer, options: DeviceOptions, query: str) -> Vectors:
+    embedder = embedders.load(found.spec, options)
+    try:
+        vector: Vectors = embedder.embed_queries([query])[0]
+        return vector
+    finally:
+        embedder.close()
 
 
 def print_hits(answer: searching.Answer) -> None:

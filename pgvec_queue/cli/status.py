@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 
 import click
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from pgvec_queue import progress, vectorizer
+from pgvec_queue import model_migration, progress, vectorizer
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console, duration, plain, rate, time_left
 from pgvec_queue.cli.types import Text
@@ -46,8 +47,13 @@ def status(session: Session, *, name: str | None, as_json: bool, watch: bool) ->
 
 def _print_json(connection: Connection, name: str | None, *, again: bool) -> None:
     while True:
+        open_ = model_migration.overview(connection)
         for one in progress.read(connection, name):
-            click.echo(json.dumps(one.as_json()))
+            click.echo(
+                json.dumps(
+                    one.as_json() | {"migration": open_[one.name].as_json(one.name) if one.name in open_ else None}
+                )
+            )
         if not again:
             return
         time.sleep(1)
@@ -55,10 +61,10 @@ def _print_json(connection: Connection, name: str | None, *, again: bool) -> Non
 
 def _watch(connection: Connection, name: str | None) -> None:
     out = console()
-    with Live(_shown(progress.read(connection, name), out.width), console=out, auto_refresh=False) as live:
+    with Live(_read(connection, name, out.width), console=out, auto_refresh=False) as live:
         while True:
             time.sleep(1)
-            live.update(_shown(progress.read(connection, name), out.width), refresh=True)
+            live.update(_read(connection, name, out.width), refresh=True)
 
 
 def _print_text(connection: Connection, name: str | None, *, again: bool) -> None:
@@ -66,7 +72,7 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
     while True:
         rows = progress.read(connection, name)
         if rows:
-            out.print(_shown(rows, out.width))
+            out.print(_shown(rows, out.width, model_migration.overview(connection)))
         else:
             click.echo("pgvec: there is no vectorizer yet; make one with `pgvec enqueue`", err=True)
         if not again:
@@ -74,11 +80,23 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
         time.sleep(1)
 
 
-def _shown(rows: list[progress.Progress], width: int) -> RenderableType:
-    """Returns the table, and below it, in a line each, why something does not move, and what was not done twice."""
+def _read(connection: Connection, name: str | None, width: int) -> RenderableType:
+    return _shown(progress.read(connection, name), width, model_migration.overview(connection))
+
+
+def _shown(rows: list[progress.Progress], width: int, open_: Mapping[str, model_migration.Open]) -> RenderableType:
+    """Returns the table, and below it, in a line each, why something does not move, what becomes another's, and what
+    was not done twice.
+    """
     reasons = [f"{plain(one.name)}: {plain(one.reason)}" for one in rows if one.reason]
+    moves = [
+        f"{plain(one.name)}: {'switched' if found.switched else 'on its way'} to {plain(found.model)}, "
+        f"beside {plain(found.waits)}: pgvec migrate-model {plain(one.name)}"
+        for one in rows
+        if (found := open_.get(one.name)) is not None and found.reads == one.name
+    ]
     spared = [f"{plain(one.name)}: not embedded again: {saved}" for one in rows if (saved := _saved(one))]
-    return Group(_table(rows, wide=width >= _WIDE), *reasons, *spared)
+    return Group(_table(rows, wide=width >= _WIDE), *reasons, *moves, *spared)
 
 
 def _saved(one: progress.Progress) -> str:

@@ -6,14 +6,40 @@ They are the functions that SQL has as well: ``pgvec.pause(name)`` and so on.
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from pgvec_queue import queue, sync, vectorizer
+from pgvec_queue import model_migration, queue, sync, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole
+from pgvec_queue.database import Connection
+from pgvec_queue.errors import PgvecError
+from pgvec_queue.model_migration import Migration
+
+_DEFINITION = (
+    *("--model", "--revision", "--embedder", "--endpoint", "--tokenizer", "--query-prompt", "--document-prompt"),
+    *("--dimensions", "--template", "--chunk-size", "--chunk-overlap", "--too-long", "--store", "--into"),
+    "--into-column",
+)
+_FLAGS = ("--no-chunking", "--trust-remote-code")
+_ROWS = ("--text", "--where", "--key", "--limit", "--column")
+
+
+def _key(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Takes the options of a definition, so that whoever gives one is told the command that is for it."""
+    for flag in (*_DEFINITION, *_ROWS):
+        function = click.option(flag, hidden=True)(function)
+    for flag in _FLAGS:
+        function = click.option(flag, is_flag=True, hidden=True)(function)
+    return function
 
 
 @click.command()
@@ -57,10 +83,27 @@ def drop(session: Session, *, name: str, yes: bool) -> None:
     """Remove the vectorizer NAME with its jobs and triggers; its destination and the vectors in it stay."""
     connection, _ = session.connect_checked("drop")
     found = vectorizer.get(connection, name)
-    confirm(f"Drop the vectorizer {name}? {found.destination} stays as it is.", yes=yes)
+    migration = model_migration.find(connection, found)
+    confirm(f"Drop the vectorizer {name}? {found.destination} stays as it is.{_ends(migration, found)}", yes=yes)
     sync.remove(connection, found.id)
     vectorizer.steer(connection, name, "drop")
     click.echo(f"{name} is dropped; {found.destination} stays as it is.")
+
+
+def _ends(migration: Migration | None, found: vectorizer.Vectorizer) -> str:
+    """What it means for a migration to another model that one of the two is dropped."""
+    if migration is None:
+        return ""
+    other = migration.new if found.id == migration.old.id else migration.old
+    way = (
+        "--finish"
+        if migration.switched_at is not None and found.id == migration.old.id
+        else ("--abandon" if migration.switched_at is None and found.id == migration.new.id else None)
+    )
+    hint = f"; `pgvec migrate-model {plain(migration.reads.name)} {way}` drops its vectors as well" if way else ""
+    return f" It ends the migration between {plain(migration.old.model)} and {plain(migration.new.model)}, " + (
+        f"and {plain(other.name)} stays{hint}."
+    )
 
 
 @click.command()
@@ -88,15 +131,83 @@ def drop(session: Session, *, name: str, yes: bool) -> None:
     metavar="SECONDS",
     help="Nothing is claimed while a small commit takes longer; 0: no limit.",
 )
+@click.option(
+    "--sync/--no-sync",
+    "follow",
+    default=None,
+    help="Follow live changes by triggers on the source, or stop to.",
+)
+@_elsewhere
 @command
-def alter(session: Session, *, name: str, **changes: Any) -> None:
-    """Change what needs no new vectors of NAME; running workers obey within two seconds."""
-    wanted = vectorizer.Changes(**changes)
-    if wanted == vectorizer.Changes():
+def alter(session: Session, *, name: str, follow: bool | None, **changes: Any) -> None:
+    """Change what needs no new vectors of NAME; running workers obey within two seconds.
+
+    Another model, other chunks or another type of vectors need new ones: `pgvec migrate-model`.
+    """
+    _refuse_definition(click.get_current_context(), name)
+    wanted = vectorizer.Changes(**{key: changes[key] for key in vectorizer.Changes.__slots__})
+    if wanted == vectorizer.Changes() and follow is None:
         raise click.UsageError("nothing to change was named; see `pgvec alter --help`")
     connection, _ = session.connect_checked("alter")
-    vectorizer.alter(connection, name, wanted)
+    if follow is not None:
+        _follow(connection, vectorizer.get(connection, name), wanted=follow)
+    if wanted != vectorizer.Changes():
+        vectorizer.alter(connection, name, wanted)
     click.echo(f"{wanted.new_name or name} is altered.")
+
+
+def _refuse_definition(context: click.Context, name: str) -> None:
+    """Raises ``click.UsageError`` for a part of the definition, with the command that changes it."""
+    values = context.params
+    shown = shlex.quote(plain(name))
+    for flag in _DEFINITION:
+        if (value := values[_key(flag)]) is not None:
+            raise click.UsageError(
+                f"{flag} is a part of the definition, and another one needs new vectors; run: "
+                f"pgvec migrate-model {shown} {flag} {shlex.quote(plain(value))}"
+            )
+    for flag in _FLAGS:
+        if values[_key(flag)]:
+            raise click.UsageError(
+                f"{flag} is a part of the definition, and another one needs new vectors; run: "
+                f"pgvec migrate-model {shown} {flag}"
+            )
+    for flag in _ROWS:
+        if values[_key(flag)]:
+            raise click.UsageError(
+                f"{flag} says which rows and texts are embedded; make another vectorizer for others: "
+                "pgvec enqueue SOURCE --name NAME --text COLUMN"
+            )
+
+
+def _follow(connection: Connection, found: vectorizer.Vectorizer, *, wanted: bool) -> None:
+    """Makes the triggers that live changes need, or takes them away, and says what that means."""
+    if not wanted:
+        sync.remove(connection, found.id)
+        click.echo(f"pgvec: {plain(found.name)} follows live changes no longer", err=True)
+    else:
+        if vectorizer.is_limited(connection, found.id):
+            raise PgvecError(
+                f"{found.name} has the rows that --limit selected, and --sync follows every row; first "
+                f"`pgvec enqueue {found.source} --name {found.name}` without --limit"
+            )
+        sync.install(connection, found)
+        again = (
+            ""
+            if found.sync
+            else (f"; for what has changed before: pgvec enqueue {plain(found.source)} --name {plain(found.name)}")
+        )
+        click.echo(f"pgvec: {plain(found.name)} follows every change from now on{again}", err=True)
+    other = model_migration.find(connection, found)
+    if other is not None:
+        both = (other.old, other.new)
+        beside = next(one for one in both if one.id != found.id)
+        if beside.sync != wanted:
+            click.echo(
+                f"pgvec: {plain(beside.name)}, beside it, does{'' if beside.sync else ' not'}: "
+                f"pgvec alter {plain(beside.name)} {'--sync' if wanted else '--no-sync'}",
+                err=True,
+            )
 
 
 @click.command()

@@ -35,6 +35,7 @@ COMMANDS = [
     "cancel",
     "drop",
     "alter",
+    "migrate-model",
     "workers",
     "serve",
     "uninstall",
@@ -97,7 +98,7 @@ def test_help_and_version_load_neither_models_nor_numbers_nor_a_driver(arguments
     assert not loaded(*arguments) & (HEAVY | MEDIUM)
 
 
-@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench"])
+@pytest.mark.parametrize("command", ["status", "work", "enqueue", "search", "demo", "init", "bench", "migrate-model"])
 def test_help_of_a_command_loads_no_model_library(command: str) -> None:
     assert not loaded(command, "--help") & HEAVY
 
@@ -248,6 +249,19 @@ BAD = [
     ("alter docs", "--rows-per-second", "-1", "0<=x"),
     ("alter docs", "--max-replication-lag", "nan", "'nan' is not a valid number"),
     ("alter docs", "--max-commit-time", "soon", "'soon' is not a valid number"),
+    *(
+        ("migrate-model docs", option, "", "it is empty")
+        for option in [*TEXTS[3:], "--tokenizer", "--template", "--query"]
+    ),
+    ("migrate-model docs", "--embedder", "llm", "'sentence-transformers', 'openai', 'hashing'"),
+    ("migrate-model docs", "--dimensions", "0", "x>=1"),
+    ("migrate-model docs", "--chunk-size", "3", "4<=x"),
+    ("migrate-model docs", "--chunk-overlap", "-1", "0<=x"),
+    ("migrate-model docs", "--too-long", "cut", "'quarantine', 'truncate'"),
+    ("migrate-model docs", "--store", "bit", "'vector', 'halfvec'"),
+    ("migrate-model docs", "--queries", "nowhere.txt", "does not exist"),
+    ("migrate-model docs", "--sample", "1001", "0<=x<=1000"),
+    ("migrate-model docs", "--device", "gpu", "none of auto"),
     ("doctor", "--device", "gpu", "none of auto"),
     ("doctor", "--wait", "-1", "x>=0"),
     ("doctor", "--wait", "nan", "'nan' is not a valid number"),
@@ -292,6 +306,26 @@ def test_a_bad_value_is_misuse_and_the_message_names_option_and_remedy(
     assert reason in line
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("--model", "a model"), "run: pgvec migrate-model docs --model 'a model'"),
+        (("--chunk-size", "64"), "run: pgvec migrate-model docs --chunk-size 64"),
+        (("--into-column", "vector"), "run: pgvec migrate-model docs --into-column vector"),
+        (("--no-chunking",), "run: pgvec migrate-model docs --no-chunking"),
+        (("--where", "true"), "make another vectorizer"),
+        (("--text", "body"), "make another vectorizer"),
+    ],
+)
+def test_a_part_of_the_definition_is_not_altered_but_told_where_it_belongs(
+    cli: CommandLine, given: tuple[str, ...], reason: str
+) -> None:
+    line = cli.misused("alter", "docs", *given)
+    assert line.startswith(f"{given[0]} ")
+    assert reason in line
+    assert given[0] not in cli("alter", "--help").out
+
+
 def test_every_option_with_a_value_was_tried_with_a_bad_one() -> None:
     tried = {(command.split()[0], option) for command, option, _, _ in BAD}
     anything_goes = {"--dsn", "--query-prompt", "--document-prompt", "--log-level", "--log-format"}
@@ -301,7 +335,7 @@ def test_every_option_with_a_value_was_tried_with_a_bad_one() -> None:
         assert command is not None
         below = list(command.commands.values()) if isinstance(command, click.Group) else [command]
         for parameter in (parameter for each in below for parameter in each.params):
-            if isinstance(parameter, click.Option) and not parameter.is_flag:
+            if isinstance(parameter, click.Option) and not parameter.is_flag and not parameter.hidden:
                 assert parameter.opts[0] in anything_goes or (name, parameter.opts[0]) in tried, (name, parameter)
 
 

@@ -15,6 +15,7 @@ from pgvec_queue.errors import DefinitionError
 from pgvec_queue.gateway.auth import requires
 from pgvec_queue.gateway.context import Context, context_of
 from pgvec_queue.gateway.problems import Problem
+from pgvec_queue.vectorizer import Vectorizer
 
 MAX_QUERY = 8_192
 """Characters."""
@@ -151,19 +152,28 @@ async def find(request: SearchRequest, context: In) -> SearchAnswer:
     Where nothing reaches the threshold, the answer says the best score that there was.
     """
     with _problems():
-        async with context.connection() as connection:
-            found = await search_targets.find(connection, vectorizer=request.vectorizer, collection=request.collection)
-        # No connection is held while the model works.
-        vector = await context.queries.embed(found.spec, request.query)
-        async with context.connection() as connection:
-            answer = await search.nearest_async(
-                connection, found, _search(request), vector, statement_timeout=context.limits.request_seconds
-            )
+        found, answer = await search.by_name_async(
+            lambda: _resolve(context, request), lambda found: _ask(context, request, found)
+        )
     return SearchAnswer(
         hits=[_hit(hit) for hit in answer.hits],
         best_score=None if answer.hits else answer.best_score,
         vectorizer=found.name,
     )
+
+
+async def _resolve(context: Context, request: SearchRequest) -> Vectorizer:
+    async with context.connection() as connection:
+        return await search_targets.find(connection, vectorizer=request.vectorizer, collection=request.collection)
+
+
+async def _ask(context: Context, request: SearchRequest, found: Vectorizer) -> search.Answer:
+    # No connection is held while the model works.
+    vector = await context.queries.embed(found.spec, request.query)
+    async with context.connection() as connection:
+        return await search.nearest_async(
+            connection, found, _search(request), vector, statement_timeout=context.limits.request_seconds
+        )
 
 
 def _search(request: SearchRequest) -> search.Search:

@@ -134,7 +134,15 @@ async def status(gateway: In, task_id: uuid.UUID) -> TaskStatus:
         return await status_of(connection, task_id)
 
 
-@router.get("/{task_id}/result", dependencies=[Reads], response_model=TaskResult, responses=_GONE)
+@router.get(
+    "/{task_id}/result",
+    dependencies=[Reads],
+    response_model=TaskResult,
+    responses={
+        **_GONE,
+        409: {"description": "The collection has been switched to another model since the page that gave the cursor."},
+    },
+)
 async def result(
     gateway: In,
     task_id: uuid.UUID,
@@ -145,15 +153,21 @@ async def result(
 
     Follow `next` until there is none: each vector comes once, also while the task is running.
     """
-    after = (-1, -1)
+    after, whose = (-1, -1), 0
     if cursor is not None:
-        ordinal, chunk = checks.read_cursor(cursor, int, int)
+        ordinal, chunk, whose = checks.read_cursor(cursor, int, int, int)
         after = (ordinal, chunk)
     async with gateway.connection() as connection:
         task = await _task(connection, task_id)
         found = await tasks.result(connection, task, after=after, limit=limit)
+    if whose and found.vectorizer_id not in (0, whose):
+        raise Problem(
+            409,
+            f"the collection {task.collection!r} has been switched to another model since the first page; read the "
+            "result from its beginning again, without cursor",
+        )
     last = found.last or after
-    following = None if task.finished and not found.more else f'"{checks.cursor(*last)}"'
+    following = None if task.finished and not found.more else f'"{checks.cursor(*last, found.vectorizer_id)}"'
     # The vectors are JSON as they come from the database: reading and writing them again would take most of the time.
     body = (
         f'{{"task_id":"{task.id}","state":"{task.state}","vectors":[{",".join(found.items)}],'

@@ -171,25 +171,43 @@ async def _collection(gateway: Context, connection: AsyncConnection, body: Vecto
         if model is not None and model != found.model:
             raise wrong(f"the collection {found.name!r} is embedded with {found.model}, not with {model!a}")
         return found
-    model = model or gateway.limits.models[0]
+    said, model = model is not None, model or gateway.limits.models[0]
     if model not in gateway.limits.models:
         raise wrong(f"model_name {model!a} is not one of those allowed here: {', '.join(gateway.limits.models)}")
-    found = await _find(connection, default_of=model)
+    found = await _default(connection, model, said=said)
     if found is None:
         wanted = NewCollection(name=None, model=model)
         try:
             await gateway.in_thread("gateway", lambda plain: collections.create(plain, wanted))
         except (DefinitionError, EmbedderError) as error:
             raise Problem(503, f"the default collection of {model} cannot be made: {error}") from None
-        found = await _find(connection, default_of=model)
+        found = await _default(connection, model, said=said)
     if found is None:
         raise Problem(503, "it was deleted at this moment; try again", {"Retry-After": "1"})
     return found
 
 
-async def _find(
-    connection: AsyncConnection, *, name: str | None = None, default_of: str | None = None
-) -> Collection | None:
+async def _find(connection: AsyncConnection, *, name: str) -> Collection | None:
     async with async_transaction(connection, read_only=True):
-        found = await collections.find(connection, name=name, default_of=default_of)
+        found = await collections.find(connection, name=name)
     return found[0] if found else None
+
+
+async def _default(connection: AsyncConnection, model: str, *, said: bool) -> Collection | None:
+    """Finds the default collection of a model; ``said``: the client has named the model, and gets no other.
+
+    Who names none goes on with the collection that was made for the gateway's first, whatever model it has been
+    switched to.
+    """
+    async with async_transaction(connection, read_only=True):
+        found = await collections.find(connection, default_of=model)
+    of = next((one for one in found if one.default_of == model), None)
+    with_ = next((one for one in found if one.model == model), None)
+    if not said:
+        return of or with_
+    if with_ is None and of is not None:
+        raise wrong(
+            f"the default collection of {model} is embedded with {of.model} by now; name a collection, or leave "
+            "model_name out"
+        )
+    return with_
