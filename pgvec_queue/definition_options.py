@@ -43,6 +43,10 @@ class Options:
     rows_per_job: int | None = None
     priority: int | None = None
     sync: bool | None = None
+    index: bool | None = None
+    """Whether an index on the vectors is wanted; None: as it is."""
+    index_new: bool = False
+    """Whether one is wanted for a vectorizer that is new, where ``index`` does not say."""
 
     @property
     def chunked(self) -> bool:
