@@ -34,6 +34,8 @@ _LOOK = 0.05
 _CANCEL_SECONDS = 4.0
 """That a build which is cancelled has to end: less than a worker has to leave."""
 _WAIT = 0.5
+_MOST_MEMORY = 2**31 - 1
+"""Kilobytes that ``maintenance_work_mem`` can be."""
 _PART_OF_SHARED_MEMORY = "shared memory segment"
 _DOES_NOT_FIT = "no longer fits into maintenance_work_mem"
 
@@ -219,7 +221,7 @@ def value(vectorizer: Vectorizer, store: str, vector_schema: str) -> sql.Compose
 def _prepare(connection: Connection, given: Room) -> None:
     connection.execute(
         statement("index", "session"),
-        {"memory": f"{max(given.memory // 1024, 1024)}kB", "workers": str(given.workers)},
+        {"memory": f"{min(max(given.memory // 1024, 1024), _MOST_MEMORY)}kB", "workers": str(given.workers)},
     )
 
 

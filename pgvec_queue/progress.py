@@ -54,6 +54,8 @@ class Progress:
     source: str
     destination: str
     model: str
+    index: dict[str, Any] | None
+    """What `pgvec.index_status` says of the index on its vectors; None: nothing was ever said of one."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

@@ -16,7 +16,8 @@ import psycopg
 from psycopg import sql
 
 from pgvec_queue import vector_index
-from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.database import Connection, kind_of, one_line, statement, transaction
+from pgvec_queue.errors import Kind
 from pgvec_queue.fragments import identifier
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -29,6 +30,9 @@ _READ_WHOLE = 20_000
 _PAGES_PER_QUERY = 20
 _SAME = 1e-6
 """Scores that differ by less are of vectors that are equally near: an index has its own rounding."""
+
+
+_UNKNOWN = "recall is not known: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,18 @@ def measure(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Recall:
     """Measures in short read-only transactions, until the time is over, in ``seconds``, or somebody stops it."""
+    try:
+        return _measure(connection, vectorizer, seconds, queries, stopped)
+    except psycopg.Error as error:
+        if kind_of(error) is Kind.PASSING:
+            raise
+        # The index is there all the same.
+        return Recall(None, 0, f"{_UNKNOWN}{one_line(error)}")
+
+
+def _measure(
+    connection: Connection, vectorizer: Vectorizer, seconds: float, queries: int, stopped: Callable[[], bool]
+) -> Recall:
     deadline = time.monotonic() + seconds
     shares: list[float] = []
     late = False
@@ -68,9 +84,9 @@ def measure(
             shares.append(share)
     done = len(shares)
     if late and done < FEWEST:
-        return Recall(None, done, f"recall is not known: {done} exact searches fit into {seconds:.0f} s")
+        return Recall(None, done, f"{_UNKNOWN}{done} exact searches fit into {seconds:.0f} s")
     if not done:
-        return Recall(None, 0, "recall is not known: there are no vectors to search for")
+        return Recall(None, 0, f"{_UNKNOWN}there are no vectors to search for")
     return Recall(sum(shares) / done, done)
 
 

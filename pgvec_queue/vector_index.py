@@ -214,6 +214,21 @@ def note_found(
     )
 
 
+def note_begun(connection: Connection, vectorizer: Vectorizer) -> None:
+    """Takes down that its build begins."""
+    connection.execute(statement("index", "begun"), {"vectorizer": vectorizer.id})
+
+
+def note_refused(connection: Connection, vectorizer: Vectorizer, reason: str) -> None:
+    """Takes down that it cannot be built, and why."""
+    connection.execute(statement("index", "refused"), {"vectorizer": vectorizer.id, "reason": reason})
+
+
+def note_unfinished(connection: Connection, vectorizer: Vectorizer, reason: str | None = None) -> None:
+    """Takes down that its build was cut short; where nobody is to go on with it by himself, with what to do."""
+    connection.execute(statement("index", "unfinished"), {"vectorizer": vectorizer.id, "reason": reason})
+
+
 def follow(connection: Connection, vectorizer: Vectorizer, said: bool | None, *, default: bool) -> Iterator[str]:
     """Does what `enqueue` was told about the index: ``said``, else as it is, and ``default`` for a new vectorizer.
 

@@ -140,13 +140,13 @@ DELETE FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (%(vectorizer)s, 'ind
 -- name: found
 -- The index is there: built, or met as it was; what is known of the one that is met stays known.
 UPDATE pgvec.indexes i
-SET state = 'built', failures = 0, index_name = %(name)s, size_bytes = %(size)s,
-    reason = CASE WHEN same THEN i.reason ELSE %(remark)s END,
+SET state = 'built', failures = 0, index_name = %(name)s::text, size_bytes = %(size)s,
+    reason = CASE WHEN same THEN i.reason ELSE %(remark)s::text END,
     built_at = CASE WHEN same THEN i.built_at ELSE clock_timestamp() END,
     seconds = CASE WHEN same THEN i.seconds ELSE %(seconds)s::float8 END,
     recall = CASE WHEN same THEN i.recall END, recall_queries = CASE WHEN same THEN i.recall_queries END,
     recall_at = CASE WHEN same THEN i.recall_at END
-FROM (SELECT vectorizer_id, coalesce(index_name = %(name)s, false) AND %(seconds)s::float8 IS NULL AS same FROM pgvec.indexes) known
+FROM (SELECT vectorizer_id, coalesce(index_name = %(name)s::text, false) AND %(seconds)s::float8 IS NULL AS same FROM pgvec.indexes) known
 WHERE i.vectorizer_id = %(vectorizer)s AND known.vectorizer_id = i.vectorizer_id;
 
 -- name: begun
@@ -155,7 +155,11 @@ SET state = 'building', started_at = clock_timestamp(), reason = CASE WHEN index
 WHERE vectorizer_id = %(vectorizer)s;
 
 -- name: unfinished
-UPDATE pgvec.indexes SET state = 'wanted' WHERE vectorizer_id = %(vectorizer)s AND state = 'building';
+UPDATE pgvec.indexes i
+SET state = 'wanted',
+    reason = CASE WHEN EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (i.vectorizer_id, 'index')
+                               AND j.state IN ('queued', 'running')) THEN i.reason ELSE %(reason)s::text END
+WHERE i.vectorizer_id = %(vectorizer)s AND i.state IN ('wanted', 'building');
 
 -- name: refused
 UPDATE pgvec.indexes SET state = 'refused', reason = %(reason)s WHERE vectorizer_id = %(vectorizer)s;
@@ -168,7 +172,7 @@ WHERE vectorizer_id = %(vectorizer)s AND state = 'wanted' AND reason IS DISTINCT
 -- name: recalled
 UPDATE pgvec.indexes
 SET recall = %(recall)s, recall_queries = %(queries)s, recall_at = clock_timestamp(),
-    reason = nullif(concat_ws('; ', nullif(regexp_replace(reason, '(; )?recall is not known: .*$', ''), ''), %(reason)s), '')
+    reason = nullif(concat_ws('; ', nullif(regexp_replace(reason, '(; )?recall is not known: .*$', ''), ''), %(reason)s::text), '')
 WHERE vectorizer_id = %(vectorizer)s;
 
 -- name: claimable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from pgvec_queue import progress, vectorizer
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.texts import console, duration, plain, rate, time_left
+from pgvec_queue.cli.texts import console, duration, plain, rate, size, time_left
 from pgvec_queue.cli.types import Text
 from pgvec_queue.database import Connection
 
@@ -77,7 +78,26 @@ def _print_text(connection: Connection, name: str | None, *, again: bool) -> Non
 def _shown(rows: list[progress.Progress], width: int) -> RenderableType:
     """Returns the table, and below it, in a line each, why something does not move."""
     reasons = [f"{plain(one.name)}: {plain(one.reason)}" for one in rows if one.reason]
-    return Group(_table(rows, wide=width >= _WIDE), *reasons)
+    indexes = [f"{plain(one.name)}: {line}" for one in rows if one.index and (line := _index(one.index))]
+    return Group(_table(rows, wide=width >= _WIDE), *reasons, *indexes)
+
+
+def _index(index: dict[str, Any]) -> str:
+    """Returns what there is to say of an index; nothing where none is wanted."""
+    reason = f": {plain(index['reason'])}" if index["reason"] else ""
+    match index["state"]:
+        case "built":
+            known = f", recall@10 {index['recall']:.3f}" if index["recall"] is not None else ""
+            return f"index {plain(index['name'])}, {size(index['size_bytes'] or 0)}{known}{reason}"
+        case "building":
+            waits = f", waits for {plain(index['waiting_for'])}" if index["waiting_for"] else ""
+            share = f" {100 * index['share']:.0f} %" if index["share"] is not None else ""
+            return f"index is being built{share} ({plain(index['phase'] or 'begins')}){waits}"
+        case "wanted":
+            return f"index is built when no range is unfinished{reason}"
+        case "refused" | "missing":
+            return f"no index{reason}"
+    return ""
 
 
 def _table(rows: list[progress.Progress], *, wide: bool) -> Table:

@@ -152,7 +152,7 @@ class Indexer:
                 ).fetchone()
                 if row is None:
                     return None
-                connection.execute(statement("index", "begun"), {"vectorizer": one.id})
+                vector_index.note_begun(connection, one)
                 return IndexRun(row[0], row[1], row[2])
 
         return self._link.call(claim)
@@ -201,7 +201,7 @@ class Indexer:
 
     def _refuse(self, one: Vectorizer, run: IndexRun, reason: str) -> None:
         log.warning("index is refused", vectorizer=one.name, error=reason)
-        self._fenced(run, lambda own: _note_refused(own, one, reason), done=True)
+        self._fenced(run, lambda own: vector_index.note_refused(own, one, reason), done=True)
 
     def _fail(self, one: Vectorizer, run: IndexRun, error: psycopg.Error) -> None:
         """Has it tried again, what may pass: a lost connection without end, a full disk a few times."""
@@ -219,7 +219,7 @@ class Indexer:
             ).fetchone()
             failures = row[0] if row else 0
             if failures >= _TRIES:
-                _note_refused(own, one, at_last)
+                vector_index.note_refused(own, one, at_last)
                 own.execute(statement("index", "done"), {"id": run.job})
             else:
                 seconds = _AGAIN * _AGAIN_FACTOR ** (failures - 1) if counts else _SOON
@@ -229,7 +229,7 @@ class Indexer:
 
     def _give_back(self, one: Vectorizer, run: IndexRun) -> None:
         def note(own: Connection) -> None:
-            own.execute(statement("index", "unfinished"), {"vectorizer": one.id})
+            vector_index.note_unfinished(own, one)
             own.execute(statement("index", "give_back"), {"id": run.job, "seconds": 0.0})
 
         self._fenced(run, note)
@@ -259,10 +259,6 @@ class Indexer:
 
 def _note_built(connection: Connection, one: Vectorizer, built: Built) -> None:
     vector_index.note_found(connection, one, built.index, seconds=built.seconds, remark=built.remark)
-
-
-def _note_refused(connection: Connection, one: Vectorizer, reason: str) -> None:
-    connection.execute(statement("index", "refused"), {"vectorizer": one.id, "reason": reason})
 
 
 class _Watcher:

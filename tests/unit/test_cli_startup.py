@@ -27,6 +27,7 @@ COMMANDS = [
     "dashboard",
     "search",
     "verify",
+    "index",
     "failures",
     "retry",
     "pause",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query
 from psycopg.rows import dict_row
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.config import JsonDict
 
 from pgvec_queue import progress
@@ -76,6 +76,10 @@ class VectorizerProgress(BaseModel):
     source: str
     destination: str
     model: str
+    index: dict[str, JsonValue] | None = Field(
+        description="The index on its vectors: state (unwanted, wanted, building, built, refused, missing), reason, share, "
+        "size_bytes, recall; null: nothing was ever said of one."
+    )
 
 
 class Vectorizers(BaseModel):
