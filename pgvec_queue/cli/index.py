@@ -207,11 +207,8 @@ class _Shown:
 
     def begins(self, index: str, given: Room) -> None:
         vector_index.note_begun(self._connection, self._vectorizer)
-        click.echo(
-            f"pgvec: building {plain(index)} with {size(given.memory)} of memory and "
-            f"{given.workers} processes beside the first one at most",
-            err=True,
-        )
+        by = f"up to {given.workers + 1} processes" if given.workers else "one process"
+        click.echo(f"pgvec: building {plain(index)} with {size(given.memory)} of memory, by {by}", err=True)
 
     def goes_on(self, backend: int) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The index on the vectors: when it is built, by whom, what becomes of a build that ends early, and what is respected."""
+"""The index on the vectors: when it is built, by whom, and what becomes of a build that ends early."""
 
 from __future__ import annotations
 
@@ -394,9 +394,10 @@ def test_a_worker_that_lost_its_lease_ends_its_build(bench: Bench) -> None:
 
 def _failing(bench: Bench, condition: str, code: str, message: str) -> None:
     """The server fails at CREATE INDEX, as it would for want of room."""
+    raised = f"RAISE EXCEPTION '{message}' USING ERRCODE = '{code}'"
     bench.sql(
-        "CREATE FUNCTION fails() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN IF %s THEN"
-        " RAISE EXCEPTION '%s' USING ERRCODE = '%s'; END IF; END $$" % (condition, message, code)
+        "CREATE FUNCTION fails() RETURNS event_trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN IF {condition} THEN {raised}; END IF; END $$"
     )
     bench.sql("CREATE EVENT TRIGGER fails ON ddl_command_start WHEN TAG IN ('CREATE INDEX') EXECUTE FUNCTION fails()")
 
