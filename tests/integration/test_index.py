@@ -39,6 +39,17 @@ def _index(bench: Bench, name: str = "docs") -> dict[str, Any]:
     return found
 
 
+def _goes_through(bench: Bench, name: str) -> bool:
+    """Whether a search reads the index of that name."""
+    scans = "SELECT coalesce(pg_stat_get_xact_numscans(%s::regclass), 0)"
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off")
+        before = bench.value(scans, name)
+        hits = bench.sql("SELECT s.key FROM docs_vectors d, pgvec.search(1, d.embedding::real[]) s WHERE d.id = 5")
+        assert hits[0] == (["5"],)
+        return bool(bench.value(scans, name) == before + 1)
+
+
 def _jobs(bench: Bench) -> list[str]:
     return [state for (state,) in bench.sql("SELECT state FROM pgvec.jobs WHERE kind = 'index' ORDER BY id")]
 
@@ -117,6 +128,7 @@ def test_a_backfill_ends_with_an_index_whose_recall_is_known(bench: Bench) -> No
     assert there["recall"] > 0.9
     assert there["recall_queries"] == 100
     assert bench.value(VALID) == 1
+    assert _goes_through(bench, there["name"])
     done = bench.progress("docs")
     assert (done.state, done.jobs["done"], done.jobs["queued"], done.jobs["running"]) == ("complete", 8, 0, 0)
     assert _jobs(bench) == ["done"]
@@ -194,6 +206,17 @@ def test_the_vector_column_of_a_source_gets_one_as_well(bench: Bench) -> None:
     assert bench.drain() is Outcome.COMPLETE
     assert _index(bench)["recall"] == 1.0
     assert bench.value(VALID) == 1
+
+
+@pytest.mark.parametrize("dimensions", [2_000, 2_001, 4_000])
+def test_vectors_that_are_too_long_for_an_index_are_indexed_as_halfvec(bench: Bench, dimensions: int) -> None:
+    _fill(bench, 20)
+    bench.enqueue("docs", "body", model=f"hashing-{dimensions}", index=True)
+    assert bench.drain() is Outcome.COMPLETE
+    there = _index(bench)
+    assert (there["state"], there["store"]) == ("built", "vector" if dimensions == 2_000 else "halfvec")
+    assert there["recall"] == 1.0
+    assert _goes_through(bench, there["name"])
 
 
 # Who claims it, and when
@@ -299,6 +322,25 @@ def test_the_rest_of_the_queue_goes_on_while_an_index_is_built(bench: Bench) -> 
 
 
 # Builds that end early
+
+
+def test_whoever_waits_for_a_build_has_no_transaction_open(bench: Bench) -> None:
+    _loaded(bench)
+    ours = "SELECT state, xact_start FROM pg_stat_activity WHERE application_name LIKE 'pgvec index%'"
+    with psycopg.connect(bench.dsn, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock((1885828713::bigint << 32) | 'docs_vectors'::regclass::oid::bigint)")
+        with _draining(bench) as ended:
+            wait_until(
+                lambda: bench.sql("SELECT FROM pgvec.workers WHERE waiting_for LIKE '%has been building%'"),
+                what="a worker that waits",
+            )
+            for _ in range(20):
+                assert ("idle in transaction", None) not in [(state, None) for state, _ in bench.sql(ours)]
+            wait_until(lambda: ("idle", None) in bench.sql(ours), what="nothing open")
+            assert bench.sql(BUILDING) == []
+            other.execute("SELECT pg_advisory_unlock_all()")
+    assert ended == [Outcome.COMPLETE]
+    assert bench.value(VALID) == 1
 
 
 def test_a_worker_that_is_killed_leaves_a_build_that_the_next_waits_for(bench: Bench) -> None:

@@ -77,8 +77,8 @@ class VectorizerProgress(BaseModel):
     destination: str
     model: str
     index: dict[str, JsonValue] | None = Field(
-        description="The index on its vectors: state (unwanted, wanted, building, built, refused, missing), reason, share, "
-        "size_bytes, recall; null: nothing was ever said of one."
+        description="The index on its vectors: state (unwanted, wanted, building, built, refused, missing), reason, "
+        "share, size_bytes, recall; null: nothing was ever said of one."
     )
 
 
