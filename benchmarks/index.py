@@ -114,7 +114,9 @@ def _look(connection: Connection, dsn: str, table: str, seconds: float, rows: in
     assert row is not None
     building, measuring, size, recall, queries, vectors, valid = row
     assert (vectors, valid) == (rows, 1)
-    return Load(seconds - (0.0 if table.startswith("live") else measuring), building or 0.0, size, recall or 0.0, queries or 0)
+    return Load(
+        seconds - (0.0 if table.startswith("live") else measuring), building or 0.0, size, recall or 0.0, queries or 0
+    )
 
 
 if __name__ == "__main__":

@@ -42,11 +42,6 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE i.indrelid = %(oid)s::oid AND NOT i.indisvalid AND c.relname = ANY (%(names)s)
 ORDER BY c.oid;
 
--- name: taken
--- Names of ours that something else has.
-SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %(schema)s AND c.relname = ANY (%(names)s);
-
 -- name: lock
 -- One builder per table, of the session: a server process whose client has died keeps it for as long as it goes on building.
 SELECT pg_catalog.pg_try_advisory_lock((1885828713::bigint << 32) | %(oid)s::bigint);
@@ -94,10 +89,6 @@ SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '
 
 -- name: create
 CREATE INDEX CONCURRENTLY {index} ON {table} USING hnsw ({value} {opclass}) WITH (m = {m}, ef_construction = {ef_construction});
-
--- name: create_parent
--- Of a partitioned table: it becomes valid when each partition has its own attached.
-CREATE INDEX {index} ON ONLY {table} USING hnsw ({value} {opclass}) WITH (m = {m}, ef_construction = {ef_construction});
 
 -- name: drop
 DROP INDEX CONCURRENTLY IF EXISTS {index};

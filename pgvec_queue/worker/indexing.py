@@ -189,15 +189,20 @@ class Indexer:
         if attendant.stopped():
             raise BuildStoppedError("the index is there; its recall is not known yet")
         self._fenced(run, lambda own: recall.note(own, one, measured), done=True)
-        log.info(
-            "index is there already" if built.seconds is None else "index is built",
-            vectorizer=one.name,
-            index=built.index.label,
-            seconds=None if built.seconds is None else round(built.seconds, 3),
-            bytes=built.index.size_bytes,
-            recall=None if measured.share is None else round(measured.share, 4),
-            error=built.remark,
-        )
+        label, size = built.index.label, built.index.size_bytes
+        share = None if measured.share is None else round(measured.share, 4)
+        if built.seconds is None:
+            log.info("index is there already", vectorizer=one.name, index=label, bytes=size, recall=share)
+        else:
+            log.info(
+                "index is built",
+                vectorizer=one.name,
+                index=label,
+                seconds=round(built.seconds, 3),
+                bytes=size,
+                recall=share,
+                error=built.remark,
+            )
 
     def _refuse(self, one: Vectorizer, run: IndexRun, reason: str) -> None:
         log.warning("index is refused", vectorizer=one.name, error=reason)

@@ -575,11 +575,6 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         {"model": "hashing-4001", "store": "halfvec"},
         ("4001 dimensions cannot be indexed", "HNSW takes 4000"),
     ),
-    "more dimensions than a column takes": (
-        "SELECT",
-        {"model": "hashing-16001", "index": False},
-        ("16001 dimensions do not fit", "vector takes 16000", "--dimensions"),
-    ),
 }
 
 
