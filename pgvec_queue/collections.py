@@ -205,6 +205,7 @@ def _options(wanted: NewCollection, name: str, vectorizer_name: str) -> Options:
         store=wanted.store,
         no_chunking=wanted.no_chunking,
         sync=True,
+        index_new=True,
     )
     return (
         options

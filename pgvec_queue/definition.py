@@ -20,6 +20,7 @@ from pgvec_queue import (
     embedders,
     source_checks,
     sync,
+    vector_index,
     vectorizer,
 )
 from pgvec_queue.catalog import Column, Relation
@@ -69,6 +70,7 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
     # A build that was stopped, or an index that was dropped, is made up for.
     destination_index.make_index(connection, stored)
     remarks.extend(_follow(connection, stored, options.sync))
+    remarks.extend(vector_index.follow(connection, stored, options.index, default=known is None and options.index_new))
     return Defined(vectorizer.get(connection, stored.name), new=known is None, remarks=remarks)
 
 
@@ -118,11 +120,17 @@ def _propose(
     info = embedders.describe(options.spec)
     chunk_size, chunk_overlap = _chunking(options, info)
     store = options.store or "vector"
-    if info.dimensions > destination.INDEXABLE[store]:
-        other = "; --store halfvec takes up to 4000" if store == "vector" and info.dimensions <= 4000 else ""
+    most = destination.MOST_DIMENSIONS if options.index is False else vector_index.most_dimensions(store)
+    if info.dimensions > most:
         raise DefinitionError(
-            f"{info.dimensions} dimensions could not be indexed later: "
-            f"{store} takes {destination.INDEXABLE[store]} at most{other or '; ask for fewer with --dimensions'}"
+            f"{info.dimensions} dimensions "
+            + (
+                f"do not fit: {store} takes {most} at most"
+                if options.index is False
+                else f"cannot be indexed: HNSW takes {most} at most; --no-index does without one, up to "
+                f"{destination.MOST_DIMENSIONS}"
+            )
+            + "; or ask for fewer with --dimensions"
         )
     where_to = _destination(connection, options, source, key, store, info.dimensions, versions)
     proposed = Vectorizer(

@@ -45,6 +45,10 @@ class Options:
     sync: bool | None = None
     adopt: bool = False
     """Take over the vectors that the destination has."""
+    index: bool | None = None
+    """Whether an index on the vectors is wanted; None: as it is."""
+    index_new: bool = False
+    """Whether one is wanted for a vectorizer that is new, where ``index`` does not say."""
 
     @property
     def chunked(self) -> bool:

@@ -30,6 +30,9 @@ from pgvec_queue.vectorizer import ROLES, Roles
 INDEXABLE = {"vector": 2_000, "halfvec": 4_000}
 """Most dimensions that pgvector's HNSW index takes, by type."""
 
+MOST_DIMENSIONS = 16_000
+"""That a column of either type takes."""
+
 TOAST_TARGET = 8_160
 """``toast_tuple_target`` of a table whose vectors are kept in its rows, as ``set_toast_target`` sets it."""
 _PAGE_ROOM = 8_160

@@ -62,6 +62,8 @@ class Progress:
     """Chunks whose vector a worker remembered."""
     rows_adopted: int
     """Rows whose vectors were there before, and were taken over."""
+    index: dict[str, Any] | None
+    """What `pgvec.index_status` says of the index on its vectors; None: nothing was ever said of one."""
 
     def as_json(self) -> dict[str, Any]:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}

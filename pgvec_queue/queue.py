@@ -347,6 +347,8 @@ class Pending:
     name: str
     queued: bool
     running: bool
+    index_queued: bool
+    index_running: bool
     planning: bool
     unplanned: bool
     blocked_reason: str | None
@@ -356,6 +358,13 @@ class Pending:
     def waits(self) -> bool:
         """Something will still become claimable or end by itself."""
         return self.blocked_reason is None and not self.paused and (self.queued or self.running or self.planning)
+
+    @property
+    def index_waits(self) -> bool:
+        """Its index is being built, or is all that is left to do."""
+        if self.blocked_reason is not None or self.paused:
+            return False
+        return self.index_running or (self.index_queued and not (self.queued or self.running or self.unplanned))
 
 
 def pending(connection: Connection, names: Sequence[str] | None) -> list[Pending]:

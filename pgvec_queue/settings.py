@@ -68,6 +68,7 @@ KNOWN: Mapping[str, type] = {
     "gateway_pool_size": int,
     "gateway_queued_rows": int,
     "gateway_keep_tasks_days": float,
+    "index": bool,
     "rows_per_job": int,
     "chunk_size": int,
     "chunk_overlap": int,

@@ -147,7 +147,8 @@ WHERE id = %(id)s AND state = 'running' AND epoch = %(epoch)s AND worker_id = %(
 UPDATE pgvec.jobs
 SET state = 'queued', worker_id = NULL
 WHERE state = 'running' AND worker_id = %(worker)s
-  AND (%(vectorizer)s::bigint IS NULL OR vectorizer_id = %(vectorizer)s)
+  -- Whoever builds an index ends the build before it gives the job back.
+  AND (%(vectorizer)s::bigint IS NULL OR (vectorizer_id = %(vectorizer)s AND kind <> 'index'))
   AND (%(job)s::bigint IS NULL OR id = %(job)s);
 
 -- name: release_strays
@@ -345,8 +346,10 @@ SELECT pg_try_advisory_xact_lock(2312187184);
 -- name: pending
 -- What a draining worker still waits for: unfinished jobs, or a plan that somebody is making.
 SELECT v.id, v.name,
-       EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued') AS queued,
-       EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running') AS running,
+       EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued' AND j.kind <> 'index') AS queued,
+       EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running' AND j.kind <> 'index') AS running,
+       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (v.id, 'index') AND j.state = 'queued') AS index_queued,
+       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (v.id, 'index') AND j.state = 'running') AS index_running,
        NOT v.plan_complete AND v.plan_beat_at > clock_timestamp() - interval '60 seconds' AS planning,
        NOT v.plan_complete AS unplanned,
        v.blocked_reason,

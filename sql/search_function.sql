@@ -157,6 +157,8 @@ DECLARE
     condition text;
     sorted text;
     through_index boolean;
+    halved boolean := false;  -- the index is over the vectors cast to halfvec
+    nearness text;            -- what an index sorts by
     old_ef text;
     old_scan text;
     statement text;
@@ -256,11 +258,23 @@ BEGIN
     END IF;
 
     IF mode <> 'text' THEN
-        through_index := NOT exact AND EXISTS (
-            SELECT FROM pg_index i
+        nearness := distance;
+        SELECT NOT exact AND count(*) > 0, NOT exact AND coalesce(bool_or(by_half) AND NOT bool_or(by_itself), false)
+        INTO through_index, halved
+        FROM (
+            SELECT i.indkey[0] <> 0 AS by_itself,
+                   v.store = 'vector' AND i.indkey[0] = 0 AND pg_get_expr(i.indexprs, i.indrelid)
+                       = format('(%I)::%s', v.destination_roles ->> 'embedding',
+                                format_type(to_regtype(format('%I.halfvec', pgvector_schema)), v.dimensions)) AS by_half
+            FROM pg_index i
             JOIN pg_class c ON c.oid = i.indexrelid
             JOIN pg_am m ON m.oid = c.relam AND m.amname IN ('hnsw', 'ivfflat')
-            WHERE i.indisvalid AND (i.indrelid = destination OR i.indrelid IN (SELECT relid FROM pg_partition_tree(destination))));
+            WHERE i.indisvalid AND (i.indrelid = destination OR i.indrelid IN (SELECT relid FROM pg_partition_tree(destination)))
+        ) indexes;
+        IF halved THEN
+            nearness := format('((d.%1$I::%2$I.halfvec(%3$s)) OPERATOR(%2$I.<=>) $1::%2$I.halfvec(%3$s))',
+                               v.destination_roles ->> 'embedding', pgvector_schema, v.dimensions);
+        END IF;
         old_ef := current_setting('hnsw.ef_search', true);
         old_scan := current_setting('hnsw.iterative_scan', true);
         wanted := greatest(wanted, CASE WHEN mode = 'hybrid' THEN depth ELSE 0 END);
@@ -275,22 +289,30 @@ BEGIN
                     PERFORM set_config('hnsw.iterative_scan', 'strict_order', true);
                 END IF;
             END IF;
-            -- An index gives its own order of equals; without one the place decides.
-            sorted := CASE WHEN through_index THEN distance ELSE distance || ' + 0, d.tableoid, d.ctid' END;
+            -- An index gives its own order of equals; without one the place decides. One of halfvec errs in the fourth decimal of a
+            -- cosine: by hundreds, so that a longer list still begins with the shorter, the vectors themselves decide.
+            halved := halved AND through_index;
+            sorted := CASE WHEN through_index THEN nearness ELSE distance || ' + 0, d.tableoid, d.ctid' END;
+            most := CASE WHEN halved THEN (most + depth - 1) / depth * depth ELSE most END;
             statement := format($statement$
                 SELECT coalesce(array_agg(t ORDER BY place) FILTER (WHERE kept), '{}'),
                        coalesce(array_agg(c ORDER BY place) FILTER (WHERE kept), '{}'),
-                       count(*), coalesce(1 - max(distance) FILTER (WHERE distance < 'Infinity') < $5, false)
+                       count(*), coalesce(1 - max(nearness) FILTER (WHERE nearness < 'Infinity') < $5 - %s, false)
                 FROM (
-                    SELECT t, c, place, distance,
+                    SELECT t, c, place, distance, nearness,
                            ($4 OR row_number() OVER (PARTITION BY doc ORDER BY place) = 1)
                            AND ($5 IS NULL OR 1 - distance >= $5) AND distance < 'Infinity' AS kept
                     FROM (
-                        SELECT *, row_number() OVER () AS place
-                        FROM (SELECT d.tableoid AS t, d.ctid AS c, %s AS doc, %s AS distance FROM %s d WHERE %s ORDER BY %s LIMIT $3) nearest
+                        SELECT *, row_number() OVER (%s) AS place
+                        FROM (SELECT nearest.*, %s AS nearness, row_number() OVER () AS met
+                              FROM (SELECT d.tableoid AS t, d.ctid AS c, %s AS doc, %s AS distance, %s AS by_half
+                                    FROM %s d WHERE %s ORDER BY %s LIMIT $3) nearest) met
                     ) placed
                 ) looked_at
-                $statement$, doc, distance, destination, condition, sorted);
+                $statement$, CASE WHEN halved THEN 0.001 ELSE 0 END,
+                CASE WHEN halved THEN format('ORDER BY (met - 1) / %s, distance, met', depth) END,
+                CASE WHEN halved THEN 'by_half' ELSE 'distance' END,
+                doc, distance, CASE WHEN halved THEN nearness ELSE 'NULL::double precision' END, destination, condition, sorted);
             EXECUTE statement INTO vector_t, vector_c, fetched, beyond USING query, filter, most, all_chunks, threshold;
             EXIT WHEN cardinality(vector_t) >= wanted OR beyond;
             IF fetched < most THEN

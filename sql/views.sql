@@ -66,8 +66,9 @@ WITH counted AS (
 ), failed AS (
     SELECT vectorizer_id, count(*) AS rows_failed FROM pgvec.failures GROUP BY vectorizer_id
 ), running AS (
+    -- An index is none of the rows: pgvec.index_status tells of it.
     SELECT vectorizer_id, count(*) AS jobs, count(*) FILTER (WHERE kind <> 'keys') AS planned
-    FROM pgvec.jobs WHERE state = 'running' GROUP BY vectorizer_id
+    FROM pgvec.jobs WHERE state = 'running' AND kind <> 'index' GROUP BY vectorizer_id
 ), recent AS (
     SELECT vectorizer_id,
            sum(rows) AS rows, sum(chunks) AS chunks, sum(tokens) AS tokens,
@@ -131,7 +132,7 @@ WITH counted AS (
            CASE WHEN NOT v.plan_complete OR r.jobs > 0 THEN false
                 WHEN s.rows > 0 AND v.jobs_planned + coalesce(c.jobs_added, 0) > coalesce(c.jobs_done, 0) THEN false
                 -- In the order of its index, or a million jobs of others would be read to find that there is none of this one.
-                ELSE (SELECT j.id FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued'
+                ELSE (SELECT j.id FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued' AND j.kind <> 'index'
                       ORDER BY j.vectorizer_id, j.kind, j.id LIMIT 1) IS NULL
            END AS finished
     FROM pgvec.vectorizers v
@@ -322,7 +323,7 @@ COMMENT ON COLUMN pgvec.worker_status.runtime IS 'What computes: torch or openvi
 COMMENT ON COLUMN pgvec.worker_status.padding IS 'Share, 0 to 1, of computed tokens that were padding';
 COMMENT ON COLUMN pgvec.worker_status.job_id IS 'The job that it claimed first of those in its hands';
 COMMENT ON COLUMN pgvec.worker_status.vectorizer IS 'Whose job that is';
-COMMENT ON COLUMN pgvec.worker_status.job_kind IS 'range, keys or sweep';
+COMMENT ON COLUMN pgvec.worker_status.job_kind IS 'range, keys, sweep or index';
 COMMENT ON COLUMN pgvec.worker_status.checkpoint IS 'How far that job is committed: a key, or of a list the number of keys';
 COMMENT ON COLUMN pgvec.worker_status.rows_per_second IS 'Rows made right per second, of the last minute';
 COMMENT ON COLUMN pgvec.worker_status.tokens_per_second IS 'Tokens embedded per second, of the last minute';
@@ -377,3 +378,62 @@ COMMENT ON COLUMN pgvec.recent_events.worker_id IS 'The worker, where it concern
 COMMENT ON COLUMN pgvec.recent_events.host IS 'That worker''s machine';
 COMMENT ON COLUMN pgvec.recent_events.job_id IS 'The job, where it concerns one';
 COMMENT ON COLUMN pgvec.recent_events.message IS 'What there is to say of it';
+
+-- name: index_status
+-- What a build is at is told by the server process that has the lock of its table, whoever began it.
+CREATE OR REPLACE VIEW pgvec.index_status AS
+SELECT v.id AS vectorizer_id, v.name,
+       CASE WHEN i.state IN ('wanted', 'building') AND build.pid IS NOT NULL THEN 'building'
+            WHEN i.state = 'building' AND NOT EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.kind = 'index'
+                                                      AND j.state = 'running') THEN 'wanted'
+            WHEN i.state = 'built' AND index_class.oid IS NULL THEN 'missing'
+            ELSE i.state END AS state,
+       coalesce(i.reason, CASE WHEN i.state = 'built' AND index_class.oid IS NULL
+                               THEN 'it was dropped; to have it again: pgvec index ' || v.name END) AS reason,
+       i.index_name, i.m, i.ef_construction, i.store,
+       build.phase, build.share, build.waiting_for, i.started_at, i.built_at,
+       coalesce(i.seconds, CASE WHEN build.pid IS NOT NULL THEN extract(epoch FROM clock_timestamp() - i.started_at) END)::float8 AS seconds,
+       coalesce(size.bytes, i.size_bytes) AS size_bytes, i.recall, i.recall_queries, i.recall_at
+FROM pgvec.indexes i
+JOIN pgvec.vectorizers v ON v.id = i.vectorizer_id
+LEFT JOIN pg_class index_class ON index_class.oid = to_regclass(i.index_name) AND i.state = 'built'
+LEFT JOIN LATERAL (
+    SELECT CASE index_class.relkind
+                WHEN 'i' THEN pg_relation_size(index_class.oid)
+                WHEN 'I' THEN (SELECT sum(pg_relation_size(part.relid))::bigint FROM pg_partition_tree(index_class.oid) part)
+           END AS bytes
+) size ON true
+LEFT JOIN LATERAL (
+    SELECT l.pid, p.phase,
+           CASE WHEN p.phase LIKE 'building index%' AND p.blocks_total > 0 THEN p.blocks_done::float8 / p.blocks_total END AS share,
+           CASE WHEN p.phase LIKE 'waiting%' AND other.pid IS NOT NULL
+                THEN format('the transaction of %s (pid %s), open for %s s',
+                            coalesce(nullif(other.application_name, ''), other.usename, 'somebody'), other.pid,
+                            round(extract(epoch FROM clock_timestamp() - other.xact_start))) END AS waiting_for
+    FROM pg_locks l
+    LEFT JOIN pg_stat_progress_create_index p ON p.pid = l.pid
+    LEFT JOIN pg_stat_activity other ON other.pid = nullif(p.current_locker_pid, 0)
+    WHERE i.state IN ('wanted', 'building') AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.classid = 1885828713 AND l.objid = to_regclass(format('%I.%I', v.destination_schema, v.destination_table))::oid
+      AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+    LIMIT 1
+) build ON true;
+COMMENT ON VIEW pgvec.index_status IS 'One row per vectorizer with an index, or with the wish for one or for none: what it is, and how far its build is';
+COMMENT ON COLUMN pgvec.index_status.vectorizer_id IS 'Of pgvec.vectorizers';
+COMMENT ON COLUMN pgvec.index_status.name IS 'The vectorizer''s name';
+COMMENT ON COLUMN pgvec.index_status.state IS 'unwanted, wanted, building, built, refused, or missing: it was built, and is there no more';
+COMMENT ON COLUMN pgvec.index_status.reason IS 'Why it is refused, or not built yet; of a built one, what is worth knowing';
+COMMENT ON COLUMN pgvec.index_status.index_name IS 'Schema and name, quoted as in SQL';
+COMMENT ON COLUMN pgvec.index_status.m IS 'Of HNSW: neighbours of each element';
+COMMENT ON COLUMN pgvec.index_status.ef_construction IS 'Of HNSW: candidates that are looked at for each element';
+COMMENT ON COLUMN pgvec.index_status.store IS 'What is indexed: the vectors as vector, or as halfvec';
+COMMENT ON COLUMN pgvec.index_status.phase IS 'What a build is at, as PostgreSQL calls it';
+COMMENT ON COLUMN pgvec.index_status.share IS 'Of the table, 0 to 1, that a build has read';
+COMMENT ON COLUMN pgvec.index_status.waiting_for IS 'Whose transaction a build waits for';
+COMMENT ON COLUMN pgvec.index_status.started_at IS 'When its last build began';
+COMMENT ON COLUMN pgvec.index_status.built_at IS 'When it was built, or met';
+COMMENT ON COLUMN pgvec.index_status.seconds IS 'What its build took, or has taken so far';
+COMMENT ON COLUMN pgvec.index_status.size_bytes IS 'Its size';
+COMMENT ON COLUMN pgvec.index_status.recall IS 'Share of the ten nearest, by exact search, that a search through it finds, on a sample';
+COMMENT ON COLUMN pgvec.index_status.recall_queries IS 'Searches in that sample';
+COMMENT ON COLUMN pgvec.index_status.recall_at IS 'When that was measured';

@@ -48,6 +48,8 @@ def pytest_configure() -> None:
         if name.startswith(("PG", "PGVEC_")) and not name.startswith("PGVEC_TEST_"):
             del os.environ[name]
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # An index waits for every transaction that a test has open; those that are about it ask for it.
+    os.environ["PGVEC_INDEX"] = "false"
     # In the background of a script it is ignored, and so it would be in every command that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

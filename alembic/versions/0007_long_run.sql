@@ -26,8 +26,12 @@ CREATE TABLE pgvec.indexes (
     m               integer NOT NULL CHECK (m BETWEEN 2 AND 100),
     ef_construction integer NOT NULL CHECK (ef_construction BETWEEN 4 AND 1000),
     store           text NOT NULL CHECK (store IN ('vector', 'halfvec')),
-    state           text NOT NULL DEFAULT 'wanted' CHECK (state IN ('wanted', 'building', 'built', 'refused')),
+    memory_bytes    bigint CHECK (memory_bytes > 0),
+    parallel_workers integer CHECK (parallel_workers >= 0),
+    anyway          boolean NOT NULL DEFAULT false,
+    state           text NOT NULL DEFAULT 'wanted' CHECK (state IN ('unwanted', 'wanted', 'building', 'built', 'refused')),
     reason          text,
+    failures        integer NOT NULL DEFAULT 0,
     index_name      text,
     started_at      timestamptz,
     built_at        timestamptz,
@@ -39,6 +43,13 @@ CREATE TABLE pgvec.indexes (
 );
 COMMENT ON TABLE pgvec.indexes IS 'The index on each vectorizer''s vectors: what is wanted, and what became of it';
 COMMENT ON COLUMN pgvec.indexes.store IS 'What is indexed: the vectors as they are, or cast to halfvec';
+COMMENT ON COLUMN pgvec.indexes.memory_bytes IS 'What a build may take; NULL: what suits the server';
+COMMENT ON COLUMN pgvec.indexes.parallel_workers IS 'Processes beside the first one of a build; NULL: as many as suit the server';
+COMMENT ON COLUMN pgvec.indexes.anyway IS 'To be built though its graph does not fit into memory';
+COMMENT ON COLUMN pgvec.indexes.reason IS 'Why it is refused, or not built yet; of a built one, what is worth knowing';
+COMMENT ON COLUMN pgvec.indexes.failures IS 'How often a build has failed for something that may pass';
+COMMENT ON COLUMN pgvec.indexes.index_name IS 'Schema and name, quoted as in SQL';
+COMMENT ON COLUMN pgvec.indexes.seconds IS 'What its build took; NULL: it was there';
 COMMENT ON COLUMN pgvec.indexes.recall IS 'Share of the ten nearest, by exact search, that a search through the index finds, on a sample';
 
 -- Another model: two vectorizers of which one is to take the place, and the name, of the other.

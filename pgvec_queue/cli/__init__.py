@@ -28,6 +28,7 @@ _COMMANDS = {
     "dashboard": ("dashboard", "Show all of it live on a terminal, and steer it with keys."),
     "search": ("search", "Find the chunks nearest to a query."),
     "verify": ("verify", "Compare a source with its vectors; --fix queues what differs."),
+    "index": ("index", "Build the index on a vectorizer's vectors, drop it, or measure what it finds."),
     "failures": ("steer", "List the documents in quarantine."),
     "retry": ("steer", "Take documents out of quarantine and try them again."),
     "pause": ("steer", "Stop the work on a vectorizer."),

@@ -27,7 +27,9 @@ from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 
-_OPTIONS = definition.Options(source=corpus.TABLE, text=("docstring",), template="$name: $chunk", rows_per_job=100)
+_OPTIONS = definition.Options(
+    source=corpus.TABLE, text=("docstring",), template="$name: $chunk", rows_per_job=100, index_new=True
+)
 
 
 @click.command()

@@ -101,6 +101,11 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
     is_flag=True,
     help="Take over the vectors that the destination has, instead of embedding their rows again; a sample is checked.",
 )
+@setting(
+    "--index/--no-index",
+    key="index",
+    help="Have an HNSW index built when all is embedded.  [default: as it is; new ones get one]",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and estimate what it would mean; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: one JSON object.")
 @click.option(
@@ -120,6 +125,7 @@ def enqueue(
     as_json: bool,
     sample: int | None,
     price: float | None,
+    index: bool | None,
     **given: Any,
 ) -> None:
     """Plan the jobs that turn SOURCE (a table or schema.table) into vectors.
@@ -136,7 +142,11 @@ def enqueue(
     column_map: dict[str, list[str]] = {}
     for role, name in columns:
         column_map.setdefault(role, []).append(name)
-    options = definition.Options(columns=column_map, **given)
+    # A file's or the environment's is for new vectorizers: others stay as they are.
+    said = click.get_current_context().get_parameter_source("index") is ParameterSource.COMMANDLINE
+    options = definition.Options(
+        columns=column_map, index=index if said else None, index_new=True if index is None else index, **given
+    )
     connection, versions = session.connect_checked("enqueue")
     _refuse_limited_sync(connection, options, limit)
     checked = adopting.check(connection, options, versions) if options.adopt else None

@@ -118,5 +118,13 @@ class Live:
                 completed=done,
                 rows=f"{done:,} of {one.rows_total:,} rows",
                 rate=rate(one.rows_per_second) if one.state == "active" else "",
-                left=f"{left} left" if one.state == "active" and left else one.state,
+                left=f"{left} left" if one.state == "active" and left else _building(one) or one.state,
             )
+
+
+def _building(one: progress.Progress) -> str | None:
+    """What is still done when all rows are."""
+    if one.state != "complete" or not one.index or one.index["state"] != "building":
+        return None
+    share = one.index["share"]
+    return "index is built" if share is None else f"index {100 * share:.0f} %"

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import click
 from rich.console import Group, RenderableType
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from pgvec_queue import model_migration, progress, vectorizer
 from pgvec_queue.cli.common import Session, command
-from pgvec_queue.cli.texts import console, duration, plain, rate, time_left
+from pgvec_queue.cli.texts import console, duration, plain, rate, size, time_left
 from pgvec_queue.cli.types import Text
 from pgvec_queue.database import Connection
 
@@ -96,7 +97,8 @@ def _shown(rows: list[progress.Progress], width: int, open_: Mapping[str, model_
         if (found := open_.get(one.name)) is not None and found.reads == one.name
     ]
     spared = [f"{plain(one.name)}: not embedded again: {saved}" for one in rows if (saved := _saved(one))]
-    return Group(_table(rows, wide=width >= _WIDE), *reasons, *moves, *spared)
+    indexes = [f"{plain(one.name)}: {line}" for one in rows if one.index and (line := _index(one.index))]
+    return Group(_table(rows, wide=width >= _WIDE), *reasons, *moves, *indexes, *spared)
 
 
 def _saved(one: progress.Progress) -> str:
@@ -108,6 +110,24 @@ def _saved(one: progress.Progress) -> str:
         (one.chunks_cached, "chunk{s} from a worker's cache"),
     )
     return ", ".join(f"{count:,} {what.format(s='' if count == 1 else 's')}" for count, what in counts if count)
+
+
+def _index(index: dict[str, Any]) -> str:
+    """Returns what there is to say of an index; nothing where none is wanted."""
+    reason = f": {plain(index['reason'])}" if index["reason"] else ""
+    match index["state"]:
+        case "built":
+            known = f", recall@10 {index['recall']:.3f}" if index["recall"] is not None else ""
+            return f"index {plain(index['name'])}, {size(index['size_bytes'] or 0)}{known}{reason}"
+        case "building":
+            waits = f", waits for {plain(index['waiting_for'])}" if index["waiting_for"] else ""
+            share = f" {100 * index['share']:.0f} %" if index["share"] is not None else ""
+            return f"index is being built{share} ({plain(index['phase'] or 'begins')}){waits}"
+        case "wanted":
+            return f"index is built when no range is unfinished{reason}"
+        case "refused" | "missing":
+            return f"no index{reason}"
+    return ""
 
 
 def _table(rows: list[progress.Progress], *, wide: bool) -> Table:

@@ -143,6 +143,7 @@ SETTINGS: Mapping[str, Any] = {
     "listen": click.BOOL,
     "direct_dsn": Text(),
     "stall": Number(5, 86_400),
+    "index": click.BOOL,
     "rows_per_job": Whole(1, 100_000_000),
     "chunk_size": Whole(4, 1_000_000),
     "chunk_overlap": Whole(0, 500_000),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
-from pgvec_queue import vectorizer
+from pgvec_queue import route, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.doctor import connection as way
 from pgvec_queue.doctor import models, rights, room, server, upkeep
@@ -65,7 +65,7 @@ def examine(question: Question) -> Iterator[Finding]:
 
 
 def _look(question: Question, connection: Connection) -> Iterator[Finding]:
-    examined = Examined(question, connection, [], pooled=way.finds_pooler(connection))
+    examined = Examined(question, connection, [], pooled=route.finds_pooler(connection))
     yield from _run("database", way.server, examined)
     is_new_enough = True
     for finding in _pgvector(examined):

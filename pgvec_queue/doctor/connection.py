@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterator
 
 import psycopg
 
-from pgvec_queue.database import Connection, one_line, statement
+from pgvec_queue.database import one_line, statement
 from pgvec_queue.doctor.finding import Finding, error, note, ok, warning
 from pgvec_queue.doctor.question import Examined, Question
 from pgvec_queue.errors import DatabaseError
+from pgvec_queue.route import finds_pooler, is_local
 
 _ROUNDS = 5
 _CLOCK_SECONDS = 5.0
@@ -55,23 +55,6 @@ def encryption(examined: Examined) -> Iterator[Finding]:
             f"what goes to {info.host} crosses the network unencrypted, texts and all",
             "let the server offer TLS and add sslmode=verify-full; or trust the network",
         )
-
-
-def is_local(connection: Connection) -> bool:
-    """Whether the connection leaves this machine, as far as its address tells."""
-    info = connection.info
-    if info.host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(info.hostaddr).is_loopback
-    except ValueError:
-        return info.host == "localhost"
-
-
-def finds_pooler(connection: Connection) -> bool:
-    """Whether somebody else answers the handshake than runs the statements."""
-    row = connection.execute(statement("doctor", "backend")).fetchone()
-    return row is not None and row[0] != connection.info.backend_pid
 
 
 def pooler(examined: Examined) -> Iterator[Finding]:

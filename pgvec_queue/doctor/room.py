@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 
-import psycopg
-
-from pgvec_queue import progress
-from pgvec_queue.doctor.connection import is_local
+from pgvec_queue import progress, route
 from pgvec_queue.doctor.finding import Finding, error, note, ok, size, warning
 from pgvec_queue.doctor.question import Examined
 from pgvec_queue.vectorizer import Vectorizer
@@ -69,23 +63,6 @@ def _left(examined: Examined, one: Vectorizer, done: progress.Progress) -> float
 def _free(examined: Examined) -> float | None:
     """Bytes that are free where the server keeps its data; None where that is somewhere else, or not to be known."""
     directory = examined.question.directory
-    if directory is None and is_local(examined.connection) and not examined.pooled:
-        (named,) = examined.row("data_directory")
-        if named is not None and _is_this(examined, Path(named)):
-            directory = Path(named)
-    try:
-        return float(shutil.disk_usage(directory).free) if directory is not None else None
-    except OSError:
-        return None
-
-
-def _is_this(examined: Examined, directory: Path) -> bool:
-    """Whether the server's directory is one of this machine: a port may lead into a container."""
-    try:
-        with (directory / "global" / "pg_control").open("rb") as control:
-            here = struct.unpack("=Q", control.read(8))[0]
-        (there,) = examined.row("system_identifier")
-    except (OSError, struct.error, psycopg.Error):
-        return False
-    # The server shows it as a signed number.
-    return bool(here == int(there) % (1 << 64))
+    if directory is None and not examined.pooled:
+        directory = route.data_directory(examined.connection)
+    return route.free_disk(directory)

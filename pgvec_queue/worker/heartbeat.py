@@ -87,7 +87,7 @@ class Heartbeat:
 
     @property
     def period(self) -> float:
-        if self._limited or (not self.listen and self.state.vectorizers):
+        if self._limited or (not self.listen and self.state.watched):
             return min(self._usual_period, max(_OBEY, _OBEY_PER_WORKER * self.state.fleet))
         return self._usual_period
 
@@ -146,7 +146,7 @@ class Heartbeat:
         return {
             "worker": self.member.worker,
             "world": self.member.world,
-            "state": "stopping" if self._told_to_leave else self.state.activity,
+            "state": "stopping" if self._told_to_leave else self._activity,
             "device": embedder.device if embedder else None,
             "dtype": embedder.dtype if embedder else None,
             "runtime": getattr(embedder, "runtime", None),
@@ -164,8 +164,12 @@ class Heartbeat:
             "cache_bytes": self.cache.look.bytes,
             "cache_lookups": self.cache.look.lookups,
             "cache_hits": self.cache.look.hits,
-            "in_hand": self.state.vectorizers,
+            "in_hand": self.state.watched,
         }
+
+    @property
+    def _activity(self) -> str:
+        return "working" if self.state.index is not None and self.state.activity == "idle" else self.state.activity
 
     def _obey(self, connection: Connection, now: float, *, leave: bool, stopped: Sequence[int]) -> None:
         if leave and not self.state.stopping.is_set():
@@ -175,6 +179,8 @@ class Heartbeat:
             if one not in self._stopping:
                 self._stopping[one] = now + _GRACE
                 self.state.stop_vectorizer(one)
+                # A limit that is crossed ends no build: it would begin anew.
+                self.state.stop_index(one)
         for one in self.state.vectorizers:
             if now - self._held_since.get(one, now) >= _HELD_FOR:
                 # Others have use of this worker meanwhile.
@@ -186,6 +192,8 @@ class Heartbeat:
         """Gives back the jobs of what was stopped a moment ago; what the model had of them is written by then."""
         for one in [one for one, until in self._stopping.items() if until <= time.monotonic()]:
             del self._stopping[one]
+            if one not in self.state.vectorizers:
+                continue
             self.state.drop_vectorizer(one)
             with self._watched(connection):
                 jobs = queue.release(connection, self.member, vectorizer=one)

@@ -28,6 +28,7 @@ from pgvec_queue.worker.cache import Cache
 from pgvec_queue.worker.chunking import ChunkStage
 from pgvec_queue.worker.embedding import EmbedStage
 from pgvec_queue.worker.heartbeat import Heartbeat
+from pgvec_queue.worker.indexing import Indexer
 from pgvec_queue.worker.link import LONGEST_BACKOFF, Link
 from pgvec_queue.worker.measures import Look, Measures
 from pgvec_queue.worker.models import Models
@@ -299,11 +300,15 @@ class Worker:
             (name, Writer(Link(pool, name, state), state, source, claimer, breakers))
             for name, source in zip(_WRITERS, embedded, strict=True)
         ]
+        indexer = Indexer(
+            Link(pool, "indexer", state), state, claimer.member, self._direct, options.names, drain=options.drain
+        )
         stages = [
             Stage("reader", state, reader.run, read),
             Stage("chunker", state, chunker.run, chunked),
             Stage("embedder", state, embedder.run, fan),
             *(Stage(name, state, writer.run) for name, writer in writers),
+            Stage("indexer", state, indexer.run),
         ]
         return stages, chunker
 

@@ -311,6 +311,7 @@ class Reader:
         if self._state.in_flight == 0:
             self._state.activity = "idle"
             self._state.tally.tell(idle=True)
+            self._state.rests.set()
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL
         share = _POLL_SHARE * self._state.fleet
         seconds = random.uniform(max(low, share / 2), max(high, share * 3 / 2))  # noqa: S311 - jitter
@@ -320,7 +321,11 @@ class Reader:
             self.claimer.look_again()
 
     def _is_drained(self) -> bool:
-        return not any(one.waits and one.id not in self.claimer.refused for one in self.pending())
+        return not any(
+            (one.waits and one.id not in self.claimer.refused)
+            or (one.index_waits and (one.index_running or one.id not in self._state.index_left))
+            for one in self.pending()
+        )
 
     def pending(self) -> list[Pending]:
         return self._link.call(lambda connection: queue.pending(connection, self._names))

@@ -21,7 +21,7 @@ from pgvec_queue.worker.measures import HELD, Measures
 from pgvec_queue.worker.rates import Rate
 from pgvec_queue.worker.tally import Tally
 from pgvec_queue.worker.watch import Watch
-from pgvec_queue.worker.work import Run, Work
+from pgvec_queue.worker.work import IndexRun, Run, Work
 
 log = get_logger("pgvec.worker")
 
@@ -76,6 +76,12 @@ class State:
         """Few jobs are left for all workers: what this one holds ahead, others will have to wait for."""
         self.waits: dict[str, str] = {}
         """Per stage, or per vectorizer that is left to others: what it waits for."""
+        self.rests = threading.Event()
+        """Nothing else can be claimed, and nothing is in hand: time to look for an index to build."""
+        self.index: IndexRun | None = None
+        """The index that this worker is building."""
+        self.index_left: dict[int, str] = {}
+        """Vectorizers whose index this worker cannot build, and why."""
         self.watch = Watch()
         self.busy = Busy()
         self.tally = Tally()
@@ -120,20 +126,27 @@ class State:
     @property
     def jobs(self) -> list[int]:
         """The ids of the jobs in hand."""
+        index = self.index
         with self._lock:
-            return [run.job.id for run in self._runs]
+            return [run.job.id for run in self._runs] + ([index.job] if index else [])
 
     @property
     def jobs_in_hand(self) -> int:
         """How many jobs are in hand, but for those of which nothing more is done here."""
         with self._lock:
-            return sum(not run.dropped for run in self._runs)
+            return sum(not run.dropped for run in self._runs) + (self.index is not None)
 
     @property
     def vectorizers(self) -> list[int]:
         """The ids of those whose jobs are in hand."""
         with self._lock:
             return sorted({run.job.vectorizer_id for run in self._runs if not run.dropped})
+
+    @property
+    def watched(self) -> list[int]:
+        """The ids of those whose jobs are in hand, that of the index which is being built among them."""
+        index = self.index
+        return sorted({*self.vectorizers, index.vectorizer_id}) if index else self.vectorizers
 
     def name_of(self, vectorizer_id: int) -> str | None:
         """The name of a vectorizer of which this worker has had a job."""
@@ -156,6 +169,12 @@ class State:
                 if run.job.vectorizer_id == vectorizer_id:
                     run.stopped = True
         self.wake.set()
+
+    def stop_index(self, vectorizer_id: int) -> None:
+        """Ends the build of its index, if there is one."""
+        index = self.index
+        if index is not None and index.vectorizer_id == vectorizer_id:
+            index.stopped = True
 
     def drop_vectorizer(self, vectorizer_id: int) -> None:
         with self._lock:

@@ -6,18 +6,17 @@ call fails as on any lost connection; a model's call makes the worker give up it
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
-import psycopg
-
 from pgvec_queue.database import Connection
 from pgvec_queue.log import get_logger
+from pgvec_queue.route import sever
+
+__all__ = ["Watch", "sever"]
 
 log = get_logger("pgvec.worker")
 
@@ -78,17 +77,3 @@ class Watch:
         for call in calls:
             log.warning("call does not come back; it is given up", what=call.what)
             call.overdue()
-
-
-def sever(connection: Connection) -> None:
-    """Shuts the connection's socket down, whichever thread waits for it; that thread then sees it lost."""
-    try:
-        descriptor = os.dup(connection.fileno())
-    except (psycopg.Error, OSError):
-        return
-    with socket.socket(fileno=descriptor) as duplicate:
-        try:
-            duplicate.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            # It was lost already.
-            return

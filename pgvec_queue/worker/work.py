@@ -39,6 +39,17 @@ class Run:
 
 
 @dataclass(slots=True)
+class IndexRun:
+    """An index that this worker builds: a claimed job, which no stage has anything to do with."""
+
+    job: int
+    vectorizer_id: int
+    epoch: int
+    stopped: bool = False
+    """Somebody has paused, cancelled or dropped its vectorizer."""
+
+
+@dataclass(slots=True)
 class Work:
     """A slice on its way through the stages."""
 

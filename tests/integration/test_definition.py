@@ -565,15 +565,15 @@ REFUSALS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
         ("--chunk-overlap 6 is more than half of --chunk-size 10",),
     ),
     "an endpoint without a model": ("SELECT", {"endpoint": "http://localhost/v1", "model": None}, ("needs --model",)),
-    "more dimensions than vector's index takes": (
+    "more dimensions than an index takes": (
         "SELECT",
-        {"model": "hashing-2001"},
-        ("2001 dimensions could not be indexed", "vector takes 2000", "--store halfvec"),
+        {"model": "hashing-4001"},
+        ("4001 dimensions cannot be indexed", "HNSW takes 4000", "--no-index does without one", "--dimensions"),
     ),
     "more dimensions than halfvec's index takes": (
         "SELECT",
         {"model": "hashing-4001", "store": "halfvec"},
-        ("4001 dimensions could not be indexed", "halfvec takes 4000", "--dimensions"),
+        ("4001 dimensions cannot be indexed", "HNSW takes 4000"),
     ),
 }
 
@@ -592,7 +592,8 @@ def test_what_cannot_work_is_refused_in_one_line_that_names_it(bench: Bench) -> 
 
 def test_the_most_dimensions_that_can_be_indexed_are_taken(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
-    assert bench.define("docs", "body", model="hashing-2000").vectorizer.dimensions == 2_000
+    assert bench.define("docs", "body", model="hashing-4000").vectorizer.dimensions == 4_000
+    assert bench.define("docs", "body", name="n", into="n", model="hashing-16000", index=False).new
     assert bench.define("docs", "body", name="h", into="h", model="hashing-4000", store="halfvec").new
 
 

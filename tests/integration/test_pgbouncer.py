@@ -255,3 +255,23 @@ def test_hints_come_past_the_pooler_where_a_direct_dsn_is_given(pooled: str, dir
         _, errors = worker.communicate(timeout=30)
     assert worker.returncode == 0, errors
     assert _left_behind(direct.dsn, pooled) == CLEAN
+
+
+def test_an_index_is_left_to_workers_with_a_way_past_the_pooler(
+    pooler: Pooler, pooled: str, direct: Bench, database: str, cli: CommandLine
+) -> None:
+    assert cli("init").code == 0
+    _fill(direct, 40)
+    assert cli("enqueue", "docs", "--text", "body", *MODEL, "--no-chunking", "--index").code == 0
+    _drain(1)
+    now = json.loads(cli("status", "docs", "--json").out)
+    assert (now["state"], now["index"]["state"]) == ("complete", "wanted")
+    assert "give workers --direct-dsn" in now["index"]["reason"]
+    assert "give --direct-dsn (PGVEC_DIRECT_DSN)" in cli.refused("index", "docs")
+    with _worker("--drain", "--no-listen", "--direct-dsn", database) as process:
+        said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    now = json.loads(cli("status", "docs", "--json").out)["index"]
+    assert (now["state"], now["reason"], now["recall"]) == ("built", None, 1)
+    assert "is there already" in cli("index", "docs", "--direct-dsn", database).out
+    assert _left_behind(database, pooled) == CLEAN

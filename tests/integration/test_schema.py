@@ -66,7 +66,7 @@ def test_the_schema_is_made_and_made_again_without_effect(database: str, connect
     tables = {"vectorizers", "jobs", "workers", "counters", "samples", "failures", "alembic_version"}
     tables |= {"events", "minutes", "pace", "api_tokens", "collections", "tasks", "task_texts"}
     tables |= {"indexes", "model_migrations"}
-    views = {"progress", "worker_status", "throughput", "recent_minutes", "recent_events"}
+    views = {"progress", "worker_status", "throughput", "recent_minutes", "recent_events", "index_status"}
     named = connection.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'pgvec'::regnamespace AND relkind IN ('r', 'v')"
     )

@@ -682,3 +682,59 @@ def test_a_hit_as_json_leaves_out_what_was_not_asked_for() -> None:
         "context_after": "c",
         "metadata": {},
     }
+
+
+# Through an index over halfvec
+
+
+def _halved(bench: Bench) -> None:
+    """Gives ``docs_vectors`` the index that is built where vectors are too long for one of their own type."""
+    bench.sql("ALTER TABLE docs_vectors ALTER embedding SET STORAGE EXTERNAL")
+    bench.sql("CREATE INDEX docs_hnsw ON docs_vectors USING hnsw ((embedding::halfvec(8)) public.halfvec_cosine_ops)")
+    bench.sql("ANALYZE docs_vectors, docs")
+
+
+@pytest.mark.parametrize("all_chunks", [False, True])
+def test_an_index_over_halfvec_gives_exact_scores_in_their_order_and_pages_that_fit_together(
+    bench: Bench, all_chunks: bool
+) -> None:
+    defined, _ = many(bench, 500, 2)
+    _halved(bench)
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off; SET LOCAL hnsw.ef_search = 1000")
+        scans = Scans(bench)
+        whole = asked(bench, defined, ONE, limit=100, all_chunks=all_chunks)
+        assert scans.of("docs_hnsw") == 1
+        pages = [
+            hit
+            for offset in range(0, 100, 9)
+            for hit in asked(bench, defined, ONE, limit=9, offset=offset, all_chunks=all_chunks).hits
+        ][:100]
+        exact = asked(bench, defined, ONE, limit=100, all_chunks=all_chunks, exact=True)
+    assert [(hit.key, hit.chunk_index) for hit in pages] == [(hit.key, hit.chunk_index) for hit in whole.hits]
+    assert [hit.score for hit in whole.hits] == pytest.approx([hit.score for hit in exact.hits], abs=1e-9)
+    assert chunks_of(whole) == chunks_of(exact)
+
+
+def test_a_threshold_is_of_the_vectors_themselves_though_the_index_is_over_halfvec(bench: Bench) -> None:
+    defined, vectors = many(bench, 600)
+    _halved(bench)
+    cosines = sorted((vectors @ np.ones(8)) / np.linalg.norm(vectors, axis=1) / np.sqrt(8), reverse=True)
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off; SET LOCAL hnsw.ef_search = 1000")
+        for place in (0, 5, 50, 299):
+            threshold = (cosines[place] + cosines[place + 1]) / 2
+            answer = asked(bench, defined, ONE, limit=500, threshold=threshold)
+            assert len(answer.hits) == place + 1
+
+
+def test_of_two_indexes_the_one_over_the_vectors_themselves_is_taken(bench: Bench) -> None:
+    defined, _ = many(bench, 500)
+    _halved(bench)
+    bench.sql("ALTER INDEX docs_hnsw RENAME TO docs_words")
+    bench.sql("CREATE INDEX docs_hnsw ON docs_vectors USING hnsw (embedding vector_cosine_ops)")
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off")
+        scans = Scans(bench)
+        asked(bench, defined, ONE)
+        assert (scans.of("docs_hnsw"), scans.of("docs_words")) == (1, 0)

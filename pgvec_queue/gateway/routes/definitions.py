@@ -57,6 +57,7 @@ class NewVectorizer(BaseModel):
     rows_per_job: int | None = Field(None, ge=1, le=2_147_483_647)
     priority: int | None = Field(None, ge=-1_000_000, le=1_000_000, description="Higher ones are worked on first.")
     sync: bool | None = Field(None, description="Follow live changes by triggers on the source.")
+    index: bool | None = Field(None, description="Have an HNSW index built. By default as it is; a new one gets one.")
 
     @field_validator("name", "source", "into", "model")
     @classmethod
@@ -138,7 +139,7 @@ async def make_vectorizer(
     _refuse(context, wanted)
     if plans.full:
         raise Problem(503, "other vectorizers are being made or planned; try again", {"Retry-After": "10"})
-    future = plans.begin(Options(**wanted.model_dump()))
+    future = plans.begin(Options(**wanted.model_dump(), index_new=True))
     try:
         async with asyncio.timeout(context.limits.request_seconds * _PATIENCE):
             defined = await asyncio.shield(future)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import psycopg
 from fastapi import APIRouter, Depends, Path, Query
 from psycopg.rows import dict_row
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.config import JsonDict
 
 from pgvec_queue import progress
@@ -80,6 +80,10 @@ class VectorizerProgress(BaseModel):
     chunks_kept: int = Field(description="Chunks of changed documents that kept their vector.")
     chunks_cached: int = Field(description="Chunks whose vector a worker remembered.")
     rows_adopted: int = Field(description="Rows whose vectors were there before, and were taken over.")
+    index: dict[str, JsonValue] | None = Field(
+        description="The index on its vectors: state (unwanted, wanted, building, built, refused, missing), reason, "
+        "share, size_bytes, recall; null: nothing was ever said of one."
+    )
 
 
 class Vectorizers(BaseModel):
