@@ -151,7 +151,7 @@ def enqueue(
     _refuse_limited_sync(connection, options, limit)
     checked = adopting.check(connection, options, versions) if options.adopt else None
     if dry_run and checked is not None:
-        _tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
+        tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
         return
     if dry_run:
         connection.read_only = True
