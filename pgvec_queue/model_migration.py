@@ -20,7 +20,7 @@ import psycopg
 import tenacity
 from psycopg import sql
 
-from pgvec_queue import catalog, definition, definition_differences, progress, sync, vectorizer
+from pgvec_queue import catalog, definition, definition_differences, progress, sync, vector_index, vectorizer
 from pgvec_queue.catalog import find_relation, quoted_name
 from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
 from pgvec_queue.definition import Defined, Options
@@ -157,6 +157,8 @@ def begin(connection: Connection, name: str, given: Mapping[str, Any], versions:
         raise _other_target(name, open_, options, error) from error
     with transaction(connection):
         connection.execute(statement("model_migration", "begin"), {"old": old.id, "new": defined.vectorizer.id})
+        if defined.new:
+            vector_index.want_alike(connection, defined.vectorizer, old)
     made = find(connection, old)
     if made is None or made.new.id != defined.vectorizer.id or made.old.id != old.id:
         raise DefinitionError(
@@ -233,7 +235,7 @@ def _wanted(
         )
     old = found if open_ is None else open_.old
     source = catalog.get_relation(connection, quoted_name(old.source_schema, old.source_table))
-    options = _options(old, given)
+    options = replace(_options(old, given), index_new=vector_index.is_wanted(connection, old))
     _refuse_the_same(connection, old, options, source)
     if open_ is not None:
         return old, open_, replace(options, name=open_.new.name, **_where_it_is(open_.new, options))

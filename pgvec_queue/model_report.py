@@ -1,24 +1,21 @@
 """The two vectorizers of a migration side by side: coverage, recall, agreement, size, and what speaks against a switch.
 
 Agreement is the mean share of the ten nearest documents that both find, each with its own model's vector of the query.
-Recall is the share of the ten nearest, by exact search, that a search through the index finds. Both are means over
-sample queries: given ones, or the first sentences of stored texts, which is kind to both models, since each query then
-has its own text to find.
+Its sample queries are given, or the first sentences of stored texts, which is kind to both models, since each query
+then has its own text to find. Recall is that of each one's index, measured by stored vectors (``recall``).
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgvec_queue import embedders, progress, search
+from pgvec_queue import embedders, progress, recall, search
 from pgvec_queue.catalog import quoted_name
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.embedders import DeviceOptions, Vectors
@@ -32,8 +29,8 @@ NEAREST = 10
 QUERIES = 30
 _QUERY_LENGTH = 200
 _SMALL = 20_000
-_RECALL_SECONDS = 60.0
-"""For all exact searches together: over many millions of rows each takes long."""
+_RECALL_SECONDS = 30.0
+"""For the searches of each side: over many millions of rows an exact one takes long."""
 _CHANGES, _CHANGES_SHARE = 100, 0.001
 """So many more changes may wait for the new one than for the old one."""
 _BYTES = {"vector": 4, "halfvec": 2}
@@ -248,9 +245,11 @@ def _compare(
     for vectorizer, side in ((migration.old, found.old), (migration.new, found.new)):
         vectors = _embed(vectorizer, queries, device)
         keys.append([_nearest(connection, vectorizer, *one) for one in zip(queries, vectors, strict=True)])
-        recall, counted = _recall(connection, vectorizer, queries, vectors, keys[-1]) if side.indexed else (None, 0)
-        values = {name: getattr(side, name) for name in Side.__slots__} | {"recall": recall, "recall_queries": counted}
-        sides.append(Side(**values))
+        if side.indexed:
+            measured = recall.measure(connection, vectorizer, seconds=_RECALL_SECONDS, queries=len(queries))
+            share = None if measured.share is None else round(measured.share, 4)
+            side = replace(side, recall=share, recall_queries=measured.queries)
+        sides.append(side)
     shares = [len(one & other) / max(len(one), len(other)) for one, other in zip(*keys, strict=True) if one or other]
     agreement = round(sum(shares) / len(shares), 4) if shares else None
     return Report(sides[0], sides[1], found.switched_at, found.obstacles, agreement)
@@ -264,30 +263,6 @@ def _embed(vectorizer: Vectorizer, queries: list[str], device: DeviceOptions) ->
         embedder.close()
 
 
-def _nearest(
-    connection: Connection, vectorizer: Vectorizer, query: str, vector: Vectors, *, exact: bool = False
-) -> set[tuple[str, ...]]:
-    request = search.Search(query, limit=NEAREST, exact=exact)
+def _nearest(connection: Connection, vectorizer: Vectorizer, query: str, vector: Vectors) -> set[tuple[str, ...]]:
+    request = search.Search(query, limit=NEAREST)
     return {tuple(hit.key) for hit in search.nearest(connection, vectorizer, request, vector).hits}
-
-
-def _recall(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    queries: list[str],
-    vectors: Vectors,
-    through_index: list[set[tuple[str, ...]]],
-) -> tuple[float | None, int]:
-    """Returns the mean recall of the index and over how many queries; it ends when its time is up."""
-    shares: list[float] = []
-    deadline = time.monotonic() + _RECALL_SECONDS
-    for query, vector, found in zip(queries, vectors, through_index, strict=True):
-        if time.monotonic() > deadline:
-            break
-        try:
-            exact = _nearest(connection, vectorizer, query, vector, exact=True)
-        except psycopg.errors.QueryCanceled:
-            break
-        if exact:
-            shares.append(len(exact & found) / len(exact))
-    return (round(sum(shares) / len(shares), 4) if shares else None), len(shares)

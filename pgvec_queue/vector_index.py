@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from psycopg.rows import class_row
 
@@ -176,6 +176,29 @@ def wish_of(connection: Connection, vectorizer: Vectorizer) -> Wish | None:
     """Returns what is wanted; None where nothing was ever said."""
     with connection.cursor(row_factory=class_row(Wish)) as cursor:
         return cursor.execute(statement("index", "wish"), {"vectorizer": vectorizer.id}).fetchone()
+
+
+def is_wanted(connection: Connection, vectorizer: Vectorizer) -> bool:
+    """Tells whether an index is wanted, or serves searches, somebody's own included."""
+    row = connection.execute(statement("index", "state"), {"vectorizer": vectorizer.id}).fetchone()
+    if row is not None and row[0] != "unwanted":
+        return True
+    try:
+        return any(one.valid for one in existing(connection, target(connection, vectorizer)))
+    except IndexRefusedError:
+        return False
+
+
+def want_alike(connection: Connection, vectorizer: Vectorizer, other: Vectorizer) -> None:
+    """Has the index that is wanted for one be as that of another, as far as its vectors allow."""
+    mine, theirs = wish_of(connection, vectorizer), wish_of(connection, other)
+    if mine is None or theirs is None:
+        return
+    alike = replace(mine, m=theirs.m, ef_construction=theirs.ef_construction)
+    if theirs.store == "halfvec" and other.store == "vector":
+        alike = replace(alike, store="halfvec")
+    if alike != mine:
+        want(connection, vectorizer, alike)
 
 
 def want(connection: Connection, vectorizer: Vectorizer, wish: Wish, *, state: str = "wanted") -> None:
