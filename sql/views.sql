@@ -263,7 +263,7 @@ COMMENT ON COLUMN pgvec.progress.rows_wasted IS 'Rows embedded whose vectors wer
 COMMENT ON COLUMN pgvec.progress.chunks_reused IS 'Chunks that took the vector of an identical one in the same call of the model';
 COMMENT ON COLUMN pgvec.progress.eta_low_seconds IS 'The time left if the rate is better than it was, by as much as minutes differ';
 COMMENT ON COLUMN pgvec.progress.eta_high_seconds IS 'The time left if it is worse by as much';
-COMMENT ON COLUMN pgvec.progress.tokens_per_second IS 'Tokens embedded per second, of the last minute';
+COMMENT ON COLUMN pgvec.progress.tokens_per_second IS 'Tokens of the chunks written per second, of the last minute';
 COMMENT ON COLUMN pgvec.progress.rows_per_second_15m IS 'Rows made right per second, of those of the last 15 minutes in which something moved';
 COMMENT ON COLUMN pgvec.progress.bytes_written IS 'Bytes of keys, chunks and vectors sent to the destination since it was made';
 COMMENT ON COLUMN pgvec.progress.jobs_reclaimed IS 'Jobs taken back from workers that were gone';
