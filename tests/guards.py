@@ -672,6 +672,13 @@ GUARDS = [
         "::test_an_index_over_halfvec_gives_exact_scores_in_their_order_and_pages_that_fit_together",
     ),
     Guard(
+        "gateway: a task does not wait for an index",
+        "sql/gateway.sql",
+        "j.state = 'queued' AND j.kind <> 'index'",
+        "j.state = 'queued'",
+        "tests/gateway/test_vectorize.py::test_a_text_of_which_no_job_is_left_does_not_keep_a_task_open",
+    ),
+    Guard(
         "recall: the query itself does not count",
         "pgvec_queue/recall.py",
         "    near = sum(score >= exact[-1] - _SAME for score in through) - itself\n",
