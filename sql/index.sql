@@ -84,6 +84,7 @@ FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s;
 -- Of a connection that does nothing else: a build runs in no transaction, where SET LOCAL has no effect.
 SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
        set_config('idle_in_transaction_session_timeout', '0', false),
+       (SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'),
        set_config('maintenance_work_mem', %(memory)s, false),
        set_config('max_parallel_maintenance_workers', %(workers)s, false);
 
