@@ -594,7 +594,7 @@ GUARDS = [
     Guard(
         "index: a build that goes on is waited for",
         "pgvec_queue/index_building.py",
-        "            if mine and other is None:\n",
+        "            if mine and not builds:\n",
         "            if True:\n",
         "tests/integration/test_index.py::test_a_worker_that_is_killed_leaves_a_build_that_the_next_waits_for",
     ),
