@@ -105,11 +105,11 @@ def _take_turn(connection: Connection, target: Target, attendant: Attendant) -> 
                 row = connection.execute(statement("index", "lock"), {"oid": target.oid}).fetchone()
                 mine = bool(row and row[0])
             other = connection.execute(statement("index", "others"), {"oid": target.oid}).fetchone()
-            if mine and other is None:
+            pid, who, seconds, builds = other or (None, "", None, False)
+            if mine and not builds:
                 attendant.waits(None)
                 return
-            if other is not None:
-                pid, who, seconds = other
+            if pid is not None:
                 took = f" for {seconds:.0f} s" if seconds is not None else ""
                 attendant.waits(f"{who} (pid {pid}) has been building an index on {target.label}{took}")
             _pause(_WAIT, attendant)

@@ -139,8 +139,9 @@ LEFT JOIN LATERAL (
       AND d.written_at IS NULL LIMIT 1
 ) f ON true
 CROSS JOIN (
-    SELECT v.sync AND NOT EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running')
-           AND (SELECT j.id FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued'
+    SELECT v.sync AND NOT EXISTS (SELECT FROM pgvec.jobs j
+                                      WHERE j.vectorizer_id = v.id AND j.state = 'running' AND j.kind <> 'index')
+           AND (SELECT j.id FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued' AND j.kind <> 'index'
                 ORDER BY j.vectorizer_id, j.kind, j.id LIMIT 1) IS NULL AS idle
     FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s
 ) idle

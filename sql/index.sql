@@ -50,20 +50,23 @@ SELECT pg_catalog.pg_try_advisory_lock((1885828713::bigint << 32) | %(oid)s::big
 SELECT pg_catalog.pg_advisory_unlock((1885828713::bigint << 32) | %(oid)s::bigint);
 
 -- name: others
--- Whoever builds an index on the table, or holds the lock of ours; that somebody builds is shown to all, on what is not.
+-- Whoever builds an index on the table, or has the lock of ours and is about to; that somebody builds is shown to all, on what
+-- is not.
 SELECT a.pid, coalesce(nullif(a.application_name, ''), a.usename, 'somebody'),
-       extract(epoch FROM clock_timestamp() - a.query_start)::float8
+       extract(epoch FROM clock_timestamp() - a.query_start)::float8, now.builds
 FROM pg_catalog.pg_stat_activity a
-WHERE a.pid <> pg_catalog.pg_backend_pid()
-  AND (EXISTS (SELECT FROM pg_catalog.pg_locks l
-               WHERE l.pid = a.pid AND l.granted AND l.locktype = 'advisory' AND l.objsubid = 1
-                 AND l.classid = 1885828713 AND l.objid = %(oid)s::oid
-                 AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database()))
-       OR EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p
-                  JOIN pg_catalog.pg_locks l ON l.pid = p.pid AND l.relation = %(oid)s::oid AND l.granted
-                                            AND l.mode = 'ShareUpdateExclusiveLock'
-                  WHERE p.pid = a.pid AND p.datname = current_database()))
-ORDER BY a.pid LIMIT 1;
+CROSS JOIN LATERAL (
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p
+                   JOIN pg_catalog.pg_locks l ON l.pid = p.pid AND l.relation = %(oid)s::oid AND l.granted
+                                             AND l.mode = 'ShareUpdateExclusiveLock'
+                   WHERE p.pid = a.pid AND p.datname = current_database()) AS builds,
+           EXISTS (SELECT FROM pg_catalog.pg_locks l
+                   WHERE l.pid = a.pid AND l.granted AND l.locktype = 'advisory' AND l.objsubid = 1
+                     AND l.classid = 1885828713 AND l.objid = %(oid)s::oid
+                     AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())) AS has_lock
+) now
+WHERE a.pid <> pg_catalog.pg_backend_pid() AND (now.builds OR now.has_lock)
+ORDER BY now.builds DESC, a.pid LIMIT 1;
 
 -- name: settings
 SELECT pg_catalog.pg_size_bytes(current_setting('maintenance_work_mem')),
@@ -84,6 +87,7 @@ FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s;
 -- Of a connection that does nothing else: a build runs in no transaction, where SET LOCAL has no effect.
 SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
        set_config('idle_in_transaction_session_timeout', '0', false),
+       (SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'),
        set_config('maintenance_work_mem', %(memory)s, false),
        set_config('max_parallel_maintenance_workers', %(workers)s, false);
 

@@ -4,8 +4,8 @@
 
 -- name: begin
 SELECT v.limited_to,
-       (SELECT count(*) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued')
-       + (SELECT count(*) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running')
+       (SELECT count(*) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued' AND j.kind <> 'index')
+       + (SELECT count(*) FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running' AND j.kind <> 'index')
 FROM pgvec.vectorizers v
 WHERE v.id = %(id)s;
 

@@ -833,7 +833,7 @@ GUARDS = [
     Guard(
         "index: a build that goes on is waited for",
         "pgvec_queue/index_building.py",
-        "            if mine and other is None:\n",
+        "            if mine and not builds:\n",
         "            if True:\n",
         "tests/integration/test_index.py::test_a_worker_that_is_killed_leaves_a_build_that_the_next_waits_for",
     ),
@@ -909,6 +909,13 @@ GUARDS = [
         "''",
         "tests/integration/test_search.py"
         "::test_an_index_over_halfvec_gives_exact_scores_in_their_order_and_pages_that_fit_together",
+    ),
+    Guard(
+        "gateway: a task does not wait for an index",
+        "sql/gateway.sql",
+        "j.state = 'queued' AND j.kind <> 'index'",
+        "j.state = 'queued'",
+        "tests/gateway/test_vectorize.py::test_a_text_of_which_no_job_is_left_does_not_keep_a_task_open",
     ),
     Guard(
         "recall: the query itself does not count",

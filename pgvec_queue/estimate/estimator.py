@@ -263,7 +263,7 @@ class _Estimator:
             found.hnsw_vector_bytes, found.hnsw_vector_memory_bytes = vector.index_bytes, vector.memory_bytes
         if halfvec is not None:
             found.hnsw_halfvec_bytes, found.hnsw_halfvec_memory_bytes = halfvec.index_bytes, halfvec.memory_bytes
-        own = vector if vectorizer.store == "vector" else halfvec
+        own = vector or halfvec if vectorizer.store == "vector" else halfvec
         found.hnsw_wal_bytes = own.wal_bytes if own is not None else None
 
     def _settings(self, found: Estimate) -> None:

@@ -121,8 +121,7 @@ class Indexer:
                 if run is not None:
                     self._do(connection, one, run)
         except (psycopg.Error, DatabaseError) as error:
-            if kind_of(error) is not Kind.PASSING:
-                raise
+            # An index is worth no worker: it is looked at again.
             self._state.told("indexer", one_line(error), _SOON)
 
     def _hindrance(self, connection: Connection, one: Vectorizer) -> str | None:
@@ -170,7 +169,7 @@ class Indexer:
         except BuildStoppedError:
             log.info("build of an index was stopped", vectorizer=one.name, job=run.job)
             self._give_back(one, run)
-        except IndexRefusedError as error:
+        except (IndexRefusedError, DatabaseError) as error:
             self._refuse(one, run, str(error))
         except psycopg.Error as error:
             self._fail(one, run, error)

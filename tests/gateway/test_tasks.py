@@ -113,9 +113,10 @@ def test_a_client_that_follows_a_running_task_gets_every_vector_once(bench: Benc
     task = accepted(client, ["b waits", "a is first"], ids=["b", "a"])
     # Worked out of order: the second text has its vector, the first has none.
     bench.sql(
-        "UPDATE pgvec.jobs SET keys = '[[\"a\"]]', key_count = 1;"
+        "UPDATE pgvec.jobs SET keys = '[[\"a\"]]', key_count = 1 WHERE kind = 'keys';"
         " INSERT INTO pgvec.jobs (vectorizer_id, kind, keys, key_count, run_after)"
-        " SELECT vectorizer_id, 'keys', '[[\"b\"]]', 1, clock_timestamp() + interval '1 hour' FROM pgvec.jobs"
+        " SELECT vectorizer_id, 'keys', '[[\"b\"]]', 1, clock_timestamp() + interval '1 hour'"
+        " FROM pgvec.jobs WHERE kind = 'keys'"
     )
     with working(bench.dsn):
         wait_until(lambda: status(client, task["task_id"])["counts"]["done"] == 1, 20)
