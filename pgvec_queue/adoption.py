@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from psycopg import sql
 
+from pgvec_queue.catalog import quoted_name
 from pgvec_queue.covering import covers, in_order
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.embedders import ModelInfo
@@ -27,6 +28,7 @@ from pgvec_queue.fragments import Fragments, identifier
 from pgvec_queue.queue import Key
 from pgvec_queue.template import Template
 from pgvec_queue.tokenizers import Tokenizer
+from pgvec_queue.vectorizer import Vectorizer
 
 ROWS = 1_000
 """Source rows that one slice looks through at most."""
@@ -87,18 +89,26 @@ class _Slice(NamedTuple):
     rows: int
 
 
-def parts(fragments: Fragments, *, excepted: sql.Composable, hashed: bool = True) -> dict[str, sql.Composable]:
+def vector_indexes(connection: Connection, vectorizer: Vectorizer) -> list[str]:
+    """Returns the indexes on vectors of the destination, to which each row that is taken over is added once more."""
+    table = quoted_name(vectorizer.destination_schema, vectorizer.destination_table)
+    return [name for (name,) in connection.execute(statement("adoption", "vector_indexes"), {"table": table})]
+
+
+def parts(
+    fragments: Fragments, *, excepted: sql.Composable, hashed: bool = True, indexed: bool = True
+) -> dict[str, sql.Composable]:
     """Returns what the statements of ``sql/adoption.sql`` need besides the vectorizer's own parts.
 
     ``excepted`` is a condition on ``s`` for rows that are left out. Without ``hashed`` the column of the hash need not
-    be there.
+    be there; without ``indexed`` the chunks of a row are not looked up.
     """
     roles = fragments.vectorizer.destination_roles
     stored = identifier("d", roles.chunk) if roles.chunk else sql.SQL("NULL::text")
     place = sql.SQL("row_number() OVER (ORDER BY {})").format(
         identifier("d", roles.chunk_index) if roles.chunk_index else stored
     )
-    held = "held_vector" if fragments.vectorizer.into_column else "held_chunks"
+    held = "held_vector" if fragments.vectorizer.into_column else "held_chunks" if indexed else "held_unknown"
     return {
         "stored": stored,
         "excepted": sql.SQL("({})").format(excepted),

@@ -17,7 +17,7 @@ from psycopg import sql
 
 from pgvec_queue import embedders
 from pgvec_queue.adoption import NOTHING, Candidate, Rules, faults, parts, sides
-from pgvec_queue.catalog import find_relation, quoted_name
+from pgvec_queue.catalog import Relation, find_relation, has_leading_index, quoted_name
 from pgvec_queue.chunking import Chunker
 from pgvec_queue.database import Connection, Versions, statement, transaction
 from pgvec_queue.embedders import DeviceOptions, Embedder, Vectors
@@ -91,7 +91,9 @@ def check(
             f"{vectorizer.destination} has no column for the text of a chunk, by which chunks could be taken over; "
             "name it with --column chunk=NAME, or give --no-chunking where each row is a whole document"
         )
-    sampled = _sample(connection, fragments, excepted)
+    destination = _destination(connection, vectorizer)
+    indexed = vectorizer.into_column or has_leading_index(connection, destination, roles.key)
+    sampled = _sample(connection, fragments, destination, excepted, indexed=indexed)
     if not sampled:
         raise NothingThereError(f"{_label(vectorizer)} holds no vectors that could be taken over; {otherwise}")
     embedder = embedders.load(vectorizer.spec, DeviceOptions(runtime="torch"))
@@ -100,23 +102,30 @@ def check(
     finally:
         embedder.close()
     rules = Rules(rules.framed, rules.info, rules.tokenizer, dropped)
-    rows = list({tuple(one.key): one.row for one in sampled if one.row is not None}.values())
+    rows = list({tuple(one.key): one.row for one in sampled if one.row is not None and indexed}.values())
     why = faults(fragments, rules, rows)
     fit = [row for row, fault in zip(rows, why, strict=True) if fault is None]
     left = Counter(fault for fault in why if fault is not None)
     return Checked(rules, compared, least, len(rows), left, _recut(fragments, rules, fit[:_CUT_ANEW]))
 
 
-def _sample(connection: Connection, fragments: Fragments, excepted: sql.Composable) -> list[_Sampled]:
+def _sample(
+    connection: Connection,
+    fragments: Fragments,
+    destination: Relation,
+    excepted: sql.Composable,
+    *,
+    indexed: bool,
+) -> list[_Sampled]:
     vectorizer = fragments.vectorizer
-    name = "sample_column" if vectorizer.into_column else "sample_chunks"
     query = fragments.compose(
         "adoption",
-        name,
+        "sample_column" if vectorizer.into_column else "sample_chunks",
         key_from_destination=fragments.source_key_from_destination(),
-        **parts(fragments, excepted=excepted, hashed=False),
+        **parts(fragments, excepted=excepted, hashed=False, indexed=indexed),
     )
-    percent = min(100.0, 100.0 * _PAGES / max(_pages(connection, vectorizer), 1))
+    sizes = connection.execute(statement("estimate", "relations"), {"oid": destination.oid}).fetchall()
+    percent = min(100.0, 100.0 * _PAGES / max(sum(row[1] for row in sizes), 1))
     joins = "on" if vectorizer.destination_ordered else "off"
     while True:
         with transaction(connection, statement_timeout=300, read_only=True):
@@ -132,11 +141,11 @@ def _sample(connection: Connection, fragments: Fragments, excepted: sql.Composab
         percent = min(100.0, percent * 10)
 
 
-def _pages(connection: Connection, vectorizer: Vectorizer) -> int:
+def _destination(connection: Connection, vectorizer: Vectorizer) -> Relation:
     relation = find_relation(connection, quoted_name(vectorizer.destination_schema, vectorizer.destination_table))
     if relation is None:
         raise DefinitionError(f"the destination {vectorizer.destination} is gone")
-    return sum(row[1] for row in connection.execute(statement("estimate", "relations"), {"oid": relation.oid}))
+    return relation
 
 
 def _compare(

@@ -18,6 +18,20 @@ FROM (
 SELECT NULL::text[] AS pgvec_chunks, 0::bigint AS pgvec_bytes, 1::bigint AS pgvec_count, NULL::bytea AS pgvec_digest,
        s.{embedding} IS NOT NULL AND s.{source_hash} IS NULL AS pgvec_unknown, true AS pgvec_complete
 
+-- name: held_unknown
+-- Where no index leads from a key to its chunks, nobody looks them up.
+SELECT NULL::text[] AS pgvec_chunks, 0::bigint AS pgvec_bytes, 0::bigint AS pgvec_count, NULL::bytea AS pgvec_digest,
+       NULL::boolean AS pgvec_unknown, NULL::boolean AS pgvec_complete
+
+-- name: vector_indexes
+-- What an update of every row has to add its vectors to once more.
+SELECT i.indexrelid::regclass::text
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+JOIN pg_catalog.pg_am am ON am.oid = c.relam
+WHERE i.indrelid = to_regclass(%(table)s) AND am.amname IN ('hnsw', 'ivfflat', 'diskann')
+ORDER BY 1;
+
 -- name: window
 -- The key that ends the next range: so many rows further on.
 SELECT {key_text} FROM {source} s WHERE {scope} ORDER BY {key} OFFSET %(rows)s - 1 LIMIT 1;

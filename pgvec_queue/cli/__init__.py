@@ -49,6 +49,10 @@ _COMMANDS = {
 }
 
 
+_GONE = ("3F000", "42P01", "42883")
+"""SQLSTATEs of a schema, a table and a function that are not there: somebody has uninstalled meanwhile."""
+
+
 class _Lazy(click.Group):
     """Knows its commands by name, and imports the module of the one that is called."""
 
@@ -141,6 +145,8 @@ def _line(error: Exception) -> str:
     if type(error).__module__.startswith("psycopg"):
         from pgvec_queue.database import one_line
 
+        if getattr(error, "sqlstate", None) in _GONE and "pgvec" in str(error):
+            return "the schema pgvec is gone, or is not the one that this program needs; run: pgvec init"
         # An error without an SQLSTATE is the client's own: a connection that broke, or a parameter that makes no sense.
         who = "the database refused" if getattr(error, "sqlstate", None) else "the database cannot be used"
         return f"{who}: {plain(one_line(error))}"

@@ -43,6 +43,13 @@ def check(
             f"{_reasons(checked.left)}",
             err=True,
         )
+    indexes = adoption.vector_indexes(connection, proposed)
+    if indexes:
+        click.echo(
+            f"pgvec: each row that is taken over is added to {plain(', '.join(indexes))} once more; for many rows it "
+            "is quicker to drop it before, and to build it afterwards",
+            err=True,
+        )
     others, looked_at = checked.recut
     if others:
         click.echo(

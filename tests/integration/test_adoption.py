@@ -316,7 +316,10 @@ def test_without_numbers_chunks_are_compared_by_where_they_lie(bench: Bench, cli
     _documents(bench)
     _filled_by_others(bench)
     bench.sql("CREATE TABLE heap AS SELECT id, chunk, embedding FROM store ORDER BY random()")
+    bench.sql("CREATE INDEX near ON heap USING hnsw (embedding vector_cosine_ops)")
     ran = cli(*ADOPT, "--into", "heap", "--chunk-size", "12")
+    assert "builds an index on id of public.heap, which has none" in ran.err
+    assert "is added to near once more" in ran.err
     assert "took over the vectors of 20 rows\n" in ran.err, ran
     bench.drain()
     assert bench.progress("docs").rows_embedded == 0

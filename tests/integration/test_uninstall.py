@@ -11,7 +11,7 @@ from pgvec_queue import schema, uninstall
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 from tests.commandline import CommandLine
-from tests.support import Bench, run_pgvec
+from tests.support import Bench, pgvec, run_pgvec
 from tests.waiting import wait_until
 
 
@@ -130,6 +130,18 @@ def test_a_worker_that_stays_is_named(bench: Bench, cli: CommandLine) -> None:
     assert ran.err.splitlines()[-1].startswith("pgvec: these workers do not leave, or were started again: ")
     assert bench.value("SELECT leave FROM pgvec.workers WHERE id = %s", member.worker)
     assert cli("uninstall", "--yes", "--anyway").code == 0
+
+
+def test_a_worker_whose_schema_went_ends_and_says_why(bench: Bench) -> None:
+    worker = pgvec("work", "--lease", "1", dsn=bench.dsn)
+    wait_until(lambda: bench.value("SELECT count(*) FROM pgvec.workers") == 1)
+    uninstall.remove(bench.connection)
+    _, err = worker.communicate(timeout=30)
+    assert worker.returncode == 1
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "pgvec: the schema pgvec is gone, or is not the one that this program needs; run: pgvec init"
+    )
 
 
 def test_an_open_transaction_is_not_waited_for_without_end(

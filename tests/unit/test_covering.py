@@ -60,6 +60,7 @@ def test_no_chunk_can_be_missing_and_none_be_there_twice(text: str, size: int, w
         ("one two three", ["one", "three"], False),
         ("one two three", ["two three", "one"], False),
         ("one two three", ["one two three", "two"], False),
+        ("one two three", ["one two three", "two three"], False),
         ("one two three", ["one two", "three four"], False),
         ("one two", ["one two", ""], False),
         ("  one \n two\t", ["one", "two"], True),
