@@ -316,7 +316,8 @@ def _where_to(connection: Connection, old: Vectorizer, options: Options, source:
         return {}
     short = _short(options.resolved_model)
     if old.into_column:
-        column = old.destination_roles.embedding
+        # Without the old model's name, which an earlier migration has put there.
+        column = re.sub(f"_{_short(old.model)}(_[0-9]+)?$", "", old.destination_roles.embedding) or "embedding"
         names = _numbered(column, short, _LONGEST_COLUMN)
         return {
             "into_column": next(
@@ -324,7 +325,8 @@ def _where_to(connection: Connection, old: Vectorizer, options: Options, source:
             )
         }
     usual = f"{old.source_table}_vectors"
-    base = usual if old.destination_table.startswith(usual) else old.destination_table
+    given = re.sub(f"_{_short(old.model)}(_[0-9]+)?$", "", old.destination_table) or usual
+    base = usual if old.destination_table.startswith(usual) else given
     schema = old.destination_schema
     names = _numbered(base, short, _LONGEST_TABLE)
     free = next(one for one in names if find_relation(connection, quoted_name(schema, one)) is None)

@@ -394,6 +394,33 @@ def test_vectors_in_columns_of_the_source_move_to_another_column(bench: Bench, f
     assert old.id != vectorizer.get(bench.connection, "docs").id
 
 
+def test_names_of_columns_do_not_grow_with_each_model(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.enqueue("docs", "body", model="hashing-32", into_column="embedding")
+    for model, column in (("hashing-48", "embedding_hashing_48"), ("hashing-64", "embedding_hashing_64")):
+        begin(bench, model=model)
+        bench.drain()
+        model_migration.switch(bench.connection, now(bench))
+        model_migration.finish(bench.connection, now(bench))
+        assert vectorizer.get(bench.connection, "docs").destination_roles.embedding == column
+
+
+def test_workers_from_under_which_vectors_are_dropped_block_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(bench, rows=400, sync=True, rows_per_job=20)
+    with working(bench), working(bench):
+        for number in range(4):
+            begin(bench, document_prompt=f"{number}: ", query_prompt=f"{number}: ")
+            wait_until(lambda: not model_report.state(bench.connection, now(bench)).new.jobs_left, 30)
+            model_migration.switch(bench.connection, now(bench))
+            bench.sql("UPDATE docs SET body = body || '.'")
+            model_migration.finish(bench.connection, now(bench))
+        wait_until(lambda: settled(bench), 30)
+    assert [line.message for line in caplog.records if "is blocked" in line.message] == []
+    assert bench.wrong(vectorizer.get(bench.connection, "docs")) == RIGHT
+
+
 def test_workers_that_were_told_a_name_go_on_with_what_has_it(bench: Bench) -> None:
     fill(bench, sync=True)
     new = begin(bench).new
