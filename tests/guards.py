@@ -668,6 +668,20 @@ GUARDS = [
         "if False else None",
         "tests/integration/test_model_migration.py::test_what_a_limit_has_selected_stays_selected",
     ),
+    Guard(
+        "model: gateways load the new model before the switch",
+        "pgvec_queue/gateway/preparing.py",
+        "            await queries.keep(",
+        "            set(",
+        "tests/gateway/test_model_migration.py::test_the_new_model_is_loaded_before_anybody_switches",
+    ),
+    Guard(
+        "model: models of a migration stay beside the others",
+        "pgvec_queue/queries.py",
+        "if spec not in self._kept]",
+        "]",
+        "tests/unit/test_queries.py::test_models_that_are_kept_are_loaded_ahead_and_stay_beside_the_others",
+    ),
 ]
 
 
