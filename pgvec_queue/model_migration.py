@@ -151,12 +151,17 @@ def begin(connection: Connection, name: str, given: Mapping[str, Any], versions:
     """
     old, open_, options = _wanted(connection, name, given)
     limit = _rows_left(connection, old, options.name) if vectorizer.is_limited(connection, old.id) else None
+
+    def begun(new: Vectorizer) -> None:
+        connection.execute(statement("model_migration", "begin"), {"old": old.id, "new": new.id})
+
     try:
-        defined = definition.define(connection, options, versions)
+        # Stored together: at no moment there are two that a search without a name could mean.
+        defined = definition.define(connection, options, versions, also=begun)
     except DefinitionDiffersError as error:
         raise _other_target(name, open_, options, error) from error
     with transaction(connection):
-        connection.execute(statement("model_migration", "begin"), {"old": old.id, "new": defined.vectorizer.id})
+        begun(defined.vectorizer)
     made = find(connection, old)
     if made is None or made.new.id != defined.vectorizer.id or made.old.id != old.id:
         raise DefinitionError(
@@ -240,7 +245,7 @@ def _wanted(
     options = replace(options, name=_other_name(old.name), rows_per_job=old.rows_per_job, priority=old.priority)
     half_made = vectorizer.find(connection, options.name or "")
     if half_made is not None:
-        # Of a command that was stopped before it could write down what it is for.
+        # Somebody has made it by hand, or a migration was ended by dropping the old one.
         return old, None, replace(options, **_where_it_is(half_made, options))
     return old, None, replace(options, **_where_to(connection, old, options, source))
 

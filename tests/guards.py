@@ -682,6 +682,13 @@ GUARDS = [
         "]",
         "tests/unit/test_queries.py::test_models_that_are_kept_are_loaded_ahead_and_stay_beside_the_others",
     ),
+    Guard(
+        "model: the new one is stored together with its migration",
+        "pgvec_queue/model_migration.py",
+        "definition.define(connection, options, versions, also=begun)",
+        "definition.define(connection, options, versions)",
+        "tests/integration/test_model_migration.py::test_the_second_one_is_never_there_without_being_the_second",
+    ),
 ]
 
 
