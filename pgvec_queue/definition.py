@@ -54,7 +54,8 @@ def define(
 ) -> Defined:
     """Finds the vectorizer that ``options`` ask for, or checks, makes and stores a new one with its destination.
 
-    ``also`` is called with a new one in the transaction in which it is stored. Raises ``DefinitionError`` when anything does not fit, or a stored definition differs.
+    ``also`` is called with a new one in the transaction in which it is stored. Raises ``DefinitionError`` when anything
+    does not fit, or a stored definition differs.
     """
     source = catalog.get_relation(connection, options.source)
     known = vectorizer.find(connection, options.name or source.name)
