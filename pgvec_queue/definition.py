@@ -6,7 +6,7 @@ with the stored definition and refused where it differs, naming the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -50,10 +50,13 @@ class Defined:
     remarks: Sequence[str] = ()
 
 
-def define(connection: Connection, options: Options, versions: Versions) -> Defined:
+def define(
+    connection: Connection, options: Options, versions: Versions, *, also: Callable[[Vectorizer], None] | None = None
+) -> Defined:
     """Finds the vectorizer that ``options`` ask for, or checks, makes and stores a new one with its destination.
 
-    Raises ``DefinitionError`` when anything does not fit, or a stored definition differs.
+    ``also`` is called with a new one in the transaction in which it is stored. Raises ``DefinitionError`` when anything
+    does not fit, or a stored definition differs.
     """
     source = catalog.get_relation(connection, options.source)
     known = vectorizer.find(connection, options.name or source.name)
@@ -66,7 +69,7 @@ def define(connection: Connection, options: Options, versions: Versions) -> Defi
         stored, remarks = known, []
     else:
         proposed, where_to = _propose(connection, options, source, versions)
-        stored, remarks = _store(connection, proposed, where_to), list(where_to.remarks)
+        stored, remarks = _store(connection, proposed, where_to, also), list(where_to.remarks)
     # A build that was stopped, or an index that was dropped, is made up for.
     destination_index.make_index(connection, stored)
     remarks.extend(_follow(connection, stored, options.sync))
@@ -172,14 +175,22 @@ def _propose(
     return proposed, where_to
 
 
-def _store(connection: Connection, proposed: Vectorizer, where_to: destination.Destination) -> Vectorizer:
+def _store(
+    connection: Connection,
+    proposed: Vectorizer,
+    where_to: destination.Destination,
+    also: Callable[[Vectorizer], None] | None,
+) -> Vectorizer:
     try:
         with transaction(connection, statement_timeout=600, lock_timeout=5):
             destination.make(connection, where_to)
             base = 0
             if not where_to.created:
                 base = _count_chunks(connection, proposed)
-            return vectorizer.insert(connection, proposed, chunks_base=base)
+            stored = vectorizer.insert(connection, proposed, chunks_base=base)
+            if also is not None:
+                also(stored)
+            return stored
     except psycopg.errors.UniqueViolation:
         raise DefinitionError(
             f"somebody else has just made the vectorizer {proposed.name!r}; run the same command again"

@@ -151,12 +151,17 @@ def begin(connection: Connection, name: str, given: Mapping[str, Any], versions:
     """
     old, open_, options = _wanted(connection, name, given)
     limit = _rows_left(connection, old, options.name) if vectorizer.is_limited(connection, old.id) else None
+
+    def begun(new: Vectorizer) -> None:
+        connection.execute(statement("model_migration", "begin"), {"old": old.id, "new": new.id})
+
     try:
-        defined = definition.define(connection, options, versions)
+        # Stored together: at no moment there are two that a search without a name could mean.
+        defined = definition.define(connection, options, versions, also=begun)
     except DefinitionDiffersError as error:
         raise _other_target(name, open_, options, error) from error
     with transaction(connection):
-        connection.execute(statement("model_migration", "begin"), {"old": old.id, "new": defined.vectorizer.id})
+        begun(defined.vectorizer)
         if defined.new:
             vector_index.want_alike(connection, defined.vectorizer, old)
     made = find(connection, old)
@@ -242,7 +247,7 @@ def _wanted(
     options = replace(options, name=_other_name(old.name), rows_per_job=old.rows_per_job, priority=old.priority)
     half_made = vectorizer.find(connection, options.name or "")
     if half_made is not None:
-        # Of a command that was stopped before it could write down what it is for.
+        # Somebody has made it by hand, or a migration was ended by dropping the old one.
         return old, None, replace(options, **_where_it_is(half_made, options))
     return old, None, replace(options, **_where_to(connection, old, options, source))
 
@@ -318,7 +323,8 @@ def _where_to(connection: Connection, old: Vectorizer, options: Options, source:
         return {}
     short = _short(options.resolved_model)
     if old.into_column:
-        column = old.destination_roles.embedding
+        # Without the old model's name, which an earlier migration has put there.
+        column = re.sub(f"_{_short(old.model)}(_[0-9]+)?$", "", old.destination_roles.embedding) or "embedding"
         names = _numbered(column, short, _LONGEST_COLUMN)
         return {
             "into_column": next(
@@ -326,7 +332,8 @@ def _where_to(connection: Connection, old: Vectorizer, options: Options, source:
             )
         }
     usual = f"{old.source_table}_vectors"
-    base = usual if old.destination_table.startswith(usual) else old.destination_table
+    given = re.sub(f"_{_short(old.model)}(_[0-9]+)?$", "", old.destination_table) or usual
+    base = usual if old.destination_table.startswith(usual) else given
     schema = old.destination_schema
     names = _numbered(base, short, _LONGEST_TABLE)
     free = next(one for one in names if find_relation(connection, quoted_name(schema, one)) is None)

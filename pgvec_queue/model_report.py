@@ -134,10 +134,11 @@ def obstacles(connection: Connection, migration: Migration, old: Side, new: Side
     if not (progress_of and progress_of[0].plan_complete):
         found.append(f"not all rows of {new.name} are planned; run the same `pgvec migrate-model` again")
     if new.jobs_left:
-        found.append(f"{new.jobs_left:,} jobs of {new.name} are not done")
+        jobs = "1 job" if new.jobs_left == 1 else f"{new.jobs_left:,} jobs"
+        found.append(f"{jobs} of {new.name} {'is' if new.jobs_left == 1 else 'are'} not done")
     if new.coverage < old.coverage - _CHANGES_SHARE:
-        found.append(f"{new.name} has {new.coverage:.1%} of its rows, {old.name} {old.coverage:.1%}")
-    if new.rows_done + new.rows_failed < (old.rows_done + old.rows_failed) * (1 - _CHANGES_SHARE) - _CHANGES:
+        found.append(f"{new.name} has {100 * new.coverage:.1f} % of its rows, {old.name} {100 * old.coverage:.1f} %")
+    elif new.rows_done + new.rows_failed < (old.rows_done + old.rows_failed) * (1 - _CHANGES_SHARE) - _CHANGES:
         found.append(f"{new.name} has {new.rows_done:,} rows, {old.name} {old.rows_done:,}")
     if new.changes_waiting > old.changes_waiting + max(_CHANGES, _CHANGES_SHARE * new.rows_total):
         found.append(f"{new.changes_waiting:,} changes wait for {new.name}, {old.changes_waiting:,} for {old.name}")
@@ -147,7 +148,7 @@ def obstacles(connection: Connection, migration: Migration, old: Side, new: Side
             f"see `pgvec failures {new.name}`"
         )
     if old.indexed and not new.indexed:
-        found.append(f"{old.destination} has an index on its vectors, {new.destination} has none")
+        found.append(f"{old.destination} has an index on its vectors, {new.destination} has none; build it first")
     if migration.old.sync and not migration.new.sync:
         found.append(f"{old.name} follows live changes, {new.name} does not; `pgvec alter {new.name} --sync`")
     return found

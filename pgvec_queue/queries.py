@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -28,6 +28,8 @@ WINDOW = 0.002
 """Seconds that a text waits for others when the model is idle."""
 BATCH = 64
 """Most texts of one call."""
+_TRIAL = "ready"
+"""Embedded to load a model."""
 
 Waiting = asyncio.Future[Vectors]
 
@@ -42,6 +44,7 @@ class QueryEmbedder:
         self._most_models = models
         self._known: OrderedDict[tuple[ModelSpec, str], Vectors] = OrderedDict()
         self._models: OrderedDict[ModelSpec, _Model] = OrderedDict()
+        self._kept: frozenset[ModelSpec] = frozenset()
         self._leaving: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -58,17 +61,26 @@ class QueryEmbedder:
         if known is not None:
             self._known.move_to_end(key)
             return known
-        model = self._models.get(spec)
-        if model is None:
-            model = self._models[spec] = _Model(spec, self._options)
-        self._models.move_to_end(spec)
-        self._retire()
-        vector = await model.embed(text)
+        vector = await self._model(spec).embed(text)
         self._known[key] = vector
         self._known.move_to_end(key)
         while len(self._known) > self._remembered:
             self._known.popitem(last=False)
         return vector
+
+    async def keep(self, specs: Iterable[ModelSpec]) -> None:
+        """Loads these models ahead of need; beside the others, they stay until they are named no more.
+
+        Raises what ``embed`` raises for the first that cannot be loaded.
+        """
+        self._kept = frozenset(specs)
+        for spec in self._kept:
+            if not self.has(spec) and not self._closed:
+                await self._model(spec).embed(_TRIAL)
+
+    def has(self, spec: ModelSpec) -> bool:
+        """Whether this model is in memory."""
+        return spec in self._models and self._models[spec].loaded
 
     async def close(self) -> None:
         """Lets the models end what they are at, refuses what is waiting, and gives their memory back."""
@@ -84,8 +96,18 @@ class QueryEmbedder:
         """The models that are in memory, most recently used last."""
         return [spec.model for spec, model in self._models.items() if model.loaded]
 
+    def _model(self, spec: ModelSpec) -> _Model:
+        """Returns the model, used last, to be loaded with its first text; the one used longest ago may leave for it."""
+        model = self._models.get(spec)
+        if model is None:
+            model = self._models[spec] = _Model(spec, self._options)
+        self._models.move_to_end(spec)
+        self._retire()
+        return model
+
     def _retire(self) -> None:
-        for spec in list(self._models)[: max(0, len(self._models) - self._most_models)]:
+        others = [spec for spec in self._models if spec not in self._kept]
+        for spec in others[: max(0, len(others) - self._most_models)]:
             self._leave(self._models.pop(spec))
 
     def _leave(self, model: _Model) -> None:

@@ -64,6 +64,19 @@ JOIN pgvec.vectorizers r ON r.id = CASE WHEN m.switched_at IS NULL THEN m.old_id
 JOIN pgvec.vectorizers w ON w.id = CASE WHEN m.switched_at IS NULL THEN m.new_id ELSE m.old_id END
 ORDER BY r.name;
 
+-- name: filled
+-- Both vectorizers of each migration that may be switched at any time, or has been.
+SELECT pgvec_migration, {columns}
+FROM (
+    SELECT v.*, m.old_id AS pgvec_migration
+    FROM pgvec.model_migrations m
+    JOIN pgvec.vectorizers n ON n.id = m.new_id
+    JOIN pgvec.vectorizers v ON v.id IN (m.old_id, m.new_id)
+    WHERE m.switched_at IS NOT NULL
+       OR (n.plan_complete AND NOT EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = n.id
+                                           AND j.state IN ('queued', 'running') AND j.kind <> 'keys'))
+) v;
+
 -- name: queue
 -- What of a vectorizer is unfinished: jobs of its backfill, and keys of live changes.
 SELECT count(*) FILTER (WHERE kind <> 'keys') AS jobs,

@@ -924,6 +924,27 @@ GUARDS = [
         "    near = sum(score >= exact[-1] - _SAME for score in through)\n",
         "tests/unit/test_recall.py",
     ),
+    Guard(
+        "model: gateways load the new model before the switch",
+        "pgvec_queue/gateway/preparing.py",
+        "            await queries.keep(",
+        "            set(",
+        "tests/gateway/test_model_migration.py::test_the_new_model_is_loaded_before_anybody_switches",
+    ),
+    Guard(
+        "model: models of a migration stay beside the others",
+        "pgvec_queue/queries.py",
+        "if spec not in self._kept]",
+        "]",
+        "tests/unit/test_queries.py::test_models_that_are_kept_are_loaded_ahead_and_stay_beside_the_others",
+    ),
+    Guard(
+        "model: the new one is stored together with its migration",
+        "pgvec_queue/model_migration.py",
+        "definition.define(connection, options, versions, also=begun)",
+        "definition.define(connection, options, versions)",
+        "tests/integration/test_model_migration.py::test_the_second_one_is_never_there_without_being_the_second",
+    ),
 ]
 
 

@@ -335,7 +335,7 @@ def _tell(found: Report) -> None:
         ("rows", lambda side: f"{side.rows_done:,} of {side.rows_total:,} ({_share(side.coverage)})"),
         ("in quarantine", lambda side: f"{side.rows_failed:,}"),
         ("jobs left", lambda side: f"{side.jobs_left:,}"),
-        ("time left", lambda side: duration(side.eta_seconds) if side.jobs_left else "-"),
+        ("time left", lambda side: (duration(side.eta_seconds) or "not known") if side.jobs_left else "-"),
         ("changes waiting", lambda side: f"{side.changes_waiting:,}"),
         ("vectors", lambda side: size(side.table_bytes)),
         ("indexes", lambda side: size(side.index_bytes)),

@@ -29,6 +29,7 @@ from pgvec_queue.gateway.metrics import Measures
 from pgvec_queue.gateway.notices import Notices
 from pgvec_queue.gateway.overview import Overview, reader
 from pgvec_queue.gateway.plans import Plans
+from pgvec_queue.gateway.preparing import prepare
 from pgvec_queue.gateway.pressure import Pressure
 from pgvec_queue.gateway.rates import Rates
 from pgvec_queue.gateway.routes import (
@@ -93,14 +94,18 @@ def create_app(
                 app.state.scrapes = CapacityLimiter(_SCRAPES)
                 shown = app.state.overview = Overview(reader(pool))
                 plans = app.state.plans = Plans(database)
-                house = asyncio.create_task(keep_house(pool, chosen.keep_tasks_days))
+                house = [
+                    asyncio.create_task(keep_house(pool, chosen.keep_tasks_days)),
+                    asyncio.create_task(prepare(pool, queries)),
+                ]
                 try:
                     async with shown.running():
                         yield
                 finally:
-                    house.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await house
+                    for task in house:
+                        task.cancel()
+                        with suppress(asyncio.CancelledError):
+                            await task
                     await watch.close()
                     await notices.close()
                     await plans.close()

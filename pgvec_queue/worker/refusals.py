@@ -40,6 +40,10 @@ def block(link: Link, state: State, member: Membership, run: Run, reason: str, s
     """
     name = run.fragments.vectorizer.name
     state.drop_vectorizer(run.job.vectorizer_id)
+    if not link.call(lambda connection: vectorizer.by_ids(connection, [run.job.vectorizer_id])):
+        # Dropped with its destination, in the middle of what was being done for it.
+        log.warning("vectorizer of a job was dropped", job=run.job.id)
+        return
     log.error("vectorizer is blocked", vectorizer=name, error=shown or reason)
     link.call(lambda connection: vectorizer.block(connection, run.job.vectorizer_id, reason))
     link.call(lambda connection: queue.release(connection, member, vectorizer=run.job.vectorizer_id))

@@ -12,7 +12,9 @@ import pytest
 
 from pgvec_queue import model_migration
 from pgvec_queue.database import versions
+from pgvec_queue.gateway import preparing
 from pgvec_queue.model_migration import Migration
+from tests.gateway import serving as gateway
 from tests.gateway.server import API, MODEL, accepted, post, serving, working
 from tests.support import Bench
 from tests.waiting import wait_until
@@ -99,6 +101,44 @@ def test_searches_over_http_never_fail_and_never_mix(bench: Bench, client: httpx
         for thread in threads:
             thread.join(30)
     assert wrong == []
+
+
+def test_the_new_model_is_loaded_before_anybody_switches(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "EVERY_SECONDS", 0.05)
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 40) i")
+    bench.enqueue("docs", "body", model="hashing-32")
+    bench.drain()
+    with gateway.serving(bench.dsn) as served:
+        queries = served.app.state.context.queries
+        begun = model_migration.begin(bench.connection, "docs", {"model": "hashing-48"}, versions(bench.connection))
+        bench.plan(begun.migration.new)
+        ask(served.client, "document number 1", vectorizer="docs")
+        looks = bench.value("SELECT clock_timestamp()")
+        wait_until(lambda: bench.value("SELECT clock_timestamp() > %s + interval '0.3 s'", looks))
+        # It is not filled yet, which may take days.
+        assert queries.loaded == ["hashing-32"]
+        bench.drain()
+        wait_until(lambda: "hashing-48" in queries.loaded)
+        model_migration.switch(bench.connection, now(bench, "docs"))
+        assert ask(served.client, "document number 1", vectorizer="docs")["hits"][0]["score"] == pytest.approx(1)
+        assert sorted(queries.loaded) == ["hashing-32", "hashing-48"]
+
+
+def test_a_model_that_the_gateway_cannot_load_is_told_before_the_switch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preparing, "EVERY_SECONDS", 0.05)
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs VALUES (1, 'document number 1')")
+    bench.enqueue("docs", "body", model="hashing-32")
+    bench.drain()
+    with gateway.serving(bench.dsn) as served:
+        begin(bench, "docs", model="hashing-48")
+        bench.sql("UPDATE pgvec.vectorizers SET model = 'nowhere' WHERE name = 'docs@other'")
+        ask(served.client, "document number 1", vectorizer="docs")
+        wait_until(lambda: any("a switch to it would fail here" in line.message for line in caplog.records))
+        ask(served.client, "document number 1", vectorizer="docs")
 
 
 def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) -> None:

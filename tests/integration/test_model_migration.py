@@ -35,6 +35,11 @@ RIGHT = {"missing": 0, "orphaned": 0, "stale": 0}
 OTHER = {"document_prompt": "other: ", "query_prompt": "other: "}
 """As good as another model to the hashing embedder: the same dimensions, and vectors that have nothing in common."""
 
+LONELY = """
+SELECT count(*) FROM pgvec.vectorizers
+WHERE name ~ 'other' AND id NOT IN (SELECT new_id FROM pgvec.model_migrations)
+"""
+
 
 def fill(bench: Bench, rows: int = 60, **options: Any) -> Vectorizer:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
@@ -102,6 +107,26 @@ def test_a_second_vectorizer_is_made_beside_the_first_with_all_but_what_was_name
     assert (bench.wrong(old), bench.wrong(new)) == (RIGHT, RIGHT)
 
 
+def test_the_second_one_is_never_there_without_being_the_second(bench: Bench) -> None:
+    fill(bench)
+    with psycopg.connect(bench.dsn, autocommit=True) as looking, ExitStack() as stack:
+        seen = set()
+        stop = threading.Event()
+
+        def look() -> None:
+            while not stop.is_set():
+                seen.add(looking.execute(LONELY).fetchone())
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        stack.callback(thread.join, 30)
+        stack.callback(stop.set)
+        for _ in range(5):
+            begin(bench)
+            model_migration.abandon(bench.connection, now(bench))
+    assert seen == {(0,)}
+
+
 def test_beginning_again_goes_on_and_another_target_is_refused(bench: Bench) -> None:
     fill(bench)
     first = begin(bench, model="hashing-48")
@@ -119,7 +144,7 @@ def test_beginning_again_goes_on_and_another_target_is_refused(bench: Bench) -> 
         begin(bench, model="hashing-48")
 
 
-def test_one_that_was_stopped_before_it_was_written_down_is_found_again(bench: Bench) -> None:
+def test_one_that_is_there_with_that_very_definition_is_taken(bench: Bench) -> None:
     fill(bench)
     first = begin(bench, model="hashing-48")
     bench.sql("DELETE FROM pgvec.model_migrations")
@@ -394,6 +419,33 @@ def test_vectors_in_columns_of_the_source_move_to_another_column(bench: Bench, f
     assert old.id != vectorizer.get(bench.connection, "docs").id
 
 
+def test_names_of_columns_do_not_grow_with_each_model(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.enqueue("docs", "body", model="hashing-32", into_column="embedding")
+    for model, column in (("hashing-48", "embedding_hashing_48"), ("hashing-64", "embedding_hashing_64")):
+        begin(bench, model=model)
+        bench.drain()
+        model_migration.switch(bench.connection, now(bench))
+        model_migration.finish(bench.connection, now(bench))
+        assert vectorizer.get(bench.connection, "docs").destination_roles.embedding == column
+
+
+def test_workers_from_under_which_vectors_are_dropped_block_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(bench, rows=400, sync=True, rows_per_job=20)
+    with working(bench), working(bench):
+        for number in range(4):
+            begin(bench, document_prompt=f"{number}: ", query_prompt=f"{number}: ")
+            wait_until(lambda: not model_report.state(bench.connection, now(bench)).new.jobs_left, 30)
+            model_migration.switch(bench.connection, now(bench))
+            bench.sql("UPDATE docs SET body = body || '.'")
+            model_migration.finish(bench.connection, now(bench))
+        wait_until(lambda: settled(bench), 30)
+    assert [line.message for line in caplog.records if "is blocked" in line.message] == []
+    assert bench.wrong(vectorizer.get(bench.connection, "docs")) == RIGHT
+
+
 def test_workers_that_were_told_a_name_go_on_with_what_has_it(bench: Bench) -> None:
     fill(bench, sync=True)
     new = begin(bench).new
@@ -565,7 +617,7 @@ def test_what_is_not_ready_is_told_before_a_switch(bench: Bench) -> None:
     bench.drain()
     bench.sql("CREATE INDEX ON docs_vectors USING hnsw (embedding vector_cosine_ops)")
     assert obstacles(bench) == [
-        "public.docs_vectors has an index on its vectors, public.docs_vectors_hashing_32 has none"
+        "public.docs_vectors has an index on its vectors, public.docs_vectors_hashing_32 has none; build it first"
     ]
     bench.sql("CREATE INDEX ON docs_vectors_hashing_32 USING hnsw ((embedding::halfvec(32)) halfvec_cosine_ops)")
     assert obstacles(bench) == []
@@ -680,7 +732,7 @@ def test_from_the_command_line(bench: Bench, line: CommandLine) -> None:
     assert shown[0]["migration"] == {"to": "hashing-48", "beside": "docs@other", "reads": True, "switched": False}
     assert shown[1]["migration"]["reads"] is False
     refused = line.refused("migrate-model", "docs", "--switch", "--yes")
-    assert "docs@other is not ready to take the place of docs: 1 jobs of docs@other are not done" in refused
+    assert "docs@other is not ready to take the place of docs: 1 job of docs@other is not done" in refused
     assert "--anyway" in refused
     assert "first `pgvec migrate-model docs --switch`" in line.refused("migrate-model", "docs", "--finish", "--yes")
     assert "--abandon" in line.refused("migrate-model", "docs", "--rollback", "--yes")

@@ -62,6 +62,7 @@ PROGRESS = st.builds(
     source=NAMES,
     destination=NAMES,
     model=NAMES,
+    index=st.none() | st.fixed_dictionaries({"state": st.sampled_from(["wanted", "building", "built"])}),
 )
 WORKER = st.builds(
     WorkerLine,

@@ -211,3 +211,24 @@ def test_closing_ends_what_is_under_way_and_refuses_what_waits(endpoint: Endpoin
     assert first.tolist() == vector("first")
     assert isinstance(second, PgvecError)
     assert [request["input"] for request in endpoint.requests] == [["first"]]
+
+
+def test_models_that_are_kept_are_loaded_ahead_and_stay_beside_the_others() -> None:
+    first, second, third = (ModelSpec("hashing", f"hashing-{dimensions}") for dimensions in (8, 16, 24))
+
+    async def work(queries: QueryEmbedder) -> None:
+        await queries.embed(first, "cat")
+        await queries.keep([first, second])
+        assert sorted(queries.loaded) == ["hashing-16", "hashing-8"]
+        await queries.embed(third, "cat")
+        assert sorted(queries.loaded) == ["hashing-16", "hashing-24", "hashing-8"]
+        await queries.keep([])
+        await queries.embed(third, "dog")
+        assert queries.loaded == ["hashing-24"]
+        # Loaded again, though what it was tried with has been embedded before.
+        await queries.keep([second])
+        assert queries.has(second)
+        with pytest.raises(EmbedderError, match="nowhere"):
+            await queries.keep([ModelSpec("hashing", "nowhere")])
+
+    run(work, models=1)
