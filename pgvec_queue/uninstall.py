@@ -103,7 +103,8 @@ def _drop(connection: Connection, *, cascade: bool) -> None:
         dependents = _dependents(connection)
         if dependents and not cascade:
             raise PgvecError(
-                f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give --cascade"
+                f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give "
+                "--cascade"
             )
         connection.execute(statement("uninstall", "drop_schema"))
 
