@@ -38,7 +38,11 @@ _MOST_BYTES = 1 << 20
 
 
 class NothingThereError(DefinitionError):
-    """A destination holds no vectors at all."""
+    """A destination holds no vectors at all; ``what`` says which, ``otherwise`` what to do then."""
+
+    def __init__(self, what: str, otherwise: str) -> None:
+        super().__init__(f"{what}; {otherwise}")
+        self.what = what
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ def check(
     indexed = vectorizer.into_column or has_leading_index(connection, destination, roles.key)
     sampled = _sample(connection, fragments, destination, excepted, indexed=indexed)
     if not sampled:
-        raise NothingThereError(f"{_label(vectorizer)} holds no vectors that could be taken over; {otherwise}")
+        raise NothingThereError(f"{_label(vectorizer)} holds no vectors that could be taken over", otherwise)
     embedder = embedders.load(vectorizer.spec, DeviceOptions(runtime="torch"))
     try:
         rules, compared, least = _compare(fragments, embedder, sampled, otherwise)

@@ -12,13 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psycopg
+import tenacity
 
 from pgvec_queue import queue, sync
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import PgvecError
 
 _LOOK_SECONDS = 0.2
-_LOCK_SECONDS = 10.0
+_LOCK_SECONDS = 5.0
+_LOCK_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +80,33 @@ def remove(connection: Connection, *, cascade: bool = False) -> None:
     """
     sync.remove_all(connection)
     try:
-        with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
-            dependents = _dependents(connection)
-            if dependents and not cascade:
-                raise PgvecError(
-                    f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give "
-                    "--cascade"
-                )
-            connection.execute(statement("uninstall", "drop_schema"))
-    except psycopg.errors.LockNotAvailable as error:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)),
+            stop=tenacity.stop_after_attempt(_LOCK_TRIES),
+            wait=tenacity.wait_random(0.1, 0.5),
+            reraise=True,
+        ):
+            with attempt:
+                _drop(connection, cascade=cascade)
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         raise PgvecError(
             "the schema pgvec is in use by an open transaction (a worker, a gateway, a dashboard, a dump); end it, "
             "then run the same command again"
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise PgvecError(f"you may not drop the schema pgvec: {one_line(error)}; its owner may") from error
+
+
+def _drop(connection: Connection, *, cascade: bool) -> None:
+    """Takes its locks one by one, so that whoever still uses the schema may hold what it wants, and the reverse."""
+    with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
+        dependents = _dependents(connection)
+        if dependents and not cascade:
+            raise PgvecError(
+                f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give "
+                "--cascade"
+            )
+        connection.execute(statement("uninstall", "drop_schema"))
 
 
 def _dependents(connection: Connection) -> list[str]:

@@ -121,5 +121,5 @@ def _check(connection: Connection, ours: pgai.Ours, versions: Versions) -> Check
             otherwise="give --anew to embed all rows anew",
         )
     except NothingThereError as error:
-        click.echo(f"pgvec: {plain(str(error))}", err=True)
+        click.echo(f"pgvec: {plain(error.what)}; all rows are embedded", err=True)
         return None
