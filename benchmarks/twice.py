@@ -5,7 +5,8 @@
 Rows: 30 % of a table's rows repeat another one, in `near` one of the 100 before, in `far` any before. One worker
 embeds it, then three do, each into a table of their own, then both again. What the embedder was given is counted by the
 workers themselves, and held against the counters, the number of distinct texts, and that of texts that are new to
-whoever remembers as many as fit into the cache. Bars: near, one worker: exactly the distinct texts; three: 1.02 times
+whoever remembers as many as fit into the cache. What is new to its job of 1,000 rows is what workers would be given
+that share no two jobs in a row. Bars: near, one worker: exactly the distinct texts; three: 1.02 times
 as many; again: none.
 
 Documents: in each of 1,000 long ones, made of docstrings, one sentence becomes another. Counted are the chunks that
@@ -36,6 +37,7 @@ from benchmarks import common
 from pgvec_queue.bench import texts
 from pgvec_queue.cli.types import Size
 from pgvec_queue.database import Connection
+from pgvec_queue.definition_options import DEFAULT_ROWS_PER_JOB
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.worker.cache import ENTRY_BYTES
 
@@ -94,7 +96,11 @@ def _rows(dsn: str, connection: Connection, table: str, chosen: argparse.Namespa
     distinct = len(set(rows))
     room = int(Size().convert(chosen.cache, None, None)) // (4 * _DIMENSIONS + ENTRY_BYTES)
     new = _new_to_a_memory(rows, room)
-    print(f"{table}: {len(rows):,} rows, {distinct:,} distinct; new to a memory of {room:,}: {new:,}")
+    apart = len({(text, row // DEFAULT_ROWS_PER_JOB) for row, text in enumerate(rows)})
+    print(
+        f"{table}: {len(rows):,} rows, {distinct:,} distinct; new to a memory of {room:,}: {new:,}; "
+        f"new to their job: {apart:,}"
+    )
     good = True
     for workers in (1, 3):
         name = f"{table}_{workers}"
