@@ -907,8 +907,7 @@ GUARDS = [
         "sql/search_function.sql",
         "format('ORDER BY (met - 1) / %s, distance, met', depth)",
         "''",
-        "tests/integration/test_search.py"
-        "::test_an_index_over_halfvec_gives_exact_scores_in_their_order_and_pages_that_fit_together",
+        "tests/integration/test_search.py::test_vectors_that_halfvec_cannot_tell_apart_are_sorted_by_themselves",
     ),
     Guard(
         "gateway: a task does not wait for an index",

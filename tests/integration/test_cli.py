@@ -947,6 +947,7 @@ def test_the_database_follows_the_same_order_and_doctor_says_who_named_it(
 def test_doctor_says_where_each_setting_came_from_and_shows_no_password(
     cli: CommandLine, here: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PGVEC_INDEX")
     assert cli("doctor").out.splitlines()[-1] == "settings: all at their defaults"
     file = Path("pgvec.toml").absolute()
     file.write_text(f"model = 'hashing-8'\nlease = 5\nendpoint = 'https://u:{PASSWORD}@host/v1'")

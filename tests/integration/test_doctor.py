@@ -72,7 +72,9 @@ def levels(found: Found, check: str) -> list[str]:
 
 
 @pytest.fixture
-def doctor(cli: CommandLine) -> Doctor:
+def doctor(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    # What all tests have set is none of what is said of the settings.
+    monkeypatch.delenv("PGVEC_INDEX")
     return Doctor(cli)
 
 

@@ -716,6 +716,21 @@ def test_an_index_over_halfvec_gives_exact_scores_in_their_order_and_pages_that_
     assert chunks_of(whole) == chunks_of(exact)
 
 
+def test_vectors_that_halfvec_cannot_tell_apart_are_sorted_by_themselves(bench: Bench) -> None:
+    vectors = 1 + np.random.default_rng(SEED).normal(size=(300, 8)) / 2_000
+    defined = chunked(bench, [(i, 0, f"chunk {i}", vector.tolist()) for i, vector in enumerate(vectors, 1)])
+    _halved(bench)
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off; SET LOCAL hnsw.ef_search = 1000")
+        whole = asked(bench, defined, ONE, limit=100)
+        pages = [
+            hit for offset in range(0, 100, 20) for hit in asked(bench, defined, ONE, limit=20, offset=offset).hits
+        ]
+    scores = [hit.score for hit in whole.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert [hit.key for hit in pages] == [hit.key for hit in whole.hits]
+
+
 def test_a_threshold_is_of_the_vectors_themselves_though_the_index_is_over_halfvec(bench: Bench) -> None:
     defined, vectors = many(bench, 600)
     _halved(bench)
