@@ -16,6 +16,7 @@ from pgvec_queue import (
     catalog,
     definition_differences,
     destination,
+    destination_checks,
     destination_index,
     embedders,
     source_checks,
@@ -123,7 +124,7 @@ def _propose(
     info = embedders.describe(options.spec)
     chunk_size, chunk_overlap = _chunking(options, info)
     store = options.store or "vector"
-    most = destination.MOST_DIMENSIONS if options.index is False else vector_index.most_dimensions(store)
+    most = destination_checks.MOST_DIMENSIONS if options.index is False else vector_index.most_dimensions(store)
     if info.dimensions > most:
         raise DefinitionError(
             f"{info.dimensions} dimensions "
@@ -131,7 +132,7 @@ def _propose(
                 f"do not fit: {store} takes {most} at most"
                 if options.index is False
                 else f"cannot be indexed: HNSW takes {most} at most; --no-index does without one, up to "
-                f"{destination.MOST_DIMENSIONS}"
+                f"{destination_checks.MOST_DIMENSIONS}"
             )
             + "; or ask for fewer with --dimensions"
         )

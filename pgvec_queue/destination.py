@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import psycopg
 from psycopg import sql
 
 from pgvec_queue.catalog import (
@@ -20,18 +19,21 @@ from pgvec_queue.catalog import (
     has_leading_index,
     quoted_name,
     split_name,
-    unique_keys,
 )
-from pgvec_queue.database import Connection, one_line, statement, transaction
+from pgvec_queue.database import Connection, statement
+from pgvec_queue.destination_checks import (
+    check_cast,
+    check_key_count,
+    check_length,
+    check_required,
+    check_unique,
+    check_vector_column,
+    existing_roles,
+    mapped,
+)
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier, literal_sql
-from pgvec_queue.vectorizer import ROLES, Roles
-
-INDEXABLE = {"vector": 2_000, "halfvec": 4_000}
-"""Most dimensions that pgvector's HNSW index takes, by type."""
-
-MOST_DIMENSIONS = 16_000
-"""That a column of either type takes."""
+from pgvec_queue.vectorizer import Roles
 
 TOAST_TARGET = 8_160
 """``toast_tuple_target`` of a table whose vectors are kept in its rows, as ``set_toast_target`` sets it."""
@@ -116,17 +118,17 @@ def _design_table(
     vector_schema: str,
 ) -> Destination:
     schema, table = split_name(name)
-    _check_length(table, "the destination's name", "--into")
+    check_length(table, "the destination's name", "--into")
     roles = Roles(
         key=tuple(column_map.get("key", [c.attname for c in key])),
-        chunk_id=_mapped(column_map, "chunk_id", None),
-        chunk_index=_mapped(column_map, "chunk_index", "chunk_index"),
-        chunk=_mapped(column_map, "chunk", "chunk"),
-        embedding=_mapped(column_map, "embedding", "embedding") or "embedding",
-        source_hash=_mapped(column_map, "source_hash", "source_hash"),
-        created_at=_mapped(column_map, "created_at", "created_at"),
+        chunk_id=mapped(column_map, "chunk_id", None),
+        chunk_index=mapped(column_map, "chunk_index", "chunk_index"),
+        chunk=mapped(column_map, "chunk", "chunk"),
+        embedding=mapped(column_map, "embedding", "embedding") or "embedding",
+        source_hash=mapped(column_map, "source_hash", "source_hash"),
+        created_at=mapped(column_map, "created_at", "created_at"),
     )
-    _check_key_count(roles, key)
+    check_key_count(roles, key)
     vector = sql.SQL("{}({})").format(identifier(vector_schema, store), sql.Literal(dimensions))
     columns: list[tuple[str, sql.Composable]] = [
         (name_, _key_definition(c)) for name_, c in zip(roles.key, key, strict=True)
@@ -144,7 +146,7 @@ def _design_table(
             columns.append((column, definition))
     names = [name_ for name_, _ in columns]
     for name_ in names:
-        _check_length(name_, "the column's name", "--column ROLE=NAME")
+        check_length(name_, "the column's name", "--column ROLE=NAME")
     twice = {name_ for name_ in names if names.count(name_) > 1}
     if twice:
         raise DefinitionError(
@@ -186,28 +188,6 @@ def _key_definition(column: Column) -> sql.Composable:
     return literal_sql(f"{column.type}{collate} NOT NULL")
 
 
-def _check_length(name: str, what: str, flag: str) -> None:
-    if len(name.encode()) > 63:
-        raise DefinitionError(f"{what} {name!r} is longer than 63 bytes; give a shorter one with {flag}")
-
-
-def _mapped(column_map: Mapping[str, Sequence[str]], role: str, default: str | None) -> str | None:
-    names = column_map.get(role)
-    if names is None:
-        return default
-    if len(names) != 1:
-        raise DefinitionError(f"--column {role}=… was given {len(names)} times; only key may have several columns")
-    return names[0]
-
-
-def _check_key_count(roles: Roles, key: Sequence[Column]) -> None:
-    if len(roles.key) != len(key):
-        raise DefinitionError(
-            f"the key has {len(key)} columns ({', '.join(c.attname for c in key)}), "
-            f"but {len(roles.key)} are mapped; give --column key=NAME once per key column, in its order"
-        )
-
-
 def _check_table(
     connection: Connection,
     table: Relation,
@@ -222,9 +202,9 @@ def _check_table(
         raise DefinitionError(f"the destination {table.label} is no table; name a table with --into")
     statements = []
     remarks = []
-    hash_column = _mapped(column_map, "source_hash", None) or "source_hash"
+    hash_column = mapped(column_map, "source_hash", None) or "source_hash"
     if adopt and not {hash_column, folded(hash_column)} & set(table.columns):
-        _check_length(hash_column, "the column's name", "--column source_hash=NAME")
+        check_length(hash_column, "the column's name", "--column source_hash=NAME")
         statements.append(
             statement("destination", "add_column").format(
                 destination=identifier(table.schema, table.name),
@@ -234,8 +214,8 @@ def _check_table(
         )
         remarks.append(f"adds the column {hash_column} to {table.label}")
         column_map = {role: names for role, names in column_map.items() if role != "source_hash"}
-    roles = _existing_roles(table, key, column_map)
-    _check_key_count(roles, key)
+    roles = existing_roles(table, key, column_map)
+    check_key_count(roles, key)
     embedding = table.columns[roles.embedding]
     check_vector_column(table, embedding, store, dimensions)
     for role, types in (
@@ -249,10 +229,10 @@ def _check_table(
             raise DefinitionError(
                 f"{table.label}.{name} is {table.columns[name].type}; as {role} it has to be {types[0]}"
             )
-    _check_required(table, roles)
+    check_required(table, roles)
     for mine, theirs in zip(key, roles.key, strict=True):
-        _check_cast(connection, mine, table, table.columns[theirs])
-    _check_unique(connection, table, roles, chunked)
+        check_cast(connection, mine, table, table.columns[theirs])
+    check_unique(connection, table, roles, chunked)
     if statements:
         roles = replace(roles, source_hash=hash_column)
     elif roles.source_hash is None:
@@ -290,103 +270,6 @@ def _nothing_there(what: str, flag: str) -> DefinitionError:
     )
 
 
-def _existing_roles(table: Relation, key: Sequence[Column], column_map: Mapping[str, Sequence[str]]) -> Roles:
-    keys = column_map.get("key", [c.attname for c in key])
-    said: dict[str, str] = {}
-    for role in ROLES[1:]:
-        name = _mapped(column_map, role, None)
-        if name is not None:
-            said[role] = table.column(name, f"--column {role}").attname
-    taken = {*said.values(), *keys}
-    found = {role: said.get(role) or (role if role in {*table.columns} - taken else None) for role in ROLES[1:]}
-    missing = [name for name in keys if name not in table.columns]
-    if "key" not in column_map and missing:
-        raise DefinitionError(
-            f"the destination {table.label} exists and has no column {missing[0]!r} for the key; "
-            f"say which it is with --column key=NAME (it has: {', '.join(table.columns)})"
-        )
-    embedding = found.pop("embedding")
-    if embedding is None:
-        raise DefinitionError(
-            f"the destination {table.label} exists and has no column 'embedding'; "
-            f"say which it is with --column embedding=NAME (it has: {', '.join(table.columns)})"
-        )
-    roles = Roles(key=tuple(table.column(name, "--column key").attname for name in keys), embedding=embedding, **found)
-    names = _names(roles)
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DefinitionError(f"{table.label}.{twice[0]} was given two roles; give each --column a column of its own")
-    return roles
-
-
-def _names(roles: Roles) -> list[str]:
-    return [*roles.key, *(name for role in ROLES[1:] if (name := getattr(roles, role)) is not None)]
-
-
-def check_vector_column(table: Relation, column: Column, store: str, dimensions: int) -> None:
-    """Raises ``DefinitionError`` unless the column is of type ``store`` and takes ``dimensions``."""
-    if column.typname != store:
-        hint = f"; give --store {column.typname}" if column.typname in INDEXABLE else ""
-        raise DefinitionError(f"{table.label}.{column.attname} is {column.type}, not {store}{hint}")
-    if column.typmod not in (-1, dimensions):
-        raise DefinitionError(
-            f"{table.label}.{column.attname} takes {column.typmod} dimensions, the model gives {dimensions}; "
-            "choose another model or another destination"
-        )
-
-
-def _check_required(table: Relation, roles: Roles) -> None:
-    ours = _names(roles)
-    for column in table.columns.values():
-        if column.not_null and not column.has_default and column.attname not in ours:
-            raise DefinitionError(
-                f"{table.label}.{column.attname} must not be NULL and has no default, but plays no role; "
-                f"map it with --column ROLE={column.attname} (roles: {', '.join(ROLES)}) or give it a default"
-            )
-    if roles.created_at is not None and not table.columns[roles.created_at].has_default:
-        raise DefinitionError(f"{table.label}.{roles.created_at} has no default; set it to now()")
-
-
-def _check_cast(connection: Connection, mine: Column, table: Relation, theirs: Column) -> None:
-    if mine.collation and theirs.collation and mine.collation != theirs.collation:
-        raise DefinitionError(
-            f"the key {mine.attname} and {table.label}.{theirs.attname} have different collations, so that no index "
-            "could serve to compare them; give both the same"
-        )
-    if mine.base_type == theirs.base_type:
-        return
-    try:
-        with transaction(connection):
-            connection.execute(
-                statement("catalog", "check_cast").format(
-                    from_type=literal_sql(mine.base_type), to_type=literal_sql(theirs.base_type)
-                ),
-                {},
-            )
-            rounds = connection.execute(
-                statement("catalog", "cast_rounds"), {"from_type": mine.base_type, "to_type": theirs.base_type}
-            ).fetchone()
-    except psycopg.Error as error:
-        raise DefinitionError(
-            f"the key {mine.attname} ({mine.type}) cannot become {table.label}.{theirs.attname} "
-            f"({theirs.type}): {one_line(error)}"
-        ) from error
-    if rounds and rounds[0]:
-        raise DefinitionError(
-            f"the key {mine.attname} ({mine.type}) is rounded as {table.label}.{theirs.attname} ({theirs.type}), "
-            f"and two keys could become one; give it the type {mine.base_type}, or text"
-        )
-
-
-def _check_unique(connection: Connection, table: Relation, roles: Roles, chunked: bool) -> None:
-    for _, columns in unique_keys(connection, table):
-        if chunked and set(columns) <= set(roles.key):
-            raise DefinitionError(
-                f"{table.label} allows one row per {', '.join(columns)}, but a document may have several chunks; "
-                "use --no-chunking or another destination"
-            )
-
-
 def resolve_column(
     source: Relation,
     key: Sequence[Column],
@@ -407,7 +290,7 @@ def resolve_column(
     other = sorted(set(column_map) - {"source_hash"})
     if other:
         raise DefinitionError(f"with --into-column only --column source_hash=NAME has a meaning, not {other[0]}")
-    hash_column = _mapped(column_map, "source_hash", None) or f"{column}_hash"
+    hash_column = mapped(column_map, "source_hash", None) or f"{column}_hash"
     if adopt and column not in source.columns:
         raise _nothing_there(f"the column {column} of {source.label}", "--into-column COLUMN")
     destination = identifier(source.schema, source.name)
@@ -417,7 +300,7 @@ def resolve_column(
     for name, definition in ((column, vector), (hash_column, sql.SQL("bytea"))):
         if name in source.columns:
             continue
-        _check_length(name, "the column's name", "--into-column" if name == column else "--column source_hash=NAME")
+        check_length(name, "the column's name", "--into-column" if name == column else "--column source_hash=NAME")
         statements.append(
             statement("destination", "add_column").format(
                 destination=destination, column=identifier(name), type=definition

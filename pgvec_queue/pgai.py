@@ -17,7 +17,7 @@ from psycopg import sql
 from pgvec_queue import catalog
 from pgvec_queue.database import Connection, one_line, statement
 from pgvec_queue.definition_options import Options
-from pgvec_queue.destination import INDEXABLE
+from pgvec_queue.destination_checks import INDEXABLE
 from pgvec_queue.embedders import KINDS
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier

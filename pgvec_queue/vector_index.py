@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from psycopg.rows import class_row
 
 from pgvec_queue.database import Connection, statement, transaction
-from pgvec_queue.destination import INDEXABLE
+from pgvec_queue.destination_checks import INDEXABLE
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.vectorizer import Vectorizer
 

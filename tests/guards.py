@@ -776,7 +776,7 @@ GUARDS = [
     ),
     Guard(
         "model: triggers forget columns that are dropped",
-        "pgvec_queue/model_migration.py",
+        "pgvec_queue/model_migration_end.py",
         "            sync.install(connection, stays)\n",
         "            pass\n",
         "tests/integration/test_model_migration.py::test_vectors_in_columns_of_the_source_move_to_another_column",
@@ -790,21 +790,21 @@ GUARDS = [
     ),
     Guard(
         "model: only what waits can be dropped",
-        "pgvec_queue/model_migration.py",
+        "pgvec_queue/model_migration_end.py",
         "        if switched != (dropped.id == migration.old.id):\n",
         "        if False:\n",
         "tests/integration/test_model_migration.py::test_the_old_one_is_dropped_with_all_that_it_had",
     ),
     Guard(
         "model: code of another model is not trusted",
-        "pgvec_queue/model_migration.py",
+        "pgvec_queue/model_migration_begin.py",
         'kept |= dict.fromkeys(OF_THE_MODEL) | {"trust_remote_code": False}',
         "kept |= dict.fromkeys(OF_THE_MODEL)",
         "tests/integration/test_model_migration.py::test_what_belongs_to_the_model_goes_with_it",
     ),
     Guard(
         "model: what a limit has selected stays selected",
-        "pgvec_queue/model_migration.py",
+        "pgvec_queue/model_migration_begin.py",
         "if vectorizer.is_limited(connection, old.id) else None",
         "if False else None",
         "tests/integration/test_model_migration.py::test_what_a_limit_has_selected_stays_selected",
@@ -939,7 +939,7 @@ GUARDS = [
     ),
     Guard(
         "model: the new one is stored together with its migration",
-        "pgvec_queue/model_migration.py",
+        "pgvec_queue/model_migration_begin.py",
         "definition.define(connection, options, versions, also=begun)",
         "definition.define(connection, options, versions)",
         "tests/integration/test_model_migration.py::test_the_second_one_is_never_there_without_being_the_second",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pgvec_queue import estimate, model_migration, model_report, vectorizer
+from pgvec_queue import estimate, model_migration, model_migration_begin, model_migration_end, model_report, vectorizer
 from pgvec_queue.cli import estimates
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.enqueue import tell_proposal
@@ -22,7 +22,7 @@ from pgvec_queue.database import Connection, Versions
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import Fragments
-from pgvec_queue.model_migration import Removed
+from pgvec_queue.model_migration_end import Removed
 from pgvec_queue.model_report import Report, Side
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
 
@@ -168,7 +168,7 @@ def _action(context: click.Context) -> str | None:
 
 
 def _begin(connection: Connection, versions: Versions, name: str, wanted: dict[str, Any]) -> None:
-    begun = model_migration.begin(connection, name, wanted, versions)
+    begun = model_migration_begin.begin(connection, name, wanted, versions)
     new = begun.defined.vectorizer
     for remark in begun.defined.remarks:
         click.echo(f"pgvec: {plain(remark)}", err=True)
@@ -202,7 +202,7 @@ def _begin(connection: Connection, versions: Versions, name: str, wanted: dict[s
 
 def _estimate(connection: Connection, versions: Versions, name: str, wanted: dict[str, Any], *, as_json: bool) -> None:
     connection.read_only = True
-    proposed = model_migration.propose(connection, name, wanted, versions)
+    proposed = model_migration_begin.propose(connection, name, wanted, versions)
     old = vectorizer.get(connection, name)
     found = estimate.estimate(connection, proposed, versions, estimate.Wish(estimate.DEFAULT_SAMPLE, None, None))
     if as_json:
@@ -273,7 +273,7 @@ def _remove(connection: Connection, name: str, action: str, *, keep_destination:
         f"{f'; {what} stays as it is' if kept else f' and its vectors, {what}'}?",
         yes=yes,
     )
-    done = (model_migration.finish if finishing else model_migration.abandon)(
+    done = (model_migration_end.finish if finishing else model_migration_end.abandon)(
         connection, migration, keep_destination=keep_destination
     )
     _tell_removed(done)

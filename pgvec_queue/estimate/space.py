@@ -15,7 +15,7 @@ import numpy as np
 
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection
-from pgvec_queue.destination import INDEXABLE
+from pgvec_queue.destination_checks import INDEXABLE
 from pgvec_queue.estimate import hnsw, layout, storage
 from pgvec_queue.estimate.documents import Drawn
 from pgvec_queue.estimate.pace import Pace

@@ -10,7 +10,7 @@ import httpx2
 import psycopg
 import pytest
 
-from pgvec_queue import model_migration
+from pgvec_queue import model_migration, model_migration_begin, model_migration_end
 from pgvec_queue.database import versions
 from pgvec_queue.gateway import preparing
 from pgvec_queue.model_migration import Migration
@@ -29,7 +29,7 @@ def client(bench: Bench) -> Iterator[httpx2.Client]:
 
 
 def begin(bench: Bench, name: str, **given: Any) -> Migration:
-    begun = model_migration.begin(bench.connection, name, given or OTHER, versions(bench.connection))
+    begun = model_migration_begin.begin(bench.connection, name, given or OTHER, versions(bench.connection))
     bench.plan(begun.migration.new)
     bench.drain()
     return begun.migration
@@ -92,7 +92,12 @@ def test_searches_over_http_never_fail_and_never_mix(bench: Bench, client: httpx
 
     try:
         begin(bench, "docs")
-        for step in (model_migration.switch, model_migration.roll_back, model_migration.switch, model_migration.finish):
+        for step in (
+            model_migration.switch,
+            model_migration.roll_back,
+            model_migration.switch,
+            model_migration_end.finish,
+        ):
             after(10)
             step(bench.connection, now(bench, "docs"))
             after(10)
@@ -111,7 +116,9 @@ def test_the_new_model_is_loaded_before_anybody_switches(bench: Bench, monkeypat
     bench.drain()
     with gateway.serving(bench.dsn) as served:
         queries = served.app.state.context.queries
-        begun = model_migration.begin(bench.connection, "docs", {"model": "hashing-48"}, versions(bench.connection))
+        begun = model_migration_begin.begin(
+            bench.connection, "docs", {"model": "hashing-48"}, versions(bench.connection)
+        )
         bench.plan(begun.migration.new)
         ask(served.client, "document number 1", vectorizer="docs")
         looks = bench.value("SELECT clock_timestamp()")
@@ -160,7 +167,7 @@ def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) 
     result = client.get(f"{API}/tasks/{second['task_id']}/result").json()
     assert [len(one["embedding"]) for one in result["vectors"]] == [8]
     model_migration.switch(bench.connection, now(bench, "notes"))
-    model_migration.finish(bench.connection, now(bench, "notes"))
+    model_migration_end.finish(bench.connection, now(bench, "notes"))
     result = client.get(f"{API}/tasks/{second['task_id']}/result").json()
     assert [len(one["embedding"]) for one in result["vectors"]] == [48]
     assert [text["state"] for text in client.get(f"{API}/collections/notes/texts").json()["texts"]] == ["done"] * 3

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from pgvec_queue import model_migration, model_report, search, vectorizer
+from pgvec_queue import model_migration, model_migration_begin, model_migration_end, model_report, search, vectorizer
 from pgvec_queue.database import Database, versions
 from pgvec_queue.embedders import DEFAULT_MODEL, DeviceOptions, Vectors, load
 from pgvec_queue.errors import DefinitionError, PgvecError
@@ -50,7 +50,7 @@ def fill(bench: Bench, rows: int = 60, **options: Any) -> Vectorizer:
 
 
 def begin(bench: Bench, name: str = "docs", **given: Any) -> Migration:
-    begun = model_migration.begin(bench.connection, name, given or OTHER, versions(bench.connection))
+    begun = model_migration_begin.begin(bench.connection, name, given or OTHER, versions(bench.connection))
     bench.plan(begun.migration.new, begun.limit)
     return begun.migration
 
@@ -123,7 +123,7 @@ def test_the_second_one_is_never_there_without_being_the_second(bench: Bench) ->
         stack.callback(stop.set)
         for _ in range(5):
             begin(bench)
-            model_migration.abandon(bench.connection, now(bench))
+            model_migration_end.abandon(bench.connection, now(bench))
     assert seen == {(0,)}
 
 
@@ -170,7 +170,7 @@ def test_what_belongs_to_the_model_goes_with_it(bench: Bench) -> None:
     kept = ("revision", "query_prompt", "dimensions", "tokenizer", "trust_remote_code", "embedder", "endpoint")
 
     def of(**given: Any) -> list[Any]:
-        options = model_migration._options(old, given)
+        options = model_migration_begin._options(old, given)
         return [getattr(options, name) for name in kept]
 
     assert of(chunk_size=50) == ["abc", "q: ", 256, "cl100k_base", True, "openai", "http://host/v1"]
@@ -181,9 +181,9 @@ def test_what_belongs_to_the_model_goes_with_it(bench: Bench) -> None:
     ]
     # Code of another revision has been trusted by nobody.
     assert of(revision="def")[4] is False
-    smaller = model_migration._options(old, {"chunk_size": 30})
+    smaller = model_migration_begin._options(old, {"chunk_size": 30})
     assert (smaller.chunk_size, smaller.chunk_overlap, smaller.no_chunking) == (30, None, False)
-    whole = model_migration._options(old, {"no_chunking": True})
+    whole = model_migration_begin._options(old, {"no_chunking": True})
     assert (whole.chunk_size, whole.no_chunking) == (None, True)
 
 
@@ -220,7 +220,7 @@ def test_what_a_limit_has_selected_stays_selected(bench: Bench) -> None:
     new = begin(bench, model="hashing-48").new
     bench.drain()
     assert bench.value(f"SELECT count(*) FROM {new.destination}") == 120
-    again = model_migration.begin(bench.connection, "docs", {"model": "hashing-48"}, versions(bench.connection))
+    again = model_migration_begin.begin(bench.connection, "docs", {"model": "hashing-48"}, versions(bench.connection))
     assert again.limit == 0
 
 
@@ -302,12 +302,12 @@ def test_the_old_one_is_dropped_with_all_that_it_had(bench: Bench) -> None:
     new = begin(bench).new
     bench.drain()
     with pytest.raises(MigrationStateError, match="nothing was switched"):
-        model_migration.finish(bench.connection, now(bench))
+        model_migration_end.finish(bench.connection, now(bench))
     model_migration.switch(bench.connection, now(bench))
     with pytest.raises(MigrationStateError, match="docs is what is searched now"):
-        model_migration.abandon(bench.connection, now(bench))
+        model_migration_end.abandon(bench.connection, now(bench))
     bench.sql("UPDATE docs SET body = 'waits when the old one goes' WHERE id = 3")
-    removed = model_migration.finish(bench.connection, now(bench))
+    removed = model_migration_end.finish(bench.connection, now(bench))
     assert (removed.name, removed.destination, removed.statement) == ("docs@other", "public.docs_vectors", None)
     assert vectorizer.names(bench.connection) == ["docs"]
     assert bench.value("SELECT to_regclass('docs_vectors')") is None
@@ -326,7 +326,7 @@ def test_the_old_one_is_dropped_with_all_that_it_had(bench: Bench) -> None:
 def test_the_new_one_can_be_given_up(bench: Bench) -> None:
     old = fill(bench, sync=True)
     new = begin(bench).new
-    removed = model_migration.abandon(bench.connection, now(bench))
+    removed = model_migration_end.abandon(bench.connection, now(bench))
     assert (removed.name, removed.statement) == ("docs@other", None)
     assert bench.value("SELECT to_regclass(%s)", new.destination) is None
     assert vectorizer.names(bench.connection) == ["docs"]
@@ -358,7 +358,7 @@ def test_a_destination_that_is_needed_stays(bench: Bench, why: str) -> None:
     begin(bench)
     bench.drain()
     model_migration.switch(bench.connection, now(bench))
-    removed = model_migration.finish(bench.connection, now(bench), keep_destination=why == "kept")
+    removed = model_migration_end.finish(bench.connection, now(bench), keep_destination=why == "kept")
     reasons = {
         "view": "view newest depends on table docs_vectors",
         "kept": "as asked for",
@@ -380,7 +380,7 @@ def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch
     with psycopg.connect(bench.dsn) as reader:
         reader.execute("SELECT count(*) FROM docs_vectors")
         with pytest.raises(PgvecError, match=r"docs@other cannot be dropped.*nothing was changed"):
-            model_migration.finish(bench.connection, now(bench))
+            model_migration_end.finish(bench.connection, now(bench))
     model_migration.roll_back(bench.connection, now(bench))
     bench.sql("UPDATE docs SET body = 'still followed' WHERE id = 3")
     bench.drain()
@@ -403,7 +403,7 @@ def test_vectors_in_columns_of_the_source_move_to_another_column(bench: Bench, f
     assert settled(bench)
     model_migration.switch(bench.connection, now(bench))
     assert best(bench, "changed")[1] == pytest.approx(1)
-    removed = model_migration.finish(bench.connection, now(bench))
+    removed = model_migration_end.finish(bench.connection, now(bench))
     assert (removed.destination, removed.statement) == ("public.docs.embedding", None)
     columns = [
         name
@@ -426,7 +426,7 @@ def test_names_of_columns_do_not_grow_with_each_model(bench: Bench) -> None:
         begin(bench, model=model)
         bench.drain()
         model_migration.switch(bench.connection, now(bench))
-        model_migration.finish(bench.connection, now(bench))
+        model_migration_end.finish(bench.connection, now(bench))
         assert vectorizer.get(bench.connection, "docs").destination_roles.embedding == column
 
 
@@ -440,7 +440,7 @@ def test_workers_from_under_which_vectors_are_dropped_block_nothing(
             wait_until(lambda: not model_report.state(bench.connection, now(bench)).new.jobs_left, 30)
             model_migration.switch(bench.connection, now(bench))
             bench.sql("UPDATE docs SET body = body || '.'")
-            model_migration.finish(bench.connection, now(bench))
+            model_migration_end.finish(bench.connection, now(bench))
         wait_until(lambda: settled(bench), 30)
     assert [line.message for line in caplog.records if "is blocked" in line.message] == []
     assert bench.wrong(vectorizer.get(bench.connection, "docs")) == RIGHT
@@ -521,7 +521,7 @@ def test_searches_never_fail_and_never_mix_while_all_of_it_happens(bench: Bench,
             searchers.after(5)
             step(bench.connection, now(bench))
             searchers.after(5)
-        model_migration.finish(bench.connection, now(bench))
+        model_migration_end.finish(bench.connection, now(bench))
         change()
         searchers.after(20)
         wait_until(lambda: settled(bench), 30)
@@ -541,7 +541,7 @@ def test_a_search_whose_vectors_go_while_its_query_is_embedded_is_done_again(ben
         if found.id == old.id:
             with psycopg.connect(bench.dsn, autocommit=True) as connection:
                 model_migration.switch(connection, now(bench))
-                model_migration.finish(connection, now(bench))
+                model_migration_end.finish(connection, now(bench))
         return embed(found, "document number 9")
 
     found, answer = search.by_name(bench.connection, "docs", Search("document number 9", limit=1), embed_meanwhile)
@@ -567,7 +567,7 @@ def test_in_an_event_loop_it_is_done_again_as_well(bench: Bench) -> None:
         asked.append(found.id)
         if found.id == old.id:
             model_migration.switch(bench.connection, now(bench))
-            model_migration.finish(bench.connection, now(bench))
+            model_migration_end.finish(bench.connection, now(bench))
         vector = embed(found, "document number 9")
         return search.nearest(bench.connection, found, Search("document number 9", limit=1), vector)
 
@@ -649,7 +649,7 @@ def test_a_report_compares_both(bench: Bench) -> None:
     stored, at = bench.sql("SELECT report, reported_at FROM pgvec.model_migrations")[0]
     assert stored == json.loads(json.dumps(found.as_json()))
     assert at is not None
-    model_migration.abandon(bench.connection, now(bench))
+    model_migration_end.abandon(bench.connection, now(bench))
     begin(bench)
     bench.drain()
     other = model_report.report(bench.connection, now(bench), queries=["document number 3", "what is this?"])
@@ -698,10 +698,10 @@ def test_dropping_one_of_the_two_ends_the_migration(bench: Bench) -> None:
 
 @drawn(base=st.text(min_size=1, max_size=63).filter(lambda text: "\0" not in text), model=st.text(min_size=1))
 def test_a_new_destination_s_name_is_short_enough(base: str, model: str) -> None:
-    short = model_migration._short(model)
+    short = model_migration_begin._short(model)
     assert re.fullmatch("[a-z0-9_]{1,30}", short)
     for longest, ending in ((60, ""), (55, "_hash")):
-        names = list(itertools.islice(model_migration._numbered(base, short, longest), 99))
+        names = list(itertools.islice(model_migration_begin._numbered(base, short, longest), 99))
         assert len(set(names)) == 99
         assert max(len((name + ending).encode()) for name in names) <= 63
 

@@ -1,0 +1,135 @@
+"""Ends a migration to another model: drops the vectorizer that is not wanted any more, with the vectors that are ours.
+
+One short transaction, in the order of a worker's locks, tried again where a lock could not be had: whoever still
+searches there finds neither vectorizer nor vectors, and looks for the name again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from pgvec_queue import sync
+from pgvec_queue.database import Connection, one_line, statement, transaction
+from pgvec_queue.errors import PgvecError
+from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
+from pgvec_queue.vectorizer import Vectorizer
+
+_LOCK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What has become of a vectorizer that was given up, and of its destination."""
+
+    name: str
+    destination: str
+    statement: str | None
+    """What removes the destination, where it is still there."""
+    why: str | None
+    """Why it is."""
+
+
+def finish(connection: Connection, migration: Migration, *, keep_destination: bool = False) -> Removed:
+    """Drops the old vectorizer and, where we have made it and nothing depends on it, its destination.
+
+    Raises ``MigrationStateError`` before the switch, ``PgvecError`` when a table stays locked.
+    """
+    return _remove(connection, migration, migration.old, keep_destination=keep_destination)
+
+
+def abandon(connection: Connection, migration: Migration, *, keep_destination: bool = False) -> Removed:
+    """Drops the new vectorizer, before the switch, as ``finish`` drops the old one after it."""
+    return _remove(connection, migration, migration.new, keep_destination=keep_destination)
+
+
+def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *, keep_destination: bool) -> Removed:
+    stays = migration.new if dropped.id == migration.old.id else migration.old
+    removal = _removal(dropped)
+    why: str | None = None
+    if keep_destination:
+        why = "as asked for"
+    elif not dropped.destination_created:
+        why = "it was there before"
+    try:
+        for attempt in patiently():
+            with attempt:
+                name, refused = _remove_once(connection, migration, dropped, stays, None if why else removal)
+    except psycopg.errors.LockNotAvailable as error:
+        raise PgvecError(
+            f"{dropped.name} cannot be dropped: {dropped.source} or {dropped.destination} stays locked; nothing was "
+            "changed, try again when the transactions that use them have ended"
+        ) from error
+    why = why or refused
+    shown = removal.as_string(connection) if why else None
+    return Removed(name, dropped.destination_label, shown, why)
+
+
+def _remove_once(
+    connection: Connection, migration: Migration, dropped: Vectorizer, stays: Vectorizer, removal: sql.Composed | None
+) -> tuple[str, str | None]:
+    """Does it all in one short transaction; returns the name that was dropped and why the destination is still there.
+
+    The vectorizer and its destination go together: whoever still searches there finds neither, and looks for the name
+    again.
+    """
+    refused = None
+    with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
+        row = connection.execute(
+            statement("model_migration", "lock"),
+            {"old": migration.old.id, "new": migration.new.id, "dropped": dropped.id},
+        ).fetchone()
+        if row is None:
+            raise MigrationStateError("the migration has been ended by somebody else; see `pgvec status`")
+        _, _, switched, name = row
+        if switched != (dropped.id == migration.old.id):
+            raise MigrationStateError(
+                f"{name} is what is searched now, and cannot be dropped like this"
+                if switched
+                else f"nothing was switched, and {name} is what is searched; switch first, or give up with --abandon"
+            )
+        connection.execute(statement("model_migration", "lock_jobs"), {"id": dropped.id})
+        connection.execute(statement("vectorizer", "drop"), {"name": name})
+        if removal is not None:
+            refused = _drop_destination(connection, removal)
+        if stays.sync and dropped.into_column and refused is None and removal is not None:
+            # Its triggers may compare whole rows, and name the columns that are gone.
+            sync.install(connection, stays)
+        connection.execute(
+            statement("model_migration", "finished"),
+            {
+                "kind": "migration finished" if switched else "migration given up",
+                "id": stays.id,
+                "message": f"{name}, {dropped.model}, is dropped",
+            },
+        )
+    return name, refused
+
+
+def _drop_destination(connection: Connection, removal: sql.Composed) -> str | None:
+    """Drops it, unless something depends on it or it is somebody else's; returns the reason then."""
+    try:
+        with connection.transaction():
+            connection.execute(removal)
+    except psycopg.errors.DependentObjectsStillExist as error:
+        users = [line.strip() for line in (error.diag.message_detail or "").splitlines() if line.strip()]
+        return users[0] if users else "something depends on it"
+    except psycopg.errors.InsufficientPrivilege as error:
+        return one_line(error)
+    return None
+
+
+def _removal(dropped: Vectorizer) -> sql.Composed:
+    destination = sql.Identifier(dropped.destination_schema, dropped.destination_table)
+    if not dropped.into_column:
+        return statement("model_migration", "drop_table").format(destination=destination)
+    roles = dropped.destination_roles
+    columns = [name for name in (roles.embedding, roles.source_hash) if name is not None]
+    return statement("model_migration", "drop_columns").format(
+        destination=destination,
+        columns=sql.SQL(", ").join(
+            statement("model_migration", "drop_column").format(column=sql.Identifier(name)) for name in columns
+        ),
+    )
