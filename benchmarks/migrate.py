@@ -44,11 +44,13 @@ PROBES = 200
 SAME = 0.99
 _PAUSE = 0.02
 _UPDATE_EVERY = 0.05
-_WORDS = (
-    "lamp harbour winter engine letter garden river market window doctor piano storm village camera mountain bridge "
-    "coffee teacher island signal forest copper ticket blue broken quiet sudden narrow bright heavy distant early "
-    "frozen golden hollow opens carries forgets repairs follows answers measures crosses remembers paints"
-).split()  # noqa: SIM905 - a word a line otherwise
+_TEXT = (
+    "lamp harbour winter engine letter garden river market window doctor piano storm village camera mountain "
+    "bridge coffee teacher island signal forest copper ticket blue broken quiet sudden narrow bright heavy "
+    "distant early frozen golden hollow opens carries forgets repairs follows answers measures crosses remembers "
+    "paints "
+)
+_WORDS = _TEXT.split()
 
 
 @dataclass
