@@ -726,7 +726,7 @@ def test_vectors_that_halfvec_cannot_tell_apart_are_sorted_by_themselves(bench: 
         pages = [
             hit for offset in range(0, 100, 20) for hit in asked(bench, defined, ONE, limit=20, offset=offset).hits
         ]
-    scores = [hit.score for hit in whole.hits]
+    scores = [hit.score or 0.0 for hit in whole.hits]
     assert scores == sorted(scores, reverse=True)
     assert [hit.key for hit in pages] == [hit.key for hit in whole.hits]
 
