@@ -59,6 +59,7 @@ PROGRESS = st.builds(
     source=NAMES,
     destination=NAMES,
     model=NAMES,
+    index=st.none(),
 )
 WORKER = st.builds(
     WorkerLine,
