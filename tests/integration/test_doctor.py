@@ -71,10 +71,14 @@ def levels(found: Found, check: str) -> list[str]:
     return [finding["level"] for finding in found[check]]
 
 
-@pytest.fixture
-def doctor(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Doctor:
-    # What all tests have set is none of what is said of the settings.
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What all tests have set is none of what is said of the settings."""
     monkeypatch.delenv("PGVEC_INDEX")
+
+
+@pytest.fixture
+def doctor(cli: CommandLine) -> Doctor:
     return Doctor(cli)
 
 
