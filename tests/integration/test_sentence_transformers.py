@@ -555,7 +555,7 @@ def test_what_encode_has_made_is_taken_over_and_what_another_model_has_is_not(be
     """As `enqueue --adopt` compares: vectors of a script, by the library's own ``encode``."""
     texts = [" ".join(random.Random(i).choices(WORDS, k=5 + i % 40)) for i in range(30)]
     bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text)")
-    bench.sql("CREATE TABLE made (id int, chunk text, embedding halfvec(384))")
+    bench.sql("CREATE TABLE made (id int, chunk text, embedding halfvec(384)); CREATE INDEX ON made (id)")
     for i, (text, vector) in enumerate(zip(texts, reference.encode(texts), strict=True)):
         bench.sql("INSERT INTO docs VALUES (%s, %s)", i, text)
         bench.sql("INSERT INTO made VALUES (%s, %s, %s::text::halfvec)", i, text, str(vector.tolist()))
