@@ -252,6 +252,12 @@ def note_unfinished(connection: Connection, vectorizer: Vectorizer, reason: str 
     connection.execute(statement("index", "unfinished"), {"vectorizer": vectorizer.id, "reason": reason})
 
 
+def _as_there(indexes: list[Existing]) -> Wish | None:
+    """Returns the wish that an index of ours fulfils, of a vectorizer that was there before this one."""
+    ours = next((one for one in indexes if one.valid and one.is_ours), None)
+    return None if ours is None else Wish(ours.m, ours.ef_construction, ours.type)
+
+
 def follow(connection: Connection, vectorizer: Vectorizer, said: bool | None, *, default: bool) -> Iterator[str]:
     """Does what `enqueue` was told about the index: ``said``, else as it is, and ``default`` for a new vectorizer.
 
@@ -261,8 +267,8 @@ def follow(connection: Connection, vectorizer: Vectorizer, said: bool | None, *,
     wanted = said if said is not None else default if row is None else row[0] != "unwanted"
     if row is None and not wanted and said is None:
         return
-    known = wish_of(connection, vectorizer) or default_wish(vectorizer)
     indexes = existing(connection, target(connection, vectorizer))
+    known = wish_of(connection, vectorizer) or _as_there(indexes) or default_wish(vectorizer)
     there = serving(indexes, known)
     if not wanted:
         with transaction(connection):
