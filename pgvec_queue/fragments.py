@@ -90,9 +90,11 @@ class Fragments:
         ours = sql.SQL("{} IS NOT NULL").format(identifier("d", roles.source_hash))
         if self.vectorizer.destination_created or roles.created_at is None:
             return ours
-        return sql.SQL("{} AND {} >= (SELECT created_at FROM pgvec.vectorizers WHERE id = {})").format(
-            ours, identifier("d", roles.created_at), sql.Literal(self.vectorizer.id)
-        )
+        # A column of another type tells no time that could be compared.
+        return sql.SQL(
+            "{} AND CASE WHEN pg_typeof({created}) = 'timestamptz'::regtype THEN {created}::text::timestamptz"
+            " >= (SELECT created_at FROM pgvec.vectorizers WHERE id = {}) ELSE false END"
+        ).format(ours, sql.Literal(self.vectorizer.id), created=identifier("d", roles.created_at))
 
     def _has_old(self, chunks: sql.Composable | None) -> sql.Composable:
         """Whether the destination may hold chunks whose vectors could be kept, in the scope ``chunks`` where it has

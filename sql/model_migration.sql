@@ -116,7 +116,7 @@ SELECT EXISTS (
 -- name: sample
 -- Texts to ask with, from a few pages of a large table, from all of a small one.
 SELECT left(t.text, 1000)
-FROM (SELECT {text} AS text FROM {table} s{pages} WHERE {there}) t
+FROM (SELECT {text} AS text FROM {table} s {pages} WHERE {there}) t
 WHERE NOT pgvec.is_blank(t.text)
 ORDER BY random() LIMIT %(count)s;
 

@@ -259,10 +259,13 @@ BEGIN
 
     IF mode <> 'text' THEN
         nearness := distance;
-        SELECT NOT exact AND count(*) > 0, NOT exact AND coalesce(bool_or(by_half) AND NOT bool_or(by_itself), false)
+        SELECT NOT exact AND coalesce(bool_or(by_itself OR by_half), false),
+               NOT exact AND coalesce(bool_or(by_half) AND NOT bool_or(by_itself), false)
         INTO through_index, halved
         FROM (
-            SELECT i.indkey[0] <> 0 AS by_itself,
+            -- Another column of the table may have one as well.
+            SELECT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                           AND a.attname = v.destination_roles ->> 'embedding') AS by_itself,
                    v.store = 'vector' AND i.indkey[0] = 0 AND pg_get_expr(i.indexprs, i.indrelid)
                        = format('(%I)::%s', v.destination_roles ->> 'embedding',
                                 format_type(to_regtype(format('%I.halfvec', pgvector_schema)), v.dimensions)) AS by_half

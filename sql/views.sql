@@ -396,7 +396,10 @@ SELECT v.id AS vectorizer_id, v.name,
        coalesce(size.bytes, i.size_bytes) AS size_bytes, i.recall, i.recall_queries, i.recall_at
 FROM pgvec.indexes i
 JOIN pgvec.vectorizers v ON v.id = i.vectorizer_id
-LEFT JOIN pg_class index_class ON index_class.oid = to_regclass(i.index_name) AND i.state = 'built'
+-- By name, not by regclass: that is an error for whoever may not look into the schema, and would hide all the others.
+LEFT JOIN pg_namespace index_schema ON index_schema.nspname = (parse_ident(i.index_name))[1]
+LEFT JOIN pg_class index_class ON index_class.relnamespace = index_schema.oid AND index_class.relname = (parse_ident(i.index_name))[2]
+                              AND i.state = 'built'
 LEFT JOIN LATERAL (
     SELECT CASE index_class.relkind
                 WHEN 'i' THEN pg_relation_size(index_class.oid)
@@ -414,7 +417,9 @@ LEFT JOIN LATERAL (
     LEFT JOIN pg_stat_progress_create_index p ON p.pid = l.pid
     LEFT JOIN pg_stat_activity other ON other.pid = nullif(p.current_locker_pid, 0)
     WHERE i.state IN ('wanted', 'building') AND l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND l.classid = 1885828713 AND l.objid = to_regclass(format('%I.%I', v.destination_schema, v.destination_table))::oid
+      AND l.classid = 1885828713
+      AND l.objid = (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = v.destination_schema AND c.relname = v.destination_table)
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
     LIMIT 1
 ) build ON true;

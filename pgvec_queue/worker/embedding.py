@@ -113,6 +113,8 @@ class EmbedStage:
             # What is urgent does not wait for a whole window.
             alike = work.embedder is embedder and work.urgent == window[0].urgent
             alike = alike and work.run.job.batch_size == window[0].run.job.batch_size
+            # A vector that a document had keeps the precision of its column, for texts like it as well.
+            alike = alike and work.run.fragments.vectorizer.store == window[0].run.fragments.vectorizer.store
             return alike and work.cutting is not None and work.cutting.done()
 
         while room > 0 and (work := self._source.take_if(fits)) is not None:
@@ -160,7 +162,6 @@ class EmbedStage:
         embedder = window[0].embedder
         if embedder is None:
             return int(self._without_model(window[0]))
-        started = time.monotonic()
         tokens, seconds = self._given_tokens, self._given_seconds
         # Whatever is dropped from here on, the writer will find.
         pairs = [[] if work.run.dropped else some for work, some in zip(window, prepared, strict=True)]
@@ -177,11 +178,16 @@ class EmbedStage:
             return 0
         except StoppedError:
             pass
-        self._state.measured(len(embedded), time.monotonic() - started)
-        if self._given_tokens > tokens and self._given_seconds > seconds:
-            rate = self._rates.setdefault(spec, Rate())
-            rate.add(self._given_tokens - tokens, self._given_seconds - seconds)
+        self._measured(spec, embedded, self._given_tokens - tokens, self._given_seconds - seconds)
         return windows.hand_out(window, pairs, embedded)
+
+    def _measured(self, spec: ModelSpec, embedded: Sequence[Embedded], tokens: int, seconds: float) -> None:
+        """Takes in what the device was given of these documents: those whose vectors were known took it no time."""
+        if tokens <= 0 or seconds <= 0:
+            return
+        held = sum([chunk.tokens for item in embedded for chunk in item.chunks])
+        self._state.measured(len(embedded) * min(1.0, tokens / held) if held else len(embedded), seconds)
+        self._rates.setdefault(spec, Rate()).add(tokens, seconds)
 
     def _without_model(self, work: Work) -> bool:
         if work.verdict is not None:

@@ -271,7 +271,7 @@ class State:
         with self._lock:
             return self._in_flight
 
-    def measured(self, documents: int, seconds: float) -> None:
+    def measured(self, documents: float, seconds: float) -> None:
         """Takes in how long the device needed for a slice."""
         with self._lock:
             self._rate.add(documents, seconds)

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgvec_queue import progress
 from tests.commandline import CommandLine
 from tests.support import Bench, pgvec
 from tests.waiting import wait_until
@@ -235,3 +236,17 @@ def test_a_halfvec_index_is_for_what_is_no_halfvec(loaded: Bench, cli: CommandLi
 def test_a_table_that_is_gone_is_named(loaded: Bench, cli: CommandLine) -> None:
     loaded.sql("DROP TABLE docs_vectors")
     assert cli.refused("index", "docs") == "public.docs_vectors has no column embedding, or is gone"
+
+
+def test_whoever_may_not_look_into_one_schema_sees_the_others(bench: Bench) -> None:
+    bench.sql("CREATE SCHEMA private; CREATE TABLE private.docs (id int PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO private.docs VALUES (1, 'one')")
+    bench.enqueue("private.docs", "body", index_new=True)
+    bench.drain()
+    role = f"looker_{bench.connection.info.dbname}"
+    with bench.connection.transaction(force_rollback=True):
+        bench.sql(f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA pgvec TO {role}")
+        bench.sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA pgvec TO {role}; SET LOCAL ROLE {role}")
+        (seen,) = progress.read(bench.connection)
+    assert seen.index is not None
+    assert (seen.state, seen.index["state"]) == ("complete", "built")

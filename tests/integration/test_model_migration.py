@@ -673,6 +673,14 @@ def test_the_first_sentence_of_a_text_is_a_query(text: str, sentence: str) -> No
     assert model_report.first_sentence(text) == sentence
 
 
+def test_of_a_large_table_a_few_pages_are_sampled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_report, "_SMALL", 5)
+    fill(bench)
+    begin(bench)
+    bench.drain()
+    assert model_report.report(bench.connection, now(bench), sample=3).queries <= 3
+
+
 def test_sample_queries_come_from_the_source_where_the_destination_has_no_text(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, title text, body text)")
     bench.sql("INSERT INTO docs SELECT i, 'title ' || i, 'body 100%% ' || i FROM generate_series(1, 20) i")

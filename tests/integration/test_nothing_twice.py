@@ -375,3 +375,18 @@ def test_a_heartbeat_tells_of_the_cache(bench: Bench) -> None:
     finally:
         worker.stop()
         thread.join(20)
+
+
+def test_a_created_at_that_is_no_point_in_time_keeps_nothing_and_hinders_nothing(bench: Bench) -> None:
+    fill(bench, [f"text {i}. And more." for i in range(20)])
+    bench.sql(
+        "CREATE TABLE made (id bigint, chunk_index int, chunk text, embedding vector(8), source_hash bytea,"
+        " created_at text DEFAULT now()::text, PRIMARY KEY (id, chunk_index))"
+    )
+    bench.enqueue("docs", "body", into="made", chunk_size=8, chunk_overlap=0)
+    drain(bench)
+    bench.sql("UPDATE docs SET body = body || ' Still more.' WHERE id < 5")
+    bench.enqueue("docs", "body", into="made", chunk_size=8, chunk_overlap=0)
+    drain(bench)
+    assert bench.progress("docs").state == "complete"
+    assert counted(bench)["chunks_kept"] == 0

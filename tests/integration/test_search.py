@@ -753,3 +753,17 @@ def test_of_two_indexes_the_one_over_the_vectors_themselves_is_taken(bench: Benc
         scans = Scans(bench)
         asked(bench, defined, ONE)
         assert (scans.of("docs_hnsw"), scans.of("docs_words")) == (1, 0)
+
+
+def test_an_index_on_another_column_of_the_table_is_not_taken_for_this_one_s(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id int PRIMARY KEY, body text, small vector(8), large vector(2100))")
+    bench.sql("INSERT INTO docs SELECT i, 'document ' || i FROM generate_series(1, 40) i")
+    bench.enqueue("docs", "body", name="small", into_column="small", model="hashing-8", index_new=True)
+    large = bench.enqueue("docs", "body", name="large", into_column="large", model="hashing-2100", index_new=True)
+    bench.drain()
+    index = bench.value("SELECT index_name FROM pgvec.indexes WHERE vectorizer_id = %s", large.id)
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off")
+        found = bench.sql("SELECT s.key FROM docs d, pgvec.search(%s, d.large::real[]) s WHERE d.id = 5", large.id)
+        assert found[0] == (["5"],)
+        assert bench.value("SELECT pg_stat_get_xact_numscans(%s::regclass)", index) == 1
