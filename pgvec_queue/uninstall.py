@@ -123,8 +123,8 @@ def send_away(connection: Connection, seconds: float, waiting: Callable[[Sequenc
 def remove(connection: Connection, *, cascade: bool = False) -> None:
     """Takes the triggers off, table by table, then drops the schema; ``cascade`` drops what others made of it too.
 
-    Raises ``PgvecError`` where something of others lies in it or depends on it, or a table stays locked; running it again
-    goes on.
+    Raises ``PgvecError`` where something of others lies in it or depends on it, or a table stays locked; running it
+    again goes on.
     """
     refuse(_foreign(connection))
     sync.remove_all(connection)

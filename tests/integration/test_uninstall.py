@@ -176,7 +176,8 @@ def test_what_others_made_in_the_schema_is_never_dropped(bench: Bench, cli: Comm
     bench.sql("CREATE TYPE pgvec.mood AS ENUM ('glad')")
     bench.sql("ALTER DEFAULT PRIVILEGES IN SCHEMA pgvec GRANT SELECT ON TABLES TO PUBLIC")
     refusal = (
-        'pgvec: these lie in the schema pgvec, are not pgvec\'s own, and would go with it: function pgvec."Mine"(integer); '
+        "pgvec: these lie in the schema pgvec, are not pgvec's own, and would go with it: "
+        'function pgvec."Mine"(integer); '
         "table pgvec.docs_vectors; table pgvec.search; type pgvec.mood; move each to another schema, such as: "
         'ALTER FUNCTION pgvec."Mine"(integer) SET SCHEMA public\n'
     )
@@ -200,8 +201,8 @@ def test_pgvector_in_the_schema_is_to_be_moved_first(bench: Bench, cli: CommandL
     bench.sql("ALTER EXTENSION vector SET SCHEMA pgvec")
     for flags in (["--yes"], ["--yes", "--cascade"]):
         assert cli.refused("uninstall", *flags) == (
-            "the extension vector lies in the schema pgvec and would go with it, and with it every column of its types; "
-            "move it first: ALTER EXTENSION vector SET SCHEMA public"
+            "the extension vector lies in the schema pgvec and would go with it, and with it every column "
+            "of its types; move it first: ALTER EXTENSION vector SET SCHEMA public"
         )
     bench.sql("ALTER EXTENSION vector SET SCHEMA public")
     assert cli("uninstall", "--yes").code == 0
