@@ -107,6 +107,7 @@ def propose(connection: Connection, options: Options, versions: Versions) -> Vec
 def _propose(
     connection: Connection, options: Options, source: Relation, versions: Versions
 ) -> tuple[Vectorizer, destination.Destination]:
+    source_checks.check_schema(source)
     if not options.text:
         raise DefinitionError(
             f"no vectorizer is called {options.name or source.name!r} yet; say what to embed: --text COLUMN"
@@ -183,11 +184,13 @@ def _store(
     also: Callable[[Vectorizer], None] | None,
 ) -> Vectorizer:
     try:
-        with transaction(connection, statement_timeout=600, lock_timeout=5):
-            destination.make(connection, where_to)
-            base = 0
-            if not where_to.created:
+        base = 0
+        if not where_to.created:
+            # Before anything is locked: a column that is added takes a lock that nobody reads beside.
+            with transaction(connection, statement_timeout=600, read_only=True):
                 base = _count_chunks(connection, proposed)
+        with transaction(connection, lock_timeout=5):
+            destination.make(connection, where_to)
             stored = vectorizer.insert(connection, proposed, chunks_base=base)
             if also is not None:
                 also(stored)

@@ -26,6 +26,7 @@ from pgvec_queue.destination_checks import (
     check_key_count,
     check_length,
     check_required,
+    check_schema,
     check_unique,
     check_vector_column,
     existing_roles,
@@ -77,6 +78,7 @@ def resolve_table(
     """
     name = into if into is not None else quoted_name(source.schema, f"{source.name}_vectors")
     existing = _find_table(connection, source, name)
+    check_schema(existing.schema if existing is not None else split_name(name)[0])
     if existing is not None:
         if existing.oid == source.oid:
             raise DefinitionError(f"{existing.label} is the source itself; name another table with --into")

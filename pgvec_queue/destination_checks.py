@@ -22,6 +22,12 @@ MOST_DIMENSIONS = 16_000
 """That a column of either type takes."""
 
 
+def check_schema(schema: str | None) -> None:
+    """Raises ``DefinitionError`` for our own schema, which goes as a whole one day."""
+    if schema == "pgvec":
+        raise DefinitionError("the schema pgvec is pgvec's own; name a table in another schema with --into")
+
+
 def check_length(name: str, what: str, flag: str) -> None:
     """Raises ``DefinitionError`` for a name that PostgreSQL would cut."""
     if len(name.encode()) > 63:

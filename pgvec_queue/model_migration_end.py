@@ -6,12 +6,14 @@ searches there finds neither vectorizer nor vectors, and looks for the name agai
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
 from pgvec_queue import sync
+from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
@@ -27,9 +29,9 @@ class Removed:
     name: str
     destination: str
     statement: str | None
-    """What removes the destination, where it is still there."""
+    """What removes the destination, where it is still there, and is the one that the vectorizer had."""
     why: str | None
-    """Why it is."""
+    """Why something is still there."""
 
 
 def finish(connection: Connection, migration: Migration, *, keep_destination: bool = False) -> Removed:
@@ -47,7 +49,8 @@ def abandon(connection: Connection, migration: Migration, *, keep_destination: b
 
 def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *, keep_destination: bool) -> Removed:
     stays = migration.new if dropped.id == migration.old.id else migration.old
-    removal = _removal(dropped)
+    table = _table(connection, dropped)
+    removal = _removal(dropped, table)
     why: str | None = None
     if keep_destination:
         why = "as asked for"
@@ -63,7 +66,8 @@ def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *
             "changed, try again when the transactions that use them have ended"
         ) from error
     why = why or refused
-    shown = removal.as_string(connection) if why else None
+    ours = table is None or _stranger(table, dropped) is None
+    shown = removal.as_string(connection) if why and ours else None
     return Removed(name, dropped.destination_label, shown, why)
 
 
@@ -93,7 +97,7 @@ def _remove_once(
         connection.execute(statement("model_migration", "lock_jobs"), {"id": dropped.id})
         connection.execute(statement("vectorizer", "drop"), {"name": name})
         if removal is not None:
-            refused = _drop_destination(connection, removal)
+            refused = _drop_destination(connection, dropped, removal)
         if stays.sync and dropped.into_column and refused is None and removal is not None:
             # Its triggers may compare whole rows, and name the columns that are gone.
             sync.install(connection, stays)
@@ -108,8 +112,14 @@ def _remove_once(
     return name, refused
 
 
-def _drop_destination(connection: Connection, removal: sql.Composed) -> str | None:
+def _drop_destination(connection: Connection, dropped: Vectorizer, removal: sql.Composed) -> str | None:
     """Drops it, unless something depends on it or it is somebody else's; returns the reason then."""
+    table = _table(connection, dropped)
+    if table is None:
+        return None
+    stranger = _stranger(table, dropped)
+    if stranger is not None:
+        return stranger
     try:
         with connection.transaction():
             connection.execute(removal)
@@ -121,15 +131,56 @@ def _drop_destination(connection: Connection, removal: sql.Composed) -> str | No
     return None
 
 
-def _removal(dropped: Vectorizer) -> sql.Composed:
+def _removal(dropped: Vectorizer, table: Relation | None) -> sql.Composed:
     destination = sql.Identifier(dropped.destination_schema, dropped.destination_table)
     if not dropped.into_column:
         return statement("model_migration", "drop_table").format(destination=destination)
-    roles = dropped.destination_roles
-    columns = [name for name in (roles.embedding, roles.source_hash) if name is not None]
     return statement("model_migration", "drop_columns").format(
         destination=destination,
         columns=sql.SQL(", ").join(
-            statement("model_migration", "drop_column").format(column=sql.Identifier(name)) for name in columns
+            statement("model_migration", "drop_column").format(column=sql.Identifier(name))
+            for name in _columns(dropped, table)
         ),
     )
+
+
+def _columns(dropped: Vectorizer, table: Relation | None) -> list[str]:
+    """Returns the columns of the source that we have added.
+
+    Both are added by one transaction that has the table to itself, the vectors first: a column for the hash that stands
+    anywhere but behind them was there before, or is somebody else's.
+    """
+    embedding, hash_ = dropped.destination_roles.embedding, dropped.destination_roles.source_hash
+    names = list(table.columns) if table is not None else []
+    if hash_ is None or (embedding, hash_) not in itertools.pairwise(names):
+        return [embedding]
+    return [embedding, hash_]
+
+
+def _table(connection: Connection, dropped: Vectorizer) -> Relation | None:
+    """Returns what has the destination's name now."""
+    schema, name = dropped.destination_schema, dropped.destination_table
+    found = find_relation(connection, quoted_name(schema, name))
+    return found if found is not None and (found.schema, found.name) == (schema, name) else None
+
+
+def _stranger(table: Relation, dropped: Vectorizer) -> str | None:
+    """Returns why it cannot be what we have made, where somebody has put another in its place; None: it can."""
+    roles = dropped.destination_roles
+    if table.kind not in ("r", "p"):
+        return "it is no table any more"
+    others = (
+        [] if dropped.into_column else [*roles.key, roles.chunk_id, roles.chunk_index, roles.chunk, roles.source_hash]
+    )
+    missing = [name for name in others if name is not None and name not in table.columns]
+    embedding = table.columns.get(roles.embedding)
+    if embedding is None and dropped.into_column:
+        return None
+    if embedding is None or missing:
+        return f"it is not the one that was made: it has no column {(missing or [roles.embedding])[0]}"
+    if (embedding.typname, embedding.typmod) != (dropped.store, dropped.dimensions):
+        return (
+            f"it is not the one that was made: {roles.embedding} is {embedding.type}, not "
+            f"{dropped.store}({dropped.dimensions})"
+        )
+    return None

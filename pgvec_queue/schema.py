@@ -24,6 +24,8 @@ HEAD = "0007"
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")
 
+_OBJECT = re.compile(r"^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION) pgvec\.(\w+)", re.MULTILINE)
+
 _ALEMBIC = threading.Lock()
 """Alembic's context is one per process: two threads in it would use each other's connections."""
 
@@ -57,6 +59,15 @@ def revision(connection: Connection) -> str:
         return ""
     row = connection.execute(statement("schema", "revision")).fetchone()
     return row[0] if row else ""
+
+
+def names() -> set[tuple[str, str]]:
+    """Returns kind (table, view or function) and name of all that ``initialize`` makes in the schema."""
+    texts = [file.read_text("utf-8") for file in (resources.directory("alembic") / "versions").glob("*.sql")]
+    for file in ("views", "control", "search_function"):
+        texts.extend(resources.statements(file).values())
+    made = {(kind.lower(), name) for text in texts for kind, name in _OBJECT.findall(text)}
+    return made | {("table", "alembic_version")}
 
 
 def require(connection: Connection) -> None:

@@ -17,6 +17,15 @@ from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier, literal_sql
 
 
+def check_schema(source: Relation) -> None:
+    """Raises ``DefinitionError`` for what lies in our own schema, which goes as a whole one day."""
+    if source.schema == "pgvec":
+        raise DefinitionError(
+            f"{source.label} cannot be embedded: the schema pgvec is pgvec's own; name a table or view in another "
+            "schema"
+        )
+
+
 def text_columns(source: Relation, names: Sequence[str]) -> list[str]:
     """Returns the columns as the catalog spells them; each has to be of a string type."""
     found = []

@@ -13,6 +13,7 @@ subscriber is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ class Covered:
 def function_name(vectorizer_id: int) -> str:
     """The trigger function, in schema ``pgvec``."""
     return f"sync_{vectorizer_id}"
+
+
+def is_ours(name: str) -> bool:
+    """True for the name of a trigger function."""
+    return re.fullmatch("sync_[0-9]+", name) is not None
 
 
 def _trigger_name(vectorizer_id: int, event: str) -> str:

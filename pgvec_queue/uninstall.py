@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psycopg
 import tenacity
 
-from pgvec_queue import queue, sync
+from pgvec_queue import queue, schema, sync
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import PgvecError
 
@@ -24,12 +24,33 @@ _LOCK_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """Something in the schema ``pgvec`` that is not ours."""
+
+    kind: str
+    """In PostgreSQL's words: table, function, extension."""
+    identity: str
+    """Quoted as in SQL."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.identity}"
+
+    @property
+    def move(self) -> str:
+        """The statement that saves it."""
+        return f"ALTER {self.kind.upper()} {self.identity} SET SCHEMA public"
+
+
+@dataclass(frozen=True, slots=True)
 class Installed:
     """What there is of ours."""
 
     vectorizers: Sequence[str]
     triggers: Sequence[str]
     """Tables that have ours, each once."""
+    foreign: Sequence[Foreign]
+    """What others have made in our schema."""
     destinations: Sequence[str]
     """What stays: tables, and columns of sources."""
     dependents: Sequence[str]
@@ -50,12 +71,38 @@ def survey(connection: Connection) -> Installed:
         triggers=list(dict.fromkeys(f"{schema}.{table}" for schema, table, _ in triggers)),
         destinations=[
             f"the columns {embedding} and {hash_} of {table}" if in_source else table
-            for _, in_source, table, embedding, hash_ in vectorizers
+            for _, in_source, table, embedding, hash_, stays in vectorizers
+            if stays
         ],
+        foreign=_foreign(connection),
         dependents=_dependents(connection),
         workers=workers(connection),
         texts=bool(texts and texts[0]),
     )
+
+
+def refuse(foreign: Sequence[Foreign]) -> None:
+    """Raises ``PgvecError`` where something in the schema is not ours; with no flag does it go."""
+    for one in foreign:
+        if one.kind == "extension":
+            raise PgvecError(
+                f"the extension {one.identity} lies in the schema pgvec and would go with it, and with it every column "
+                f"of its types; move it first: {one.move}"
+            )
+    if foreign:
+        raise PgvecError(
+            f"these lie in the schema pgvec, are not pgvec's own, and would go with it: "
+            f"{'; '.join(one.label for one in foreign)}; move each to another schema, such as: {foreign[0].move}"
+        )
+
+
+def _foreign(connection: Connection) -> list[Foreign]:
+    ours = schema.names()
+    return [
+        Foreign(kind, identity)
+        for kind, identity, name in connection.execute(statement("uninstall", "contents"))
+        if (kind, name) not in ours and not (kind == "function" and sync.is_ours(name))
+    ]
 
 
 def workers(connection: Connection) -> list[str]:
@@ -76,8 +123,10 @@ def send_away(connection: Connection, seconds: float, waiting: Callable[[Sequenc
 def remove(connection: Connection, *, cascade: bool = False) -> None:
     """Takes the triggers off, table by table, then drops the schema; ``cascade`` drops what others made of it too.
 
-    Raises ``PgvecError`` where something of others depends on it, or a table stays locked; running it again goes on.
+    Raises ``PgvecError`` where something of others lies in it or depends on it, or a table stays locked; running it
+    again goes on.
     """
+    refuse(_foreign(connection))
     sync.remove_all(connection)
     try:
         for attempt in tenacity.Retrying(
@@ -100,6 +149,7 @@ def remove(connection: Connection, *, cascade: bool = False) -> None:
 def _drop(connection: Connection, *, cascade: bool) -> None:
     """Takes its locks one by one, so that whoever still uses the schema may hold what it wants, and the reverse."""
     with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
+        refuse(_foreign(connection))
         dependents = _dependents(connection)
         if dependents and not cascade:
             raise PgvecError(

@@ -2,7 +2,7 @@
 
 -- name: vectorizers
 SELECT name, destination_kind = 'column', destination_schema || '.' || destination_table,
-       destination_roles ->> 'embedding', destination_roles ->> 'source_hash'
+       destination_roles ->> 'embedding', destination_roles ->> 'source_hash', destination_schema <> 'pgvec'
 FROM pgvec.vectorizers ORDER BY name;
 
 -- name: triggers
@@ -17,6 +17,24 @@ ORDER BY 1, 2, 3;
 
 -- name: unfollow
 UPDATE pgvec.vectorizers SET sync = false WHERE sync;
+
+-- name: contents
+-- What lies in the schema, whoever made it; without what belongs to something else: an extension's members, a column's
+-- sequence. Default privileges and publications of the schema are no things of their own.
+SELECT i.type, i.identity, coalesce(c.relname, p.proname) AS name
+FROM pg_catalog.pg_depend d
+JOIN pg_catalog.pg_class k ON k.oid = d.classid
+LEFT JOIN pg_catalog.pg_class c ON d.classid = 'pg_catalog.pg_class'::regclass AND c.oid = d.objid
+LEFT JOIN pg_catalog.pg_proc p ON d.classid = 'pg_catalog.pg_proc'::regclass AND p.oid = d.objid
+CROSS JOIN LATERAL pg_catalog.pg_identify_object(d.classid, d.objid, 0) i
+WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass AND d.refobjid = 'pgvec'::regnamespace
+  AND k.relname NOT IN ('pg_default_acl', 'pg_publication_namespace')
+  AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_depend m
+      WHERE m.classid = d.classid AND m.objid = d.objid
+        AND (m.deptype IN ('e', 'i')
+             OR m.deptype = 'a' AND c.relkind = 'S' AND m.refclassid = 'pg_catalog.pg_class'::regclass))
+ORDER BY i.type, i.identity;
 
 -- name: dependents
 -- What somebody else has made of ours: a view over pgvec.progress, an index or a default that calls one of our functions.

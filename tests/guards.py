@@ -944,6 +944,56 @@ GUARDS = [
         "definition.define(connection, options, versions)",
         "tests/integration/test_model_migration.py::test_the_second_one_is_never_there_without_being_the_second",
     ),
+    Guard(
+        "moving: nothing of others in the schema goes with it",
+        "pgvec_queue/uninstall.py",
+        "    refuse(_foreign(connection))\n    sync",
+        "    sync",
+        "tests/integration/test_uninstall.py::test_what_others_made_in_the_schema_is_never_dropped",
+    ),
+    Guard(
+        "moving: our schema takes no vectors",
+        "pgvec_queue/destination_checks.py",
+        'if schema == "pgvec":',
+        "if False:",
+        "tests/integration/test_destination.py::test_our_own_schema_takes_no_vectors_and_is_no_source",
+    ),
+    Guard(
+        "moving: our schema is no source",
+        "pgvec_queue/source_checks.py",
+        'if source.schema == "pgvec":',
+        "if False:",
+        "tests/integration/test_destination.py::test_our_own_schema_takes_no_vectors_and_is_no_source",
+    ),
+    Guard(
+        "moving: vectors are counted before their table is locked",
+        "pgvec_queue/definition.py",
+        """            with transaction(connection, statement_timeout=600, read_only=True):
+                base = _count_chunks(connection, proposed)
+        with transaction(connection, lock_timeout=5):
+            destination.make(connection, where_to)
+""",
+        """            base = 0
+        with transaction(connection, lock_timeout=5):
+            destination.make(connection, where_to)
+            base = _count_chunks(connection, proposed)
+""",
+        "tests/integration/test_adoption.py::test_nobody_waits_while_vectors_are_counted",
+    ),
+    Guard(
+        "model: a column for the hash that was there before stays",
+        "pgvec_queue/model_migration_end.py",
+        "    if hash_ is None or (embedding, hash_) not in itertools.pairwise(names):",
+        "    if hash_ is None:",
+        "tests/integration/test_model_migration.py::test_a_column_that_took_the_hashes_and_was_there_before_stays",
+    ),
+    Guard(
+        "model: another table of that name stays",
+        "pgvec_queue/model_migration_end.py",
+        "    if stranger is not None:",
+        "    if False:",
+        "tests/integration/test_model_migration.py::test_a_table_that_has_the_name_of_ours_by_now_stays",
+    ),
 ]
 
 

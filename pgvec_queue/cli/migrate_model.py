@@ -280,12 +280,12 @@ def _remove(connection: Connection, name: str, action: str, *, keep_destination:
 
 
 def _tell_removed(done: Removed) -> None:
-    if done.statement is None:
+    if done.why is None:
         click.echo(f"{plain(done.name)} is dropped, and {plain(done.destination)} with it.")
         return
     click.echo(
-        f"{plain(done.name)} is dropped; {plain(done.destination)} stays ({plain(done.why or '')}), "
-        f"until somebody runs: {plain(done.statement)}"
+        f"{plain(done.name)} is dropped; {plain(done.destination)} stays ({plain(done.why)})"
+        f"{f', until somebody runs: {plain(done.statement)}' if done.statement else ''}"
     )
 
 

@@ -37,6 +37,7 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
         return
     schema.require(connection)
     found = removal.survey(connection)
+    removal.refuse(found.foreign)
     _show(found)
     if found.dependents and not cascade:
         raise PgvecError(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import psycopg
 import pytest
 
-from pgvec_queue import adoption
+from pgvec_queue import adoption, definition
+from pgvec_queue.database import Connection
 from pgvec_queue.embedders import DeviceOptions, ModelSpec, load
 from pgvec_queue.vectorizer import Vectorizer
 from tests.commandline import CommandLine
@@ -357,6 +358,31 @@ def test_a_dry_run_checks_and_changes_nothing(bench: Bench, cli: CommandLine) ->
     assert "of 20 rows in the sample 1 cannot be taken over: 1 not the chunks of the present text" in ran.err
     assert "public.store (exists)" in ran.out
     assert bench.value("SELECT count(*) FROM pgvec.vectorizers") == 0
+
+
+def test_nobody_waits_while_vectors_are_counted(
+    bench: Bench, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _documents(bench)
+    _filled_by_others(bench)
+    count = definition._count_chunks
+    locked: list[object] = []
+
+    def counted(connection: Connection, proposed: Vectorizer) -> int:
+        made = count(connection, proposed)
+        with psycopg.connect(bench.dsn) as other:
+            locked.extend(
+                other.execute(
+                    "SELECT mode FROM pg_locks WHERE relation = 'store'::regclass AND mode <> 'AccessShareLock'"
+                )
+            )
+        assert made == bench.value("SELECT count(*) FROM store")
+        return made
+
+    monkeypatch.setattr(definition, "_count_chunks", counted)
+    ran = cli(*INTO_STORE, "--chunk-size", "12")
+    assert "adds the column source_hash to public.store" in ran.err, ran
+    assert (ran.code, locked) == (0, [])
 
 
 def test_what_cannot_be_adopted_is_refused_in_one_line(bench: Bench, cli: CommandLine) -> None:

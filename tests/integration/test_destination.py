@@ -634,3 +634,18 @@ def _plain_role(bench: Bench) -> str:
     bench.sql(f"GRANT USAGE ON SCHEMA pgvec TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA pgvec TO {role}")
     bench.sql(f"GRANT SELECT ON docs TO {role}")
     return role
+
+
+def test_our_own_schema_takes_no_vectors_and_is_no_source(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    for into in ("pgvec.docs_vectors", "pgvec.jobs", "PGVEC.jobs"):
+        with pytest.raises(
+            DefinitionError,
+            match=r"^the schema pgvec is pgvec's own; name a table in another schema with --into$",
+        ):
+            bench.define("docs", "body", into=into)
+    with pytest.raises(DefinitionError, match=r"^pgvec\.events cannot be embedded: the schema pgvec is pgvec's own"):
+        bench.define("pgvec.events", "message", key=["id"])
+    with pytest.raises(DefinitionError, match=r"^pgvec\.events cannot be embedded"):
+        bench.define("pgvec.events", "message", into_column="v")
+    assert bench.value("SELECT count(*) FROM pgvec.vectorizers") == 0

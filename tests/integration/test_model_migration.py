@@ -370,6 +370,54 @@ def test_a_destination_that_is_needed_stays(bench: Bench, why: str) -> None:
     assert vectorizer.names(bench.connection) == ["docs"]
 
 
+@pytest.mark.parametrize("hash_column", ["digest", "emb_hash"])
+def test_a_column_that_took_the_hashes_and_was_there_before_stays(bench: Bench, hash_column: str) -> None:
+    bench.sql(f"CREATE TABLE docs (id bigint PRIMARY KEY, body text, {hash_column} bytea)")
+    bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 5) i")
+    columns = {"source_hash": ["digest"]} if hash_column == "digest" else {}
+    bench.enqueue("docs", "body", model="hashing-32", into_column="emb", columns=columns)
+    bench.drain()
+    begin(bench)
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    removed = model_migration_end.finish(bench.connection, now(bench))
+    assert (removed.statement, removed.why) == (None, None)
+    assert bench.value(f"SELECT count({hash_column}) FROM docs") == 5
+    assert not bench.sql("SELECT FROM pg_attribute WHERE attrelid = 'docs'::regclass AND attname = 'emb'")
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ("mine int", "it is not the one that was made: it has no column id"),
+        (
+            "id bigint, chunk_index int, chunk text, source_hash bytea, embedding vector(33)",
+            "it is not the one that was made: embedding is vector(33), not vector(32)",
+        ),
+    ],
+)
+def test_a_table_that_has_the_name_of_ours_by_now_stays(bench: Bench, columns: str, why: str) -> None:
+    fill(bench)
+    begin(bench)
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    bench.sql("ALTER TABLE docs_vectors RENAME TO archive")
+    bench.sql(f"CREATE TABLE docs_vectors ({columns})")
+    removed = model_migration_end.finish(bench.connection, now(bench))
+    assert (removed.why, removed.statement) == (why, None)
+    assert bench.value("SELECT to_regclass('docs_vectors') IS NOT NULL AND to_regclass('archive') IS NOT NULL")
+    assert vectorizer.names(bench.connection) == ["docs"]
+
+
+def test_what_is_gone_already_is_no_hindrance(bench: Bench) -> None:
+    fill(bench)
+    begin(bench)
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    bench.sql("DROP TABLE docs_vectors")
+    assert model_migration_end.finish(bench.connection, now(bench)).why is None
+
+
 def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_migration, "_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(model_migration, "_LOCK_TRIES", 2)

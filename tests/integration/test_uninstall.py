@@ -162,3 +162,48 @@ def test_a_command_afterwards_says_what_is_missing(bench: Bench, cli: CommandLin
     uninstall.remove(bench.connection)
     for command in (["work", "--drain"], ["status"], ["enqueue", "docs"]):
         assert cli.refused(*command) == "there is no pgvec schema; run: pgvec init"
+
+
+def test_what_others_made_in_the_schema_is_never_dropped(bench: Bench, cli: CommandLine) -> None:
+    _documents(bench)
+    bench.enqueue("docs", "body", sync=True)
+    bench.drain()
+    # As one could until it was refused: the vectors lie in our schema.
+    bench.sql("ALTER TABLE docs_vectors SET SCHEMA pgvec")
+    bench.sql("UPDATE pgvec.vectorizers SET destination_schema = 'pgvec'")
+    bench.sql("CREATE TABLE pgvec.search (id serial)")
+    bench.sql('CREATE FUNCTION pgvec."Mine"(a int) RETURNS int LANGUAGE sql AS $$SELECT a$$')
+    bench.sql("CREATE TYPE pgvec.mood AS ENUM ('glad')")
+    bench.sql("ALTER DEFAULT PRIVILEGES IN SCHEMA pgvec GRANT SELECT ON TABLES TO PUBLIC")
+    refusal = (
+        "pgvec: these lie in the schema pgvec, are not pgvec's own, and would go with it: "
+        'function pgvec."Mine"(integer); '
+        "table pgvec.docs_vectors; table pgvec.search; type pgvec.mood; move each to another schema, such as: "
+        'ALTER FUNCTION pgvec."Mine"(integer) SET SCHEMA public\n'
+    )
+    for flags in (["--yes"], ["--yes", "--cascade"], ["--dry-run"]):
+        ran = cli("uninstall", *flags)
+        assert (ran.code, ran.err) == (1, refusal)
+    with pytest.raises(PgvecError, match=r"table pgvec\.docs_vectors"):
+        uninstall.remove(bench.connection, cascade=True)
+    assert bench.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'pgvec%%'") > 0
+    for one in uninstall.survey(bench.connection).foreign:
+        bench.connection.execute(one.move)
+    ran = cli("uninstall", "--yes")
+    assert (ran.code, "pgvec.docs_vectors" in ran.err) == (0, False), ran
+    assert bench.value("SELECT count(*) FROM docs_vectors") == 20
+
+
+def test_pgvector_in_the_schema_is_to_be_moved_first(bench: Bench, cli: CommandLine) -> None:
+    _documents(bench)
+    bench.enqueue("docs", "body")
+    bench.drain()
+    bench.sql("ALTER EXTENSION vector SET SCHEMA pgvec")
+    for flags in (["--yes"], ["--yes", "--cascade"]):
+        assert cli.refused("uninstall", *flags) == (
+            "the extension vector lies in the schema pgvec and would go with it, and with it every column "
+            "of its types; move it first: ALTER EXTENSION vector SET SCHEMA public"
+        )
+    bench.sql("ALTER EXTENSION vector SET SCHEMA public")
+    assert cli("uninstall", "--yes").code == 0
+    assert bench.value("SELECT count(embedding) FROM docs_vectors") == 20
