@@ -17,7 +17,8 @@ from pgvec_queue.errors import PgvecError
 from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
 from pgvec_queue.vectorizer import Vectorizer
 
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS = 0.8
+"""Less than the server's deadlock_timeout, so that nobody else becomes the victim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *
         for attempt in patiently():
             with attempt:
                 name, refused = _remove_once(connection, migration, dropped, stays, None if why else removal)
-    except psycopg.errors.LockNotAvailable as error:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         raise PgvecError(
             f"{dropped.name} cannot be dropped: {dropped.source} or {dropped.destination} stays locked; nothing was "
             "changed, try again when the transactions that use them have ended"
@@ -91,6 +92,8 @@ def _remove_once(
                 else f"nothing was switched, and {name} is what is searched; switch first, or give up with --abandon"
             )
         connection.execute(statement("model_migration", "lock_jobs"), {"id": dropped.id})
+        if removal is not None and not dropped.into_column:
+            _lock_destination(connection, dropped)
         connection.execute(statement("vectorizer", "drop"), {"name": name})
         if removal is not None:
             refused = _drop_destination(connection, removal)
@@ -106,6 +109,24 @@ def _remove_once(
             },
         )
     return name, refused
+
+
+def _lock_destination(connection: Connection, dropped: Vectorizer) -> None:
+    """Waits for whoever reads the old vectors before the triggers are dropped: with the source locked for that, all who
+    read or write the source would wait as well.
+    """
+    destination = sql.Identifier(dropped.destination_schema, dropped.destination_table)
+    try:
+        with connection.transaction():
+            connection.execute(statement("model_migration", "lock_table").format(destination=destination))
+    except (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.WrongObjectType,
+        psycopg.errors.InsufficientPrivilege,
+    ):
+        # Then it is not dropped either, and said why.
+        return
 
 
 def _drop_destination(connection: Connection, removal: sql.Composed) -> str | None:

@@ -37,6 +37,9 @@ SELECT count(*) FROM (
     SELECT FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND state IN ('queued', 'running') ORDER BY id FOR UPDATE
 ) locked;
 
+-- name: lock_table
+LOCK TABLE {destination} IN ACCESS EXCLUSIVE MODE;
+
 -- name: drop_table
 DROP TABLE IF EXISTS {destination} RESTRICT;
 

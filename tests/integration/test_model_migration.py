@@ -371,7 +371,7 @@ def test_a_destination_that_is_needed_stays(bench: Bench, why: str) -> None:
 
 
 def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_migration, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(model_migration_end, "_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(model_migration, "_LOCK_TRIES", 2)
     fill(bench, sync=True)
     begin(bench)
@@ -385,6 +385,54 @@ def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch
     bench.sql("UPDATE docs SET body = 'still followed' WHERE id = 3")
     bench.drain()
     assert best(bench, "still followed")[1] == pytest.approx(1)
+
+
+def test_the_source_stays_readable_while_somebody_reads_the_old_vectors(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_migration_end, "_LOCK_SECONDS", 30)
+    fill(bench, sync=True)
+    begin(bench)
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    migration = now(bench)
+
+    def finish() -> None:
+        with Database(bench.dsn).connect("finish") as connection:
+            model_migration_end.finish(connection, migration)
+
+    thread = threading.Thread(target=finish)
+    with psycopg.connect(bench.dsn) as reader:
+        reader.execute("SELECT count(*) FROM docs_vectors")
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'docs_vectors'::regclass AND NOT granted"
+        wait_until(lambda: bench.value(waiting), 30)
+        with psycopg.connect(bench.dsn) as other:
+            other.execute("SET lock_timeout = '100ms'")
+            other.execute("SELECT count(*) FROM docs")
+            other.execute("UPDATE docs SET body = 'written meanwhile' WHERE id = 3")
+    thread.join(30)
+    assert vectorizer.names(bench.connection) == ["docs"]
+    assert bench.value("SELECT to_regclass('docs_vectors')") is None
+
+
+def test_deadlocks_are_told_like_locks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_migration, "_LOCK_TRIES", 1)
+    fill(bench)
+    begin(bench)
+    bench.drain()
+    bench.sql(
+        "CREATE FUNCTION public.unlucky() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END $$"
+    )
+    bench.sql(
+        "CREATE TRIGGER unlucky BEFORE UPDATE OR DELETE ON pgvec.model_migrations"
+        " FOR EACH ROW EXECUTE FUNCTION public.unlucky()"
+    )
+    with pytest.raises(PgvecError, match="nothing was changed, try again"):
+        model_migration.switch(bench.connection, now(bench))
+    with pytest.raises(PgvecError, match="docs@other cannot be dropped"):
+        model_migration_end.abandon(bench.connection, now(bench))
 
 
 @pytest.mark.parametrize("filter_", [None, "docs.* IS DISTINCT FROM NULL"], ids=["all rows", "the row as a whole"])
