@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import sync
+from pgvec_queue import sync, vectorizer
+from pgvec_queue.catalog import quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction
-from pgvec_queue.errors import PgvecError
+from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -96,10 +97,7 @@ def _remove_once(
             _lock_destination(connection, dropped)
         connection.execute(statement("vectorizer", "drop"), {"name": name})
         if removal is not None:
-            refused = _drop_destination(connection, removal)
-        if stays.sync and dropped.into_column and refused is None and removal is not None:
-            # Its triggers may compare whole rows, and name the columns that are gone.
-            sync.install(connection, stays)
+            refused = _drop_and_renew(connection, dropped, removal)
         connection.execute(
             statement("model_migration", "finished"),
             {
@@ -127,6 +125,25 @@ def _lock_destination(connection: Connection, dropped: Vectorizer) -> None:
     ):
         # Then it is not dropped either, and said why.
         return
+
+
+def _drop_and_renew(connection: Connection, dropped: Vectorizer, removal: sql.Composed) -> str | None:
+    """Drops it; where it is columns, the functions of all triggers there are made anew with it: they may compare whole
+    rows, and name the columns that are gone. Returns the reason where it cannot be.
+    """
+    table = quoted_name(dropped.destination_schema, dropped.destination_table)
+    try:
+        with connection.transaction():
+            refused = _drop_destination(connection, removal)
+            if dropped.into_column and refused is None:
+                following = connection.execute(statement("model_migration", "synced_over"), {"table": table}).fetchall()
+                for one in vectorizer.by_ids(connection, [id_ for (id_,) in following]):
+                    sync.renew(connection, one)
+    except DefinitionError as error:
+        return str(error)
+    except psycopg.errors.InsufficientPrivilege as error:
+        return one_line(error)
+    return refused
 
 
 def _drop_destination(connection: Connection, removal: sql.Composed) -> str | None:

@@ -12,6 +12,7 @@ import pytest
 
 from pgvec_queue import model_migration, model_migration_begin, model_migration_end
 from pgvec_queue.database import versions
+from pgvec_queue.errors import DefinitionError
 from pgvec_queue.gateway import preparing
 from pgvec_queue.model_migration import Migration
 from tests.gateway import serving as gateway
@@ -174,6 +175,28 @@ def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) 
     assert bench.value("SELECT count(DISTINCT vectorizer_id) FROM pgvec.tasks") == 1
     assert bench.value("SELECT vectorizer_id FROM pgvec.tasks LIMIT 1") == migration.new.id
     assert client.delete(f"{API}/collections/notes").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"into_column": "vectors"}, "leave --into-column out"),
+        ({"into": "public.mine"}, r"public\.mine exists: name a new one"),
+        ({"template": "$id: $chunk"}, r"leave \$id out of the template"),
+    ],
+)
+def test_what_a_collection_cannot_be_is_refused(
+    bench: Bench, client: httpx2.Client, given: dict[str, Any], said: str
+) -> None:
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
+    bench.sql(
+        "CREATE TABLE mine (id text, chunk_index int, chunk text, embedding vector(48), source_hash bytea,"
+        " UNIQUE (id, chunk_index))"
+    )
+    with pytest.raises(DefinitionError, match=f"notes is the collection 'notes' of the gateway.*{said}"):
+        begin(bench, "notes", model="hashing-48", **given)
+    for _ in range(2):
+        assert begin(bench, "notes", model="hashing-48", into="fresh", template="text: $chunk").new.dimensions == 48
 
 
 def test_pages_of_one_result_are_of_one_model(bench: Bench, client: httpx2.Client) -> None:
