@@ -505,7 +505,8 @@ def test_columns_that_another_filter_reads_stay(bench: Bench) -> None:
 def test_a_column_takes_no_chunks(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     bench.enqueue("docs", "body", model="hashing-32", into_column="embedding")
-    for given in ({"chunk_size": 50}, {"chunk_overlap": 5}):
+    asked: list[dict[str, Any]] = [{"chunk_size": 50}, {"chunk_overlap": 5}]
+    for given in asked:
         with pytest.raises(DefinitionError, match=r"one for each whole document; --chunk-.* needs --into TABLE"):
             begin(bench, model="hashing-48", **given)
     assert begin(bench, model="hashing-48", chunk_size=50, into="docs_chunks").new.chunk_size == 50
