@@ -123,7 +123,7 @@ def _swap(connection: Connection, action: str, migration: Migration) -> None:
                 connection.execute(statement("model_migration", action), {"name": migration.reads.name})
     except (psycopg.errors.NoDataFound, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise MigrationStateError(one_line(error)) from error
-    except psycopg.errors.LockNotAvailable as error:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         raise PgvecError(
             "somebody keeps pgvec.vectorizers or pgvec.tasks locked; nothing was changed, try again"
         ) from error

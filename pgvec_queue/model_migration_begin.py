@@ -18,6 +18,7 @@ from pgvec_queue.database import Connection, Versions, statement, transaction
 from pgvec_queue.definition import Defined, Options
 from pgvec_queue.errors import DefinitionDiffersError, DefinitionError
 from pgvec_queue.model_migration import Migration, find
+from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
 OTHER = "@other"
@@ -59,6 +60,8 @@ def begin(connection: Connection, name: str, given: Mapping[str, Any], versions:
         defined = definition.define(connection, options, versions, also=begun)
     except DefinitionDiffersError as error:
         raise _other_target(name, open_, options, error) from error
+    except DefinitionError as error:
+        raise _as_it_can_be_said(error) from error
     with transaction(connection):
         begun(defined.vectorizer)
         if defined.new:
@@ -78,6 +81,8 @@ def propose(connection: Connection, name: str, given: Mapping[str, Any], version
         return definition.propose(connection, options, versions)
     except DefinitionDiffersError as error:
         raise _other_target(name, open_, options, error) from error
+    except DefinitionError as error:
+        raise _as_it_can_be_said(error) from error
 
 
 def _wanted(
@@ -94,11 +99,18 @@ def _wanted(
     old = found if open_ is None else open_.old
     source = catalog.get_relation(connection, quoted_name(old.source_schema, old.source_table))
     options = replace(_options(old, given), index_new=vector_index.is_wanted(connection, old))
+    _refuse_for_others(options, given)
     _refuse_the_same(connection, old, options, source)
+    half_made = open_.new if open_ is not None else vectorizer.find(connection, _other_name(old.name))
+    _refuse_chunks(old, half_made, given)
+    into = None if options.into is None else _existing(connection, source, options.into)
+    if into is not None:
+        # Its columns have names of their own; those of the old one's say nothing about them.
+        options = replace(options, columns={})
+    _refuse_for_collection(connection, old, half_made, options, into)
     if open_ is not None:
         return old, open_, replace(options, name=open_.new.name, **_where_it_is(open_.new, options))
     options = replace(options, name=_other_name(old.name), rows_per_job=old.rows_per_job, priority=old.priority)
-    half_made = vectorizer.find(connection, options.name or "")
     if half_made is not None:
         # Somebody has made it by hand, or a migration was ended by dropping the old one.
         return old, None, replace(options, **_where_it_is(half_made, options))
@@ -119,9 +131,10 @@ def _options(old: Vectorizer, given: Mapping[str, Any]) -> Options:
         "model": old.model,
         "trust_remote_code": old.trust_remote_code,
     } | {name: getattr(old, name) for name in OF_THE_MODEL}
-    if given.get("model") not in (None, old.model) or given.get("embedder") not in (None, old.embedder):
+    embedder = given.get("embedder") or (None if given.get("endpoint") is None else "openai")
+    if given.get("model") not in (None, old.model) or embedder not in (None, old.embedder):
         kept |= dict.fromkeys(OF_THE_MODEL) | {"trust_remote_code": False}
-        if old.embedder != "openai" or given.get("embedder") not in (None, "openai"):
+        if old.embedder != "openai" or embedder not in (None, "openai"):
             kept |= {"embedder": None, "endpoint": None}
     elif "revision" in given:
         kept["trust_remote_code"] = False
@@ -142,6 +155,64 @@ def _options(old: Vectorizer, given: Mapping[str, Any]) -> Options:
         else {role: names if isinstance(names, list) else [names] for role, names in roles.items()},
         sync=old.sync or None,
         **(kept | dict(given)),
+    )
+
+
+def _refuse_for_others(options: Options, given: Mapping[str, Any]) -> None:
+    """Raises ``DefinitionError`` for what would have no effect with this embedder."""
+    for one in ("endpoint", "tokenizer"):
+        if given.get(one) is not None and options.resolved_embedder != "openai":
+            raise DefinitionError(f"--{one} is for the embedder openai, not {options.resolved_embedder}")
+
+
+def _refuse_chunks(old: Vectorizer, half_made: Vectorizer | None, given: Mapping[str, Any]) -> None:
+    """Raises ``DefinitionError`` where chunks are asked for in a column, which takes one vector per document."""
+    place = old if half_made is None else half_made
+    if given.get("into") is not None or not place.into_column:
+        return
+    for one, flag in (("chunk_size", "--chunk-size"), ("chunk_overlap", "--chunk-overlap")):
+        if given.get(one) is not None:
+            raise DefinitionError(
+                f"{old.name} has its vectors in a column, one for each whole document; {flag} needs --into TABLE"
+            )
+
+
+def _refuse_for_collection(
+    connection: Connection,
+    old: Vectorizer,
+    half_made: Vectorizer | None,
+    options: Options,
+    into: catalog.Relation | None,
+) -> None:
+    """Raises ``DefinitionError`` for what the gateway could not read, or not drop, with its collection."""
+    found = connection.execute(statement("model_migration", "collection"), {"id": old.id}).fetchone()
+    if found is None:
+        return
+    whose = f"{old.name} is the collection {found[0]!r} of the gateway"
+    if options.into_column is not None:
+        raise DefinitionError(f"{whose}, whose vectors are in a table of their own; leave --into-column out")
+    if into is not None and (half_made is None or into.label != half_made.destination):
+        raise DefinitionError(f"{whose}, whose vectors need a table of their own; {into.label} exists: name a new one")
+    columns = Template.parse(options.template).columns if options.template else ()
+    if columns:
+        raise DefinitionError(
+            f"{whose}, which tells by the text alone what is embedded; leave ${columns[0]} out of the template"
+        )
+
+
+def _existing(connection: Connection, source: catalog.Relation, into: str) -> catalog.Relation | None:
+    """Returns the table that ``--into`` names, where there is one: beside the source, or along the search path."""
+    return find_relation(connection, into, schema=source.schema) or find_relation(connection, into)
+
+
+def _as_it_can_be_said(error: DefinitionError) -> DefinitionError:
+    """Columns of a table that is there can be given roles by `enqueue` alone."""
+    said, _, advice = str(error).partition("; ")
+    if "--column " not in advice:
+        return error
+    return DefinitionError(
+        f"{said}; give --into a new name, or a table whose columns are called as the key's and "
+        f"{', '.join(vectorizer.ROLES[1:])}"
     )
 
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import sync
+from pgvec_queue import sync, vectorizer
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction
-from pgvec_queue.errors import PgvecError
+from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
 from pgvec_queue.vectorizer import Vectorizer
 
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS = 0.8
+"""Less than the server's deadlock_timeout, so that nobody else becomes the victim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *
         for attempt in patiently():
             with attempt:
                 name, refused = _remove_once(connection, migration, dropped, stays, None if why else removal)
-    except psycopg.errors.LockNotAvailable as error:
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
         raise PgvecError(
             f"{dropped.name} cannot be dropped: {dropped.source} or {dropped.destination} stays locked; nothing was "
             "changed, try again when the transactions that use them have ended"
@@ -95,12 +96,11 @@ def _remove_once(
                 else f"nothing was switched, and {name} is what is searched; switch first, or give up with --abandon"
             )
         connection.execute(statement("model_migration", "lock_jobs"), {"id": dropped.id})
+        if removal is not None and not dropped.into_column:
+            _lock_destination(connection, dropped)
         connection.execute(statement("vectorizer", "drop"), {"name": name})
         if removal is not None:
-            refused = _drop_destination(connection, dropped, removal)
-        if stays.sync and dropped.into_column and refused is None and removal is not None:
-            # Its triggers may compare whole rows, and name the columns that are gone.
-            sync.install(connection, stays)
+            refused = _drop_and_renew(connection, dropped, removal)
         connection.execute(
             statement("model_migration", "finished"),
             {
@@ -110,6 +110,43 @@ def _remove_once(
             },
         )
     return name, refused
+
+
+def _lock_destination(connection: Connection, dropped: Vectorizer) -> None:
+    """Waits for whoever reads the old vectors before the triggers are dropped: with the source locked for that, all who
+    read or write the source would wait as well.
+    """
+    destination = sql.Identifier(dropped.destination_schema, dropped.destination_table)
+    try:
+        with connection.transaction():
+            connection.execute(statement("model_migration", "lock_table").format(destination=destination))
+    except (
+        psycopg.errors.UndefinedTable,
+        psycopg.errors.InvalidSchemaName,
+        psycopg.errors.WrongObjectType,
+        psycopg.errors.InsufficientPrivilege,
+    ):
+        # Then it is not dropped either, and said why.
+        return
+
+
+def _drop_and_renew(connection: Connection, dropped: Vectorizer, removal: sql.Composed) -> str | None:
+    """Drops it; where it is columns, the functions of all triggers there are made anew with it: they may compare whole
+    rows, and name the columns that are gone. Returns the reason where it cannot be.
+    """
+    table = quoted_name(dropped.destination_schema, dropped.destination_table)
+    try:
+        with connection.transaction():
+            refused = _drop_destination(connection, dropped, removal)
+            if dropped.into_column and refused is None:
+                following = connection.execute(statement("model_migration", "synced_over"), {"table": table}).fetchall()
+                for one in vectorizer.by_ids(connection, [id_ for (id_,) in following]):
+                    sync.renew(connection, one)
+    except DefinitionError as error:
+        return str(error)
+    except psycopg.errors.InsufficientPrivilege as error:
+        return one_line(error)
+    return refused
 
 
 def _drop_destination(connection: Connection, dropped: Vectorizer, removal: sql.Composed) -> str | None:

@@ -8,6 +8,7 @@ then has its own text to find. Recall is that of each one's index, measured by s
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgvec_queue import embedders, progress, recall, search
+from pgvec_queue import embedders, progress, recall, search, sync
 from pgvec_queue.catalog import quoted_name
 from pgvec_queue.database import Connection, statement, transaction
 from pgvec_queue.embedders import DeviceOptions, Vectors
@@ -150,8 +151,21 @@ def obstacles(connection: Connection, migration: Migration, old: Side, new: Side
     if old.indexed and not new.indexed:
         found.append(f"{old.destination} has an index on its vectors, {new.destination} has none; build it first")
     if migration.old.sync and not migration.new.sync:
-        found.append(f"{old.name} follows live changes, {new.name} does not; `pgvec alter {new.name} --sync`")
+        found.append(
+            f"{old.name} follows live changes, {new.name} does not; `{_enqueue(migration.new)} --sync`, which also "
+            "finds what has changed before"
+        )
+    late = sync.uncovered(connection, migration.new) if migration.new.sync else []
+    if late:
+        tables = late[0] if len(late) == 1 else f"{late[0]} and {len(late) - 1} more"
+        found.append(
+            f"{new.name} does not follow the changes of {tables}, which came later; `{_enqueue(migration.new)}`"
+        )
     return found
+
+
+def _enqueue(vectorizer: Vectorizer) -> str:
+    return f"pgvec enqueue {shlex.quote(vectorizer.source)} --name {shlex.quote(vectorizer.name)}"
 
 
 def _side(connection: Connection, vectorizer: Vectorizer) -> Side:
@@ -202,7 +216,8 @@ def _sizes(connection: Connection, vectorizer: Vectorizer, found: Progress) -> t
 
 def _over(vectorizer: Vectorizer, name: str) -> sql.Composed:
     table = quoted_name(vectorizer.destination_schema, vectorizer.destination_table)
-    return statement("model_migration", name).format(destination=sql.Literal(table))
+    # As in `fragments.identifier`: the statement runs with parameters.
+    return statement("model_migration", name).format(destination=sql.Literal(table.replace("%", "%%")))
 
 
 def _sample(connection: Connection, vectorizer: Vectorizer, count: int) -> list[str]:

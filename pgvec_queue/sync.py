@@ -100,16 +100,7 @@ def install(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     """
     source = _source(connection, vectorizer)
     check(connection, source, vectorizer.key_columns[0], vectorizer.filter)
-    body = _body(connection, source, vectorizer)
-    function = sql.Identifier("pgvec", function_name(vectorizer.id))
-    with transaction(connection):
-        connection.execute(
-            statement("sync", "create_function").format(
-                function=function,
-                settings=sql.SQL("") if set(vectorizer.key_types) <= _PLAIN else statement("sync", "settings"),
-                body=sql.Literal(body),
-            )
-        )
+    _make_function(connection, source, vectorizer)
     made = []
     for covered in _covered(connection, source.oid, vectorizer.id):
         if covered.missing:
@@ -118,6 +109,26 @@ def install(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     with transaction(connection):
         connection.execute(statement("sync", "set_sync"), {"id": vectorizer.id, "sync": True})
     return made
+
+
+def renew(connection: Connection, vectorizer: Vectorizer) -> None:
+    """Makes the function anew, for the columns that the source has now; no table is locked.
+
+    Raises ``DefinitionError`` where the filter reads a column that is gone.
+    """
+    _make_function(connection, _source(connection, vectorizer), vectorizer)
+
+
+def _make_function(connection: Connection, source: Relation, vectorizer: Vectorizer) -> None:
+    body = _body(connection, source, vectorizer)
+    with transaction(connection):
+        connection.execute(
+            statement("sync", "create_function").format(
+                function=sql.Identifier("pgvec", function_name(vectorizer.id)),
+                settings=sql.SQL("") if set(vectorizer.key_types) <= _PLAIN else statement("sync", "settings"),
+                body=sql.Literal(body),
+            )
+        )
 
 
 def remove(connection: Connection, vectorizer_id: int) -> None:

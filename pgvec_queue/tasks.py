@@ -8,11 +8,14 @@ once it is finished. A text that was updated or deleted before it was embedded i
 
 from __future__ import annotations
 
+import functools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ParamSpec, TypeVar
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import class_row
 
@@ -30,6 +33,8 @@ _NUMBER_BYTES = 12
 _LOOKED_AT = 50
 """Unfinished tasks that a list brings up to date."""
 _PRUNED = 500
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class KeyReusedError(PgvecError):
@@ -167,6 +172,20 @@ async def wake_workers(connection: AsyncConnection) -> None:
     await connection.execute(statement("gateway", "wake"))
 
 
+def _once_more(function: Callable[_P, Awaitable[_T]]) -> Callable[_P, Awaitable[_T]]:
+    """Does it again where the vectors are dropped after they were found: the collection has others by then."""
+
+    @functools.wraps(function)
+    async def twice(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return await function(*args, **kwargs)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+            return await function(*args, **kwargs)
+
+    return twice
+
+
+@_once_more
 async def look(connection: AsyncConnection, ids: Sequence[uuid.UUID]) -> list[Task]:
     """Returns tasks as they are now, newest first; those that are gone are left out."""
     async with async_transaction(connection):
@@ -181,6 +200,7 @@ async def errors(connection: AsyncConnection, id_: uuid.UUID) -> list[TextError]
         return await cursor.fetchall()
 
 
+@_once_more
 async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, int], limit: int) -> Vectors:
     """Returns vectors in the order of the request, after (ordinal, chunk), up to the first text that still waits."""
     async with async_transaction(connection, read_only=True):
@@ -213,6 +233,7 @@ async def result(connection: AsyncConnection, task: Task, *, after: tuple[int, i
     )
 
 
+@_once_more
 async def cancel(connection: AsyncConnection, id_: uuid.UUID) -> Task | None:
     """Embeds no more of a task; returns it as it is then. What has ended stays as it ended.
 
@@ -233,6 +254,7 @@ async def cancel(connection: AsyncConnection, id_: uuid.UUID) -> Task | None:
     return found[0] if found else None
 
 
+@_once_more
 async def page(
     connection: AsyncConnection,
     *,

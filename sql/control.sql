@@ -143,14 +143,19 @@ $$;
 COMMENT ON FUNCTION pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval) IS 'Changes what needs no new vectors; NULL leaves a thing as it is, 0 takes a limit away';
 
 -- name: drop_vectorizer
+-- It waits for the source's lock as long as its caller does: a SET of its own would go before that.
 CREATE OR REPLACE FUNCTION pgvec.drop_vectorizer(vectorizer text) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     found bigint := pgvec.vectorizer_id(vectorizer);
     func text := 'sync_' || found;
+    patient boolean := current_setting('lock_timeout') = '0';
     one record;
 BEGIN
+    IF patient THEN
+        PERFORM set_config('lock_timeout', '5s', true);
+    END IF;
     FOR one IN
         SELECT g.tgname, g.tgrelid::regclass::text AS on_table
         FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
@@ -171,6 +176,9 @@ BEGIN
     DELETE FROM pgvec.model_migrations WHERE found IN (old_id, new_id);
     INSERT INTO pgvec.events (kind, message) VALUES ('dropped', vectorizer);
     PERFORM pg_notify('pgvec_jobs', 'steer');
+    IF patient THEN
+        PERFORM set_config('lock_timeout', '0', true);
+    END IF;
 END
 $$;
 COMMENT ON FUNCTION pgvec.drop_vectorizer(text) IS 'Removes the vectorizer with its jobs and triggers; its destination and the vectors in it stay';

@@ -10,6 +10,22 @@ SELECT m.old_id, m.new_id, m.switched_at IS NOT NULL AS switched, v.name AS drop
 FROM pgvec.model_migrations m JOIN pgvec.vectorizers v ON v.id = %(dropped)s
 WHERE m.old_id = %(old)s AND m.new_id = %(new)s FOR UPDATE OF m, v;
 
+-- name: collection
+-- The gateway's collection whose texts it embeds.
+SELECT name FROM pgvec.collections WHERE vectorizer_id = %(id)s;
+
+-- name: synced_over
+-- Who follows the changes of a table, of its partitions, or of what it is a partition of.
+WITH RECURSIVE parts AS (
+    SELECT to_regclass(%(table)s)::oid AS oid
+    UNION
+    SELECT CASE WHEN i.inhparent = t.oid THEN i.inhrelid ELSE i.inhparent END
+    FROM pg_catalog.pg_inherits i JOIN parts t ON t.oid IN (i.inhparent, i.inhrelid)
+)
+SELECT v.id FROM pgvec.vectorizers v
+WHERE v.sync AND to_regclass(pg_catalog.format('%%I.%%I', v.source_schema, v.source_table)) IN (SELECT oid FROM parts)
+ORDER BY v.id;
+
 -- name: begin
 -- The new one gives way to the changes of the one that is read, and has its limits.
 WITH begun AS (
@@ -36,6 +52,9 @@ SELECT pgvec.roll_back_model(%(name)s);
 SELECT count(*) FROM (
     SELECT FROM pgvec.jobs WHERE vectorizer_id = %(id)s AND state IN ('queued', 'running') ORDER BY id FOR UPDATE
 ) locked;
+
+-- name: lock_table
+LOCK TABLE {destination} IN ACCESS EXCLUSIVE MODE;
 
 -- name: drop_table
 DROP TABLE IF EXISTS {destination} RESTRICT;

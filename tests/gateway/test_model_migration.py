@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +12,10 @@ import httpx2
 import psycopg
 import pytest
 
-from pgvec_queue import model_migration, model_migration_begin, model_migration_end
+from pgvec_queue import model_migration, model_migration_begin, model_migration_end, tasks
+from pgvec_queue.async_database import AsyncConnection
 from pgvec_queue.database import versions
+from pgvec_queue.errors import DefinitionError
 from pgvec_queue.gateway import preparing
 from pgvec_queue.model_migration import Migration
 from tests.gateway import serving as gateway
@@ -176,6 +180,28 @@ def test_a_collection_moves_with_its_tasks(bench: Bench, client: httpx2.Client) 
     assert client.delete(f"{API}/collections/notes").status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"into_column": "vectors"}, "leave --into-column out"),
+        ({"into": "public.mine"}, r"public\.mine exists: name a new one"),
+        ({"template": "$id: $chunk"}, r"leave \$id out of the template"),
+    ],
+)
+def test_what_a_collection_cannot_be_is_refused(
+    bench: Bench, client: httpx2.Client, given: dict[str, Any], said: str
+) -> None:
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
+    bench.sql(
+        "CREATE TABLE mine (id text, chunk_index int, chunk text, embedding vector(48), source_hash bytea,"
+        " UNIQUE (id, chunk_index))"
+    )
+    with pytest.raises(DefinitionError, match=f"notes is the collection 'notes' of the gateway.*{said}"):
+        begin(bench, "notes", model="hashing-48", **given)
+    for _ in range(2):
+        assert begin(bench, "notes", model="hashing-48", into="fresh", template="text: $chunk").new.dimensions == 48
+
+
 def test_pages_of_one_result_are_of_one_model(bench: Bench, client: httpx2.Client) -> None:
     client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
     with working(bench.dsn):
@@ -225,6 +251,43 @@ def test_a_task_belongs_to_what_its_collection_has_become_meanwhile(bench: Bench
     thread.join(30)
     assert answers[0].status_code == 202, answers[0].text
     assert bench.sql("SELECT vectorizer_id FROM pgvec.tasks") == [(migration.new.id,)]
+
+
+@pytest.mark.parametrize("what", ["look", "result"])
+def test_a_task_whose_vectors_go_while_it_is_read_is_read_again(
+    bench: Bench, client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    client.post(f"{API}/collections", json={"name": "notes", "model": MODEL}).raise_for_status()
+    id_ = uuid.UUID(accepted(client, ["one lamp"], collection="notes")["task_id"])
+    begin(bench, "notes", model="hashing-48")
+    found = tasks._by_collection
+    moved: list[bool] = []
+
+    async def find_and_finish(connection: AsyncConnection, ids: Any) -> Any:
+        before = await found(connection, ids)
+        if not moved:
+            moved.append(True)
+            model_migration.switch(bench.connection, now(bench, "notes"))
+            model_migration_end.finish(bench.connection, now(bench, "notes"))
+        return before
+
+    async def read() -> Any:
+        async with await psycopg.AsyncConnection.connect(bench.dsn, autocommit=True) as connection:
+            if what == "look":
+                return await tasks.look(connection, [id_])
+            task = (await tasks.look(connection, [id_]))[0]
+            monkeypatch.setattr(tasks, "_by_collection", find_and_finish)
+            return await tasks.result(connection, task, after=(-1, -1), limit=10)
+
+    if what == "look":
+        monkeypatch.setattr(tasks, "_by_collection", find_and_finish)
+    answer = asyncio.run(read())
+    assert moved
+    if what == "look":
+        assert (answer[0].model, answer[0].done) == ("hashing-48", 1)
+    else:
+        assert len(answer.items) == 1
+        assert answer.vectorizer_id == bench.value("SELECT vectorizer_id FROM pgvec.tasks")
 
 
 def test_texts_without_a_collection_go_on_where_they_went(bench: Bench) -> None:

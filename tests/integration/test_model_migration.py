@@ -419,7 +419,7 @@ def test_what_is_gone_already_is_no_hindrance(bench: Bench) -> None:
 
 
 def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_migration, "_LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(model_migration_end, "_LOCK_SECONDS", 0.05)
     monkeypatch.setattr(model_migration, "_LOCK_TRIES", 2)
     fill(bench, sync=True)
     begin(bench)
@@ -433,6 +433,54 @@ def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch
     bench.sql("UPDATE docs SET body = 'still followed' WHERE id = 3")
     bench.drain()
     assert best(bench, "still followed")[1] == pytest.approx(1)
+
+
+def test_the_source_stays_readable_while_somebody_reads_the_old_vectors(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_migration_end, "_LOCK_SECONDS", 30)
+    fill(bench, sync=True)
+    begin(bench)
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    migration = now(bench)
+
+    def finish() -> None:
+        with Database(bench.dsn).connect("finish") as connection:
+            model_migration_end.finish(connection, migration)
+
+    thread = threading.Thread(target=finish)
+    with psycopg.connect(bench.dsn) as reader:
+        reader.execute("SELECT count(*) FROM docs_vectors")
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'docs_vectors'::regclass AND NOT granted"
+        wait_until(lambda: bench.value(waiting), 30)
+        with psycopg.connect(bench.dsn) as other:
+            other.execute("SET lock_timeout = '100ms'")
+            other.execute("SELECT count(*) FROM docs")
+            other.execute("UPDATE docs SET body = 'written meanwhile' WHERE id = 3")
+    thread.join(30)
+    assert vectorizer.names(bench.connection) == ["docs"]
+    assert bench.value("SELECT to_regclass('docs_vectors')") is None
+
+
+def test_deadlocks_are_told_like_locks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_migration, "_LOCK_TRIES", 1)
+    fill(bench)
+    begin(bench)
+    bench.drain()
+    bench.sql(
+        "CREATE FUNCTION public.unlucky() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected'; END $$"
+    )
+    bench.sql(
+        "CREATE TRIGGER unlucky BEFORE UPDATE OR DELETE ON pgvec.model_migrations"
+        " FOR EACH ROW EXECUTE FUNCTION public.unlucky()"
+    )
+    with pytest.raises(PgvecError, match="nothing was changed, try again"):
+        model_migration.switch(bench.connection, now(bench))
+    with pytest.raises(PgvecError, match="docs@other cannot be dropped"):
+        model_migration_end.abandon(bench.connection, now(bench))
 
 
 @pytest.mark.parametrize("filter_", [None, "docs.* IS DISTINCT FROM NULL"], ids=["all rows", "the row as a whole"])
@@ -465,6 +513,118 @@ def test_vectors_in_columns_of_the_source_move_to_another_column(bench: Bench, f
     assert best(bench, "changed again")[1] == pytest.approx(1)
     assert bench.progress("docs").state == "complete"
     assert old.id != vectorizer.get(bench.connection, "docs").id
+
+
+def test_all_who_follow_a_source_go_on_when_its_old_columns_are_dropped(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 20) i")
+    bench.enqueue("docs", "body", model="hashing-32", into_column="embedding", sync=True)
+    third = bench.enqueue("docs", "body", model="hashing-8", name="third", sync=True, where="s IS NOT NULL OR s.id > 0")
+    begin(bench, model="hashing-48")
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    assert model_migration_end.finish(bench.connection, now(bench)).statement is None
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 7")
+    bench.drain()
+    assert bench.progress("third").state == "complete"
+    assert bench.wrong(third) == RIGHT
+
+
+def test_columns_that_another_filter_reads_stay(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 20) i")
+    bench.enqueue("docs", "body", model="hashing-32", into_column="embedding", sync=True)
+    bench.drain()
+    third = bench.enqueue(
+        "docs", "body", model="hashing-8", name="third", sync=True, where="s.embedding IS NOT NULL OR s.id > 0"
+    )
+    begin(bench, model="hashing-48")
+    bench.drain()
+    model_migration.switch(bench.connection, now(bench))
+    removed = model_migration_end.finish(bench.connection, now(bench))
+    assert "s.embedding IS NOT NULL" in (removed.why or "")
+    assert removed.statement is not None
+    bench.sql("UPDATE docs SET body = 'changed' WHERE id = 7")
+    bench.drain()
+    assert bench.wrong(third) == RIGHT
+    assert best(bench, "changed")[1] == pytest.approx(1)
+
+
+def test_a_column_takes_no_chunks(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
+    bench.enqueue("docs", "body", model="hashing-32", into_column="embedding")
+    asked: list[dict[str, Any]] = [{"chunk_size": 50}, {"chunk_overlap": 5}]
+    for given in asked:
+        with pytest.raises(DefinitionError, match=r"one for each whole document; --chunk-.* needs --into TABLE"):
+            begin(bench, model="hashing-48", **given)
+    assert begin(bench, model="hashing-48", chunk_size=50, into="docs_chunks").new.chunk_size == 50
+    # And goes on.
+    assert begin(bench, model="hashing-48", chunk_size=50).new.chunk_size == 50
+
+
+def test_columns_of_an_existing_table_are_found_by_their_names(bench: Bench) -> None:
+    fill(bench, into="mine", columns={"embedding": ["vec"], "source_hash": ["digest"]})
+    bench.sql("CREATE TABLE strange (doc bigint, embedding vector(48))")
+    with pytest.raises(DefinitionError, match=r"no column 'id' for the key; give --into a new name, or a table whose"):
+        begin(bench, model="hashing-48", into="strange")
+    bench.sql("CREATE TABLE other (id bigint, chunk_index int, chunk text, vec vector(48), UNIQUE (id, chunk_index))")
+    with pytest.raises(DefinitionError, match=r"no column 'embedding'; give --into a new name"):
+        begin(bench, model="hashing-48", into="other")
+    bench.sql("ALTER TABLE other RENAME COLUMN vec TO embedding")
+    assert begin(bench, model="hashing-48", into="other").new.destination_roles.embedding == "embedding"
+    bench.drain()
+    assert best(bench, "document number 3", "docs@other")[1] == pytest.approx(1)
+    model_migration_end.abandon(bench.connection, now(bench))
+    assert begin(bench, model="hashing-48", into="another").new.destination_roles.embedding == "vec"
+
+
+def test_an_endpoint_is_that_of_its_own_embedder(bench: Bench) -> None:
+    old = fill(bench)
+    options = model_migration_begin._options(old, {"endpoint": "http://host/v1"})
+    assert (options.resolved_embedder, options.resolved_model) == ("openai", "hashing-32")
+    elsewhere = replace(old, embedder="openai", endpoint="http://host/v1", dimensions=256)
+    options = model_migration_begin._options(elsewhere, {"endpoint": "http://other/v1"})
+    assert (options.resolved_embedder, options.endpoint, options.dimensions) == ("openai", "http://other/v1", 256)
+    with pytest.raises(DefinitionError, match="--tokenizer is for the embedder openai, not hashing"):
+        begin(bench, tokenizer="cl100k_base")
+    with pytest.raises(DefinitionError, match="--endpoint is for the embedder openai, not hashing"):
+        begin(bench, endpoint="http://host/v1", embedder="hashing")
+
+
+def test_a_percent_sign_is_a_part_of_a_name(bench: Bench) -> None:
+    bench.connection.execute('CREATE TABLE "do%cs" (id bigint PRIMARY KEY, body text)')
+    bench.connection.execute("INSERT INTO \"do%cs\" SELECT i, 'document ' || i FROM generate_series(1, 9) i")
+    bench.enqueue('"do%cs"', "body", model="hashing-32", name="docs", sync=True)
+    begin(bench, model="hashing-48")
+    bench.drain()
+    found = model_report.report(bench.connection, now(bench), sample=3)
+    assert (found.obstacles, found.queries) == ([], 3)
+    assert found.old.table_bytes > 0
+    model_migration.switch(bench.connection, now(bench))
+    assert model_migration_end.finish(bench.connection, now(bench)).statement is None
+
+
+def test_a_partition_that_only_the_old_one_follows_is_told(bench: Bench) -> None:
+    bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text) PARTITION BY RANGE (id)")
+    bench.sql("CREATE TABLE docs_1 PARTITION OF docs FOR VALUES FROM (0) TO (100)")
+    bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 9) i")
+    bench.enqueue("docs", "body", model="hashing-32", sync=True)
+    bench.drain()
+    new = begin(bench, model="hashing-48").new
+    bench.drain()
+    assert obstacles(bench) == []
+    bench.sql("CREATE TABLE docs_2 PARTITION OF docs FOR VALUES FROM (100) TO (200)")
+    bench.enqueue("docs")
+    bench.sql("INSERT INTO docs_2 VALUES (150, 'late')")
+    bench.drain()
+    assert obstacles(bench) == [
+        "docs@other does not follow the changes of public.docs_2, which came later; "
+        "`pgvec enqueue public.docs --name docs@other`"
+    ]
+    bench.enqueue("public.docs", name="docs@other")
+    bench.drain()
+    assert obstacles(bench) == []
+    assert bench.wrong(new) == RIGHT
 
 
 def test_names_of_columns_do_not_grow_with_each_model(bench: Bench) -> None:
@@ -678,7 +838,10 @@ def test_what_is_not_ready_is_told_before_a_switch(bench: Bench) -> None:
     bench.sql("DELETE FROM pgvec.failures")
     vectorizer.get(bench.connection, "docs")
     bench.sql("UPDATE pgvec.vectorizers SET sync = false WHERE name = 'docs@other'")
-    assert obstacles(bench) == ["docs follows live changes, docs@other does not; `pgvec alter docs@other --sync`"]
+    assert obstacles(bench) == [
+        "docs follows live changes, docs@other does not; `pgvec enqueue public.docs --name docs@other --sync`, which "
+        "also finds what has changed before"
+    ]
     bench.sql("UPDATE pgvec.vectorizers SET sync = true, plan_complete = false WHERE name = 'docs@other'")
     assert any("not all rows of docs@other are planned" in one for one in obstacles(bench))
 

@@ -325,6 +325,23 @@ def test_dropping_in_sql_takes_the_triggers_as_well(bench: Bench) -> None:
     bench.sql("UPDATE docs SET body = 'nobody follows this'")
 
 
+@pytest.mark.parametrize(("callers", "within"), [("70ms", "70ms"), ("0", "5s")])
+def test_a_drop_waits_for_locks_as_long_as_its_caller_says(bench: Bench, callers: str, within: str) -> None:
+    _fill(bench, 1)
+    bench.enqueue("docs", "body", sync=True)
+    bench.sql("CREATE TABLE seen (lock_timeout text)")
+    bench.sql(
+        "CREATE FUNCTION public.look() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO public.seen VALUES (current_setting('lock_timeout')); RETURN OLD; END $$"
+    )
+    bench.sql("CREATE TRIGGER look BEFORE DELETE ON pgvec.vectorizers FOR EACH ROW EXECUTE FUNCTION public.look()")
+    with psycopg.connect(bench.dsn) as connection:
+        connection.execute("SELECT set_config('lock_timeout', %s, true)", [callers])
+        connection.execute("SELECT pgvec.drop_vectorizer('docs')")
+        assert connection.execute("SHOW lock_timeout").fetchone() == (callers,)
+    assert bench.sql("SELECT lock_timeout FROM seen") == [(within,)]
+
+
 def test_alter_refuses_what_cannot_be(bench: Bench, cli: CommandLine) -> None:
     _fill(bench, 1)
     for name in ("docs", "texts"):
