@@ -775,13 +775,6 @@ GUARDS = [
         "tests/gateway/test_model_migration.py::test_a_collection_is_deleted_with_what_waits_beside_it",
     ),
     Guard(
-        "model: triggers forget columns that are dropped",
-        "pgvec_queue/model_migration_end.py",
-        "            sync.install(connection, stays)\n",
-        "            pass\n",
-        "tests/integration/test_model_migration.py::test_vectors_in_columns_of_the_source_move_to_another_column",
-    ),
-    Guard(
         "model: what is not ready is not switched to",
         "pgvec_queue/cli/migrate_model.py",
         "        if against:\n",
