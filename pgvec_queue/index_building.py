@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -29,6 +30,8 @@ from pgvec_queue.index_room import Room, room
 from pgvec_queue.route import sever
 from pgvec_queue.vector_index import Existing, IndexRefusedError, Target, Wish
 from pgvec_queue.vectorizer import Vectorizer
+
+T = TypeVar("T")
 
 _LOOK = 0.05
 _CANCEL_SECONDS = 4.0
@@ -89,6 +92,25 @@ def build(
         # Without a connection there is no lock of ours either, but for that of a build that goes on.
         with suppress(psycopg.Error):
             connection.execute(statement("index", "unlock"), {"oid": target.oid})
+
+
+def clear(connection: Connection, vectorizer: Vectorizer, attendant: Attendant) -> None:
+    """Drops what a build has left that nobody is to begin anew, over a direct connection."""
+    target = vector_index.target(connection, vectorizer)
+    _take_turn(connection, target, attendant)
+    try:
+        _drop_leftovers(connection, target, attendant)
+    finally:
+        with suppress(psycopg.Error):
+            connection.execute(statement("index", "unlock"), {"oid": target.oid})
+
+
+def leftovers(connection: Connection, target: Target) -> list[str]:
+    """Returns the invalid indexes of ours on the table: schema and name of each, quoted as in SQL."""
+    rows = connection.execute(
+        statement("index", "leftovers"), {"oid": target.oid, "names": list(target.names)}
+    ).fetchall()
+    return [label for (label,) in rows]
 
 
 def drop(connection: Connection, label: str, attendant: Attendant) -> None:
@@ -158,10 +180,7 @@ def _build(
 
 
 def _drop_leftovers(connection: Connection, target: Target, attendant: Attendant) -> None:
-    rows = connection.execute(
-        statement("index", "leftovers"), {"oid": target.oid, "names": list(target.names)}
-    ).fetchall()
-    for (label,) in rows:
+    for label in leftovers(connection, target):
         drop(connection, label, attendant)
 
 
@@ -227,16 +246,27 @@ def _prepare(connection: Connection, given: Room) -> None:
 
 def _run(connection: Connection, query: sql.Composed | sql.SQL, attendant: Attendant) -> None:
     """Runs a statement that may take hours, and ends it when the attendant says so."""
-    failed: list[BaseException] = []
 
     def execute() -> None:
+        with untimed(connection):
+            connection.execute(statement("index", "untimed"))
+            connection.execute(query, {})
+
+    attended(connection, execute, attendant)
+
+
+def attended(connection: Connection, work: Callable[[], T], attendant: Attendant) -> T:
+    """Runs what keeps the connection busy for long; raises ``BuildStoppedError`` when the attendant ends it."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
         try:
-            with untimed(connection):
-                connection.execute(query, {})
+            done.append(work())
         except BaseException as error:  # noqa: BLE001 - raised below
             failed.append(error)
 
-    thread = threading.Thread(target=execute, name="pgvec-index-build", daemon=True)
+    thread = threading.Thread(target=run, name="pgvec-index-build", daemon=True)
     thread.start()
     backend = connection.info.backend_pid
     try:
@@ -252,6 +282,7 @@ def _run(connection: Connection, query: sql.Composed | sql.SQL, attendant: Atten
         raise
     if failed:
         raise failed[0]
+    return done[0]
 
 
 def _cancel(connection: Connection, thread: threading.Thread) -> None:

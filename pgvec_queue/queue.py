@@ -11,9 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psycopg
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
@@ -347,12 +348,12 @@ class Pending:
     name: str
     queued: bool
     running: bool
-    index_queued: bool
-    index_running: bool
     planning: bool
     unplanned: bool
     blocked_reason: str | None
     paused: bool
+    index_queued: bool = False
+    index_running: bool = False
 
     @property
     def waits(self) -> bool:
@@ -369,9 +370,20 @@ class Pending:
 
 def pending(connection: Connection, names: Sequence[str] | None) -> list[Pending]:
     with connection.cursor(row_factory=class_row(Pending)) as cursor:
-        return cursor.execute(
+        found = cursor.execute(
             statement("queue", "pending"), {"names": None if names is None else list(names)}
         ).fetchall()
+    try:
+        indexes = connection.execute(statement("queue", "pending_indexes")).fetchall()
+    except psycopg.errors.InsufficientPrivilege:
+        # Whoever may not look at them builds none either.
+        return found
+    jobs = {vectorizer: (queued, running) for vectorizer, queued, running in indexes}
+    nothing = (False, False)
+    return [
+        replace(one, index_queued=jobs.get(one.id, nothing)[0], index_running=jobs.get(one.id, nothing)[1])
+        for one in found
+    ]
 
 
 def notify(connection: Connection, payload: str = "") -> None:

@@ -58,7 +58,7 @@ def measure(
     try:
         return _measure(connection, vectorizer, seconds, queries, stopped)
     except psycopg.Error as error:
-        if kind_of(error) is Kind.PASSING:
+        if kind_of(error) is Kind.PASSING and not isinstance(error, psycopg.errors.QueryCanceled):
             raise
         # The index is there all the same.
         return Recall(None, 0, f"{_UNKNOWN}{one_line(error)}")

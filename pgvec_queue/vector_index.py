@@ -75,7 +75,7 @@ class Target:
         """Why this session's role may not build an index there; None: it may."""
         if not self.owned:
             return f"only the owner of {self.label} ({self.owner}) may index it"
-        return None if self.may_create else f"its owner may make nothing in the schema {self.schema}"
+        return None if self.may_create else f"this role may create nothing in the schema {self.schema}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +206,9 @@ def want(connection: Connection, vectorizer: Vectorizer, wish: Wish, *, state: s
     connection.execute(statement("index", "want"), {"vectorizer": vectorizer.id, **asdict(wish), "state": state})
 
 
-def queue(connection: Connection, vectorizer: Vectorizer) -> None:
-    """Adds its job, where there is none unfinished."""
-    connection.execute(statement("index", "queue"), {"vectorizer": vectorizer.id})
+def queue(connection: Connection, vectorizer: Vectorizer, *, anew: bool = True) -> None:
+    """Adds its job, where none is queued; without ``anew`` one that runs will do, since it makes what is wanted."""
+    connection.execute(statement("index", "queue"), {"vectorizer": vectorizer.id, "anew": anew})
 
 
 def unqueue(connection: Connection, vectorizer: Vectorizer) -> None:
@@ -235,6 +235,14 @@ def note_found(
             "remark": remark,
         },
     )
+
+
+def note_met(connection: Connection, vectorizer: Vectorizer, wish: Wish, index: Existing) -> None:
+    """Takes down that one is wanted, and there already."""
+    row = connection.execute(statement("index", "state"), {"vectorizer": vectorizer.id}).fetchone()
+    if row is None or row[0] == "unwanted":
+        want(connection, vectorizer, wish)
+    note_found(connection, vectorizer, index)
 
 
 def note_begun(connection: Connection, vectorizer: Vectorizer) -> None:
@@ -279,15 +287,13 @@ def follow(connection: Connection, vectorizer: Vectorizer, said: bool | None, *,
         return
     if there is not None:
         with transaction(connection):
-            if row is None or row[0] == "unwanted":
-                want(connection, vectorizer, known)
-            note_found(connection, vectorizer, there)
+            note_met(connection, vectorizer, known, there)
         if row is None and not there.is_ours:
             yield f"{there.label} ({there.method}) serves searches; no other index is built"
         return
     with transaction(connection):
         want(connection, vectorizer, known)
-        queue(connection, vectorizer)
+        queue(connection, vectorizer, anew=False)
     if row is None and vectorizer.into_column:
         yield (
             f"a worker that may builds an HNSW index on {known.store} of {vectorizer.destination}."

@@ -68,6 +68,9 @@ CROSS JOIN LATERAL (
 WHERE a.pid <> pg_catalog.pg_backend_pid() AND (now.builds OR now.has_lock)
 ORDER BY now.builds DESC, a.pid LIMIT 1;
 
+-- name: server
+SELECT pg_catalog.pg_postmaster_start_time();
+
 -- name: settings
 SELECT pg_catalog.pg_size_bytes(current_setting('maintenance_work_mem')),
        pg_catalog.pg_size_bytes(current_setting('shared_buffers')),
@@ -83,12 +86,15 @@ SELECT coalesce(nullif(greatest(v.chunks_base + coalesce((SELECT sum(c.chunks_wr
                 (SELECT greatest(r.reltuples, 0) FROM pg_catalog.pg_class r WHERE r.oid = %(oid)s::oid), 0)::float8
 FROM pgvec.vectorizers v WHERE v.id = %(vectorizer)s;
 
--- name: session
--- Of a connection that does nothing else: a build runs in no transaction, where SET LOCAL has no effect.
+-- name: untimed
+-- Of a connection that does nothing else: a build runs in no transaction, where SET LOCAL has no effect. A role or a database
+-- may have timeouts of its own.
 SELECT set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
        set_config('idle_in_transaction_session_timeout', '0', false),
-       (SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'),
-       set_config('maintenance_work_mem', %(memory)s, false),
+       (SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout');
+
+-- name: session
+SELECT set_config('maintenance_work_mem', %(memory)s, false),
        set_config('max_parallel_maintenance_workers', %(workers)s, false);
 
 -- name: create
@@ -124,30 +130,44 @@ SET m = excluded.m, ef_construction = excluded.ef_construction, store = excluded
     state = excluded.state, reason = NULL, failures = 0;
 
 -- name: queue
+-- One that runs makes what was wanted when it began: for another wish there is another job, after it.
 INSERT INTO pgvec.jobs (vectorizer_id, kind)
 SELECT %(vectorizer)s, 'index'
 WHERE NOT EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (%(vectorizer)s, 'index')
-                  AND j.state IN ('queued', 'running'));
+                  AND (j.state = 'queued' OR (j.state = 'running' AND NOT %(anew)s)));
 
 -- name: unqueue
 DELETE FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (%(vectorizer)s, 'index') AND j.state = 'queued';
+
+-- name: withdrawn
+-- Queued jobs of what is not wanted any more, which a worker has left that died. Under the lock that whoever wants it again
+-- takes first, and then looks for a job.
+WITH withdrawn AS MATERIALIZED (
+    SELECT i.vectorizer_id FROM pgvec.indexes i
+    WHERE i.state = 'unwanted'
+      AND EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (i.vectorizer_id, 'index') AND j.state = 'queued')
+    FOR UPDATE SKIP LOCKED
+)
+DELETE FROM pgvec.jobs j USING withdrawn
+WHERE (j.vectorizer_id, j.kind) = (withdrawn.vectorizer_id, 'index') AND j.state = 'queued';
 
 -- name: found
 -- The index is there: built, or met as it was; what is known of the one that is met stays known.
 UPDATE pgvec.indexes i
 SET state = 'built', failures = 0, index_name = %(name)s::text, size_bytes = %(size)s,
-    reason = CASE WHEN same THEN i.reason ELSE %(remark)s::text END,
+    -- Of another state the reason is why there was none.
+    reason = CASE WHEN same AND i.state IN ('built', 'building') THEN i.reason ELSE %(remark)s::text END,
     built_at = CASE WHEN same THEN i.built_at ELSE clock_timestamp() END,
     seconds = CASE WHEN same THEN i.seconds ELSE %(seconds)s::float8 END,
     recall = CASE WHEN same THEN i.recall END, recall_queries = CASE WHEN same THEN i.recall_queries END,
     recall_at = CASE WHEN same THEN i.recall_at END
 FROM (SELECT vectorizer_id, coalesce(index_name = %(name)s::text, false) AND %(seconds)s::float8 IS NULL AS same FROM pgvec.indexes) known
-WHERE i.vectorizer_id = %(vectorizer)s AND known.vectorizer_id = i.vectorizer_id;
+WHERE i.vectorizer_id = %(vectorizer)s AND known.vectorizer_id = i.vectorizer_id AND i.state <> 'unwanted';
 
 -- name: begun
 UPDATE pgvec.indexes
-SET state = 'building', started_at = clock_timestamp(), reason = CASE WHEN index_name IS NOT NULL THEN reason END
-WHERE vectorizer_id = %(vectorizer)s;
+SET state = 'building', started_at = clock_timestamp(), reason = CASE WHEN state = 'built' THEN reason END
+WHERE vectorizer_id = %(vectorizer)s AND state <> 'unwanted';
 
 -- name: unfinished
 UPDATE pgvec.indexes i
@@ -157,7 +177,7 @@ SET state = 'wanted',
 WHERE i.vectorizer_id = %(vectorizer)s AND i.state IN ('wanted', 'building');
 
 -- name: refused
-UPDATE pgvec.indexes SET state = 'refused', reason = %(reason)s WHERE vectorizer_id = %(vectorizer)s;
+UPDATE pgvec.indexes SET state = 'refused', reason = %(reason)s WHERE vectorizer_id = %(vectorizer)s AND state <> 'unwanted';
 
 -- name: left
 -- Why it is not built yet: nobody else has said so.
@@ -185,7 +205,8 @@ CROSS JOIN LATERAL (
 WHERE i.state <> 'unwanted' AND v.id <> ALL (%(left)s::bigint[])
   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL AND v.plan_complete
   AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s))
-  AND CASE WHEN EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = v.id AND r.state = 'running' AND r.kind IN ('range', 'sweep'))
+  AND CASE WHEN EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = v.id AND r.state = 'running'
+                        AND r.kind IN ('range', 'sweep', 'index'))
            THEN false
            ELSE NOT EXISTS (SELECT FROM pgvec.jobs r
                             WHERE (r.vectorizer_id, r.kind) >= (v.id, 'range') AND (r.vectorizer_id, r.kind) <= (v.id, 'sweep')
@@ -202,6 +223,7 @@ WITH picked AS (
       AND j.state = 'queued' AND (j.run_after IS NULL OR j.run_after <= clock_timestamp())
       AND EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = j.vectorizer_id AND v.plan_complete
                   AND NOT v.paused AND NOT v.cancelled AND v.blocked_reason IS NULL)
+      AND EXISTS (SELECT FROM pgvec.indexes i WHERE i.vectorizer_id = j.vectorizer_id AND i.state <> 'unwanted')
       AND NOT EXISTS (SELECT FROM pgvec.jobs r WHERE r.vectorizer_id = j.vectorizer_id AND r.state = 'running'
                       AND r.kind IN ('range', 'sweep', 'index'))
       AND NOT EXISTS (SELECT FROM pgvec.jobs r
@@ -217,7 +239,7 @@ UPDATE pgvec.jobs j
 SET state = 'running', epoch = j.epoch + 1, worker_id = %(worker)s, claimed_at = clock_timestamp(), run_after = NULL,
     in_hand = false
 FROM picked WHERE j.id = picked.id
-RETURNING j.id, j.vectorizer_id, j.epoch;
+RETURNING j.id, j.vectorizer_id, j.epoch, j.attempts;
 
 -- name: holds
 -- The fence: whether the job is still this worker's; locked until what is written with it is committed.
@@ -229,13 +251,23 @@ FOR UPDATE;
 UPDATE pgvec.jobs SET state = 'done', worker_id = NULL, finished_at = clock_timestamp() WHERE id = %(id)s;
 
 -- name: give_back
+-- One that is not wanted any more ends, and so does one in whose place another is queued.
+WITH needless AS (
+    SELECT j.id FROM pgvec.jobs j
+    WHERE j.id = %(id)s
+      AND (EXISTS (SELECT FROM pgvec.indexes i WHERE i.vectorizer_id = j.vectorizer_id AND i.state = 'unwanted')
+           OR EXISTS (SELECT FROM pgvec.jobs other WHERE (other.vectorizer_id, other.kind) = (j.vectorizer_id, 'index')
+                      AND other.state = 'queued'))
+), ended AS (
+    DELETE FROM pgvec.jobs j USING needless WHERE j.id = needless.id
+)
 UPDATE pgvec.jobs SET state = 'queued', worker_id = NULL, run_after = clock_timestamp() + make_interval(secs => %(seconds)s)
-WHERE id = %(id)s;
+WHERE id = %(id)s AND NOT EXISTS (SELECT FROM needless);
 
 -- name: failed
 -- Goes back to what is wanted, with the reason; returns how often that was.
-UPDATE pgvec.indexes SET state = 'wanted', reason = %(reason)s, failures = failures + %(counts)s
-WHERE vectorizer_id = %(vectorizer)s
+UPDATE pgvec.indexes SET state = 'wanted', reason = %(reason)s, failures = failures + 1
+WHERE vectorizer_id = %(vectorizer)s AND state <> 'unwanted'
 RETURNING failures;
 
 -- name: status

@@ -172,7 +172,7 @@ INSERT INTO pgvec.events (kind, worker_id, host, message) SELECT 'gone', id, hos
 -- name: reclaim
 -- Running jobs that have no live worker, dropped or gone, return to the queue. This counts as an attempt, unless the
 -- worker was told to leave and its supervisor lost patience. Two attempts at one checkpoint: from then on the job runs
--- alone, and its count begins anew, of deaths with a document in hand.
+-- alone, and its count begins anew, of deaths with a document in hand. An index has no documents: its count goes on.
 WITH lost AS (
     SELECT j.id FROM pgvec.jobs j
     WHERE j.state = 'running'
@@ -186,8 +186,8 @@ WITH lost AS (
 ), returned AS (
     UPDATE pgvec.jobs j
     SET state = 'queued', worker_id = NULL,
-        alone = j.alone OR j.attempts + judged.attempts >= 2,
-        attempts = CASE WHEN j.alone OR j.attempts + judged.attempts < 2 THEN j.attempts + judged.attempts ELSE 0 END
+        alone = j.alone OR (j.kind <> 'index' AND j.attempts + judged.attempts >= 2),
+        attempts = CASE WHEN j.alone OR j.kind = 'index' OR j.attempts + judged.attempts < 2 THEN j.attempts + judged.attempts ELSE 0 END
     FROM judged WHERE j.id = judged.id
     RETURNING j.vectorizer_id, j.id
 ), noted AS (
@@ -348,14 +348,20 @@ SELECT pg_try_advisory_xact_lock(2312187184);
 SELECT v.id, v.name,
        EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'queued' AND j.kind <> 'index') AS queued,
        EXISTS (SELECT FROM pgvec.jobs j WHERE j.vectorizer_id = v.id AND j.state = 'running' AND j.kind <> 'index') AS running,
-       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (v.id, 'index') AND j.state = 'queued') AS index_queued,
-       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (v.id, 'index') AND j.state = 'running') AS index_running,
        NOT v.plan_complete AND v.plan_beat_at > clock_timestamp() - interval '60 seconds' AS planning,
        NOT v.plan_complete AS unplanned,
        v.blocked_reason,
        v.paused
 FROM pgvec.vectorizers v
 WHERE NOT v.cancelled AND (%(names)s::text[] IS NULL OR v.name = ANY (%(names)s));
+
+-- name: pending_indexes
+-- Apart, since a role that was given its rights before there were indexes may not look. Nobody waits for one that is not wanted.
+SELECT i.vectorizer_id,
+       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (i.vectorizer_id, 'index') AND j.state = 'queued'),
+       EXISTS (SELECT FROM pgvec.jobs j WHERE (j.vectorizer_id, j.kind) = (i.vectorizer_id, 'index') AND j.state = 'running')
+FROM pgvec.indexes i
+WHERE i.state <> 'unwanted';
 
 -- name: announce
 -- Tells gateways that something was written, where anybody may be waiting for it.

@@ -146,7 +146,8 @@ def _there(connection: Connection, one: Vectorizer, wish: Wish, given: dict[str,
 def _queue(connection: Connection, one: Vectorizer, wish: Wish, given: dict[str, Any]) -> None:
     there = _there(connection, one, wish, given)
     if there is not None:
-        vector_index.note_found(connection, one, there)
+        with transaction(connection):
+            vector_index.note_met(connection, one, wish, there)
         click.echo(f"{one.name}: {there.label} is there already")
         return
     with transaction(connection):

@@ -323,7 +323,11 @@ class Reader:
     def _is_drained(self) -> bool:
         return not any(
             (one.waits and one.id not in self.claimer.refused)
-            or (one.index_waits and (one.index_running or one.id not in self._state.index_left))
+            or (
+                one.index_waits
+                and not self._state.index_none
+                and (one.index_running or one.id not in self._state.index_left)
+            )
             for one in self.pending()
         )
 

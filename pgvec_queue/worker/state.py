@@ -82,6 +82,8 @@ class State:
         """The index that this worker is building."""
         self.index_left: dict[int, str] = {}
         """Vectorizers whose index this worker cannot build, and why."""
+        self.index_none = False
+        """This worker can build none at all."""
         self.watch = Watch()
         self.busy = Busy()
         self.tally = Tally()

@@ -45,6 +45,8 @@ class IndexRun:
     job: int
     vectorizer_id: int
     epoch: int
+    attempts: int
+    """Workers that have died while they built it."""
     stopped: bool = False
     """Somebody has paused, cancelled or dropped its vectorizer."""
 
