@@ -175,9 +175,11 @@ def _documents(dsn: str, connection: Connection, chosen: argparse.Namespace) -> 
     ran = _run(dsn, connection, enqueue, "documents", 1, "0")
     (there, new, altered) = connection.execute(
         # A text that a document has twice may have had two vectors, from calls of other company.
-        "SELECT count(*), count(*) FILTER (WHERE b.vectors IS NULL), count(*) FILTER (WHERE d.embedding <> ALL (b.vectors))"
+        "SELECT count(*), count(*) FILTER (WHERE b.vectors IS NULL),"
+        "       count(*) FILTER (WHERE d.embedding <> ALL (b.vectors))"
         " FROM documents_vectors d"
-        " LEFT JOIN (SELECT id, chunk, array_agg(embedding) AS vectors FROM before GROUP BY id, chunk) b USING (id, chunk)"
+        " LEFT JOIN (SELECT id, chunk, array_agg(embedding) AS vectors FROM before GROUP BY id, chunk) b"
+        " USING (id, chunk)"
     ).fetchone() or (0, 0, 0)
     print(
         f"  a sentence changed in each: embedded {ran.embedded:,} of {there:,} chunks ({ran.embedded / there:.1%}), "
