@@ -12,12 +12,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgvec_queue import queue, vector_index, vectorizer
 from pgvec_queue.database import Database, statement, transaction
 from pgvec_queue.vectorizer import Vectorizer
-from pgvec_queue.worker import Outcome, Worker, WorkerOptions
+from pgvec_queue.worker import Outcome, Worker, WorkerOptions, indexing
 from tests.support import Bench, pgvec
 from tests.waiting import wait_until
 
@@ -431,6 +431,105 @@ def test_a_worker_that_lost_its_lease_ends_its_build(bench: Bench) -> None:
     assert (bench.value(VALID), bench.value(ALL)) == (1, 1)
 
 
+# What is not wanted any more, or otherwise
+
+
+def test_a_build_of_what_is_not_wanted_any_more_ends_and_nobody_waits_for_it(bench: Bench) -> None:
+    _loaded(bench)
+    with _open_transaction(bench), _draining(bench) as ended:
+        wait_until(lambda: bench.sql(WAITING), what="the build")
+        bench.define("docs", "body", index=False)
+        wait_until(lambda: ended, 20, what="the end of the worker")
+        assert bench.sql(BUILDING) == []
+    assert ended == [Outcome.COMPLETE]
+    assert (_index(bench)["state"], _jobs(bench), bench.value(VALID)) == ("unwanted", [], 0)
+
+
+def test_a_job_of_what_is_not_wanted_any_more_holds_up_no_drain(bench: Bench) -> None:
+    _loaded(bench)
+    bench.sql("UPDATE pgvec.indexes SET state = 'unwanted'")
+    with _draining(bench) as ended:
+        wait_until(lambda: ended, what="the end of the worker")
+    assert ended == [Outcome.COMPLETE]
+    bench.connection.execute(statement("index", "withdrawn"))
+    assert _jobs(bench) == []
+
+
+def test_a_job_that_is_given_back_ends_where_it_is_needless(bench: Bench) -> None:
+    one = _loaded(bench)
+    member = bench.register()
+
+    def given_back() -> list[str]:
+        job = _claim(bench.connection, one, member)
+        if not wanted:
+            bench.sql("UPDATE pgvec.indexes SET state = 'unwanted'")
+        else:
+            vector_index.queue(bench.connection, one, anew=False)
+            assert _jobs(bench) == ["running"]
+            vector_index.queue(bench.connection, one)
+            assert _jobs(bench) == ["running", "queued"]
+            assert not _claimable(bench), "one is built"
+        bench.connection.execute(statement("index", "give_back"), {"id": job[0], "seconds": 0})
+        return _jobs(bench)
+
+    wanted = True
+    assert given_back() == ["queued"]
+    wanted = False
+    assert given_back() == []
+
+
+def test_what_becomes_of_a_build_does_not_bring_back_the_wish(bench: Bench) -> None:
+    one = _loaded(bench)
+    bench.drain()
+    there = vector_index.existing(bench.connection, vector_index.target(bench.connection, one))[0]
+    bench.define("docs", "body", index=False)
+    for note in (
+        lambda: vector_index.note_begun(bench.connection, one),
+        lambda: vector_index.note_found(bench.connection, one, there, seconds=1.0),
+        lambda: vector_index.note_refused(bench.connection, one, "no"),
+        lambda: bench.connection.execute(statement("index", "failed"), {"vectorizer": one.id, "reason": "no"}),
+    ):
+        note()
+        assert _index(bench)["state"] == "unwanted"
+
+
+def test_a_reason_why_there_was_none_goes_when_there_is_one(bench: Bench) -> None:
+    one = _loaded(bench)
+    bench.drain()
+    bench.sql("UPDATE pgvec.indexes SET state = 'refused', reason = 'no room'")
+    bench.enqueue("docs", "body")
+    assert (_index(bench)["state"], _index(bench)["reason"]) == ("built", None)
+    bench.sql("UPDATE pgvec.indexes SET state = 'wanted', reason = 'a worker left it to others'")
+    vector_index.note_begun(bench.connection, one)
+    assert _index(bench)["reason"] is None
+
+
+def test_a_wish_that_is_made_during_a_build_is_fulfilled_after_it(bench: Bench) -> None:
+    one = _loaded(bench)
+    with _open_transaction(bench) as other, _draining(bench) as ended:
+        wait_until(lambda: bench.sql(WAITING), what="the build")
+        with transaction(bench.connection):
+            vector_index.want(bench.connection, one, vector_index.Wish(24, 64, "vector"))
+            vector_index.queue(bench.connection, one)
+        other.rollback()
+    assert ended == [Outcome.COMPLETE]
+    assert _jobs(bench) == ["done", "done"]
+    assert bench.value(ALL) == 1
+    assert "m='24'" in bench.value("SELECT indexdef FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")
+
+
+def test_what_a_build_leaves_goes_with_its_vectorizer(bench: Bench) -> None:
+    _loaded(bench)
+    with _open_transaction(bench) as other, _draining(bench) as ended:
+        wait_until(lambda: bench.sql(WAITING), what="the build")
+        vectorizer.steer(bench.connection, "docs", "drop")
+        queue.notify(bench.connection, "steer")
+        wait_until(lambda: not bench.sql(BUILDING), what="the end of the build")
+        other.rollback()
+    assert ended == [Outcome.COMPLETE]
+    assert bench.value(ALL) == 0
+
+
 # What cannot be built
 
 
@@ -455,9 +554,10 @@ def test_without_room_in_shared_memory_one_process_builds_and_says_so(bench: Ben
     assert "built by one process: could not resize shared memory segment" in there["reason"]
 
 
-def test_what_may_pass_is_tried_again_a_few_times_and_then_refused(bench: Bench) -> None:
+@pytest.mark.parametrize("code", ["53100", "40P01", "XX000", "57P03"])
+def test_what_may_pass_is_tried_again_a_few_times_and_then_refused(bench: Bench, code: str) -> None:
     _loaded(bench)
-    _failing(bench, "true", "53100", "could not extend file: No space left on device")
+    _failing(bench, "true", code, "could not extend file: No space left on device")
 
     def failed(times: int) -> bool:
         return bool(bench.sql("SELECT FROM pgvec.indexes WHERE failures = %s", times))
@@ -515,3 +615,92 @@ def test_a_worker_that_may_not_leaves_it_to_one_that_may(bench: Bench) -> None:
     )
     assert bench.drain() is Outcome.COMPLETE
     assert (_index(bench)["state"], _index(bench)["reason"]) == ("built", None)
+
+
+@pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
+def test_a_build_that_somebody_ends_is_not_begun_anew(bench: Bench, how: str) -> None:
+    _loaded(bench)
+    with _open_transaction(bench), _draining(bench) as ended:
+        wait_until(lambda: bench.sql(WAITING), what="the build")
+        bench.sql(f"SELECT {how}(pid) FROM pg_stat_progress_create_index WHERE datname = current_database()")
+        wait_until(lambda: ended, what="the end of the worker")
+    assert ended == [Outcome.COMPLETE]
+    assert (_index(bench)["state"], _jobs(bench)) == ("refused", ["done"])
+    assert _index(bench)["reason"].startswith("somebody has ended its build (")
+    assert _index(bench)["reason"].endswith("to begin anew, run: pgvec index docs")
+
+
+def test_a_build_that_costs_one_worker_after_the_other_is_refused(bench: Bench) -> None:
+    one = _loaded(bench)
+    for deaths in (1, 2, 3):
+        assert _claim(bench.connection, one, bench.register()) is not None
+        bench.sql("UPDATE pgvec.workers SET gone = true")
+        queue.reclaim(bench.connection)
+        assert bench.sql("SELECT attempts, alone FROM pgvec.jobs WHERE kind = 'index'") == [(deaths, False)]
+    assert bench.drain() is Outcome.COMPLETE
+    assert (_index(bench)["state"], _jobs(bench), bench.value(ALL)) == ("refused", ["done"], 0)
+    assert "3 workers have ended while they built it" in _index(bench)["reason"]
+
+
+def test_a_worker_that_may_not_look_at_indexes_does_all_else(bench: Bench) -> None:
+    _fill(bench, 30)
+    bench.enqueue("docs", "body", index=True)
+    with _role(bench) as other:
+        bench.sql(f"REVOKE ALL ON pgvec.indexes FROM {conninfo_to_dict(other.conninfo('test'))['user']}")
+        assert Worker(other, WorkerOptions(drain=True)).run() is Outcome.COMPLETE
+    assert (bench.progress("docs").rows_done, _jobs(bench)) == (30, ["queued"])
+
+
+def test_a_direct_connection_that_cannot_be_made_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "_SOON", 0.01)
+    _loaded(bench)
+    nowhere = Database(make_conninfo(bench.dsn, dbname="nowhere"))
+    worker = Worker(bench.database, WorkerOptions(drain=True), direct=nowhere)
+    assert worker.run() is Outcome.COMPLETE
+    assert (_index(bench)["state"], _jobs(bench)) == ("wanted", ["queued"])
+    assert "a worker left it to others: cannot connect to the database nowhere" in _index(bench)["reason"]
+
+
+def test_no_timeout_of_the_database_ends_the_drop_of_what_is_left(bench: Bench) -> None:
+    one = _loaded(bench)
+    name = vector_index.target(bench.connection, one).names[0]
+    with _open_transaction(bench) as other:
+        with psycopg.connect(bench.dsn, autocommit=True) as cut:
+            cut.execute("SET statement_timeout = 100")
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                cut.execute(
+                    f"CREATE INDEX CONCURRENTLY {name} ON docs_vectors USING hnsw (embedding vector_cosine_ops)"
+                )
+        bench.sql(f"ALTER DATABASE {bench.value('SELECT current_database()')} SET statement_timeout = 200")
+        with _draining(bench) as ended:
+            wait_until(
+                lambda: bench.sql(
+                    "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'DROP INDEX%'"
+                    " AND (state <> 'active' OR query_start < clock_timestamp() - interval '0.4 s')"
+                ),
+                what="a drop that waits for longer than the timeout",
+            )
+            other.rollback()
+    assert ended == [Outcome.COMPLETE]
+    assert (_index(bench)["state"], bench.value(VALID), bench.value(ALL)) == ("built", 1, 1)
+
+
+def test_a_worker_that_is_told_to_leave_ends_a_search_that_measures_recall(bench: Bench) -> None:
+    one = _loaded(bench)
+    bench.drain()
+    vector_index.queue(bench.connection, one)
+    with psycopg.connect(bench.dsn) as other:
+        other.execute("LOCK docs_vectors")
+        with _process(bench) as process:
+            wait_until(
+                lambda: bench.sql(
+                    "SELECT FROM pg_locks WHERE NOT granted AND relation = 'docs_vectors'::regclass"
+                    " AND pid IN (SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgvec index%')"
+                ),
+                30,
+                what="a search that waits",
+            )
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    assert bench.sql("SELECT failures, state FROM pgvec.indexes") == [(0, "built")]
+    assert _jobs(bench) == ["queued"]
