@@ -1078,6 +1078,41 @@ GUARDS = [
         "except ZeroDivisionError:",
         "tests/gateway/test_model_migration.py::test_a_task_whose_vectors_go_while_it_is_read_is_read_again",
     ),
+    Guard(
+        "index: nobody waits for one that is not wanted",
+        "sql/queue.sql",
+        "FROM pgvec.indexes i\nWHERE i.state <> 'unwanted'",
+        "FROM pgvec.indexes i\nWHERE true",
+        "tests/integration/test_index.py::test_a_job_of_what_is_not_wanted_any_more_holds_up_no_drain",
+    ),
+    Guard(
+        "index: what somebody has ended is not begun anew",
+        "pgvec_queue/worker/indexing.py",
+        "if is_ended:",
+        "if False:",
+        "tests/integration/test_index.py::test_a_build_that_somebody_ends_is_not_begun_anew",
+    ),
+    Guard(
+        "index: it costs three workers at most",
+        "pgvec_queue/worker/indexing.py",
+        "if run.attempts >= _TRIES and",
+        "if False and",
+        "tests/integration/test_index.py::test_a_build_that_costs_one_worker_after_the_other_is_refused",
+    ),
+    Guard(
+        "index: a wish during a build has a job of its own",
+        "sql/index.sql",
+        "j.state = 'running' AND NOT %(anew)s",
+        "j.state = 'running'",
+        "tests/integration/test_index.py::test_a_wish_that_is_made_during_a_build_is_fulfilled_after_it",
+    ),
+    Guard(
+        "index: what is left goes with its vectorizer",
+        "pgvec_queue/worker/indexing.py",
+        "            self._clear(connection, one)",
+        "            pass",
+        "tests/integration/test_index.py::test_what_a_build_leaves_goes_with_its_vectorizer",
+    ),
 ]
 
 

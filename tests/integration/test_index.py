@@ -654,9 +654,23 @@ def test_a_worker_that_may_not_look_at_indexes_does_all_else(bench: Bench) -> No
 def test_a_direct_connection_that_cannot_be_made_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "_SOON", 0.01)
     _loaded(bench)
-    nowhere = Database(make_conninfo(bench.dsn, dbname="nowhere"))
-    worker = Worker(bench.database, WorkerOptions(drain=True), direct=nowhere)
-    assert worker.run() is Outcome.COMPLETE
+
+    class Full(Database):
+        """A server that has no connection left for a build."""
+
+        def connect(self, stage: str) -> Any:
+            return (
+                Database(make_conninfo(bench.dsn, dbname="nowhere")) if stage == "index" else bench.database
+            ).connect(stage)
+
+    worker = Worker(bench.database, WorkerOptions(drain=True), direct=Full(bench.dsn))
+    ended = threading.Thread(target=worker.run)
+    ended.start()
+    try:
+        wait_until(lambda: not ended.is_alive(), 20, what="the end of the worker")
+    finally:
+        worker.stop()
+        ended.join(20)
     assert (_index(bench)["state"], _jobs(bench)) == ("wanted", ["queued"])
     assert "a worker left it to others: cannot connect to the database nowhere" in _index(bench)["reason"]
 
@@ -703,4 +717,4 @@ def test_a_worker_that_is_told_to_leave_ends_a_search_that_measures_recall(bench
             process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
     assert bench.sql("SELECT failures, state FROM pgvec.indexes") == [(0, "built")]
-    assert _jobs(bench) == ["queued"]
+    assert _jobs(bench) == ["done", "queued"]
