@@ -5,8 +5,9 @@
 A fresh database, ``pgvec serve``, one ``pgvec work``, and a table of short texts that is followed (``--sync``) and
 embedded with ``--model`` (MiniLM). Then, under searches over HTTP and single-row updates that go on throughout: migrate
 to ``--to`` (by default the same model cut to 3 layers, made here), wait until it is complete, switch, roll back,
-switch, finish. What is searched for are texts that no update touches, so that the best score is 1 where the query was
-embedded with the model whose vectors were asked, and far below where it was not.
+switch, finish. What is searched for are texts that no update touches, so that the best score is 1. Where it is less, it
+is either that of the query's and the row's vectors of one of the two models, and the index has missed the text itself;
+or it is not, and two models were mixed.
 
 Reported: the seconds of each step, searches answered in each, failed ones, mixed ones, how they took, and what `pgvec
 verify` says at the end. Bars: no failed and no mixed search, and nothing wrong at the end.
@@ -34,14 +35,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
+from numpy.typing import NDArray
 
 from benchmarks import common
+from pgvec_queue import embedders, vectorizer
 from pgvec_queue.database import Connection
+from pgvec_queue.embedders import DeviceOptions
 
 PROBES = 200
 """Texts that are searched for, and never changed."""
 SAME = 0.99
+_NEAR = 0.002
+"""Of two ways to compute one cosine."""
 _PAUSE = 0.02
 _UPDATE_EVERY = 0.05
 _TEXT = (
@@ -59,7 +66,8 @@ class Seen:
 
     seconds: list[float] = field(default_factory=list)
     failed: Counter[str] = field(default_factory=Counter)
-    mixed: list[str] = field(default_factory=list)
+    low: list[tuple[str, str, float]] = field(default_factory=list)
+    """Query, key of the best hit, and its score, where that is no 1."""
 
 
 @dataclass
@@ -98,7 +106,7 @@ class Load:
         while not self.stop.wait(_PAUSE):
             query = draw.choice(self.texts)
             began = time.monotonic()
-            problem, score = _ask(self.port, query)
+            problem, key, score = _ask(self.port, query)
             took = time.monotonic() - began
             with self.lock:
                 if problem is not None:
@@ -106,7 +114,7 @@ class Load:
                     continue
                 self.seen.seconds.append(took)
                 if score < SAME:
-                    self.seen.mixed.append(f"{score:.3f} for {query!r}")
+                    self.seen.low.append((query, key, score))
 
     def _update(self) -> None:
         draw = random.Random("updates")
@@ -159,6 +167,8 @@ def _migrate(dsn: str, connection: Connection, chosen: argparse.Namespace, targe
     stack.callback(load.end)
     load.begin(chosen.searchers)
     whole = Seen()
+    sides: list[Side] = []
+    mixed: list[str] = []
 
     def step(label: str, *arguments: str, until_complete: bool = False) -> None:
         load.taken()
@@ -172,12 +182,16 @@ def _migrate(dsn: str, connection: Connection, chosen: argparse.Namespace, targe
         seen = load.taken()
         whole.seconds += seen.seconds
         whole.failed += seen.failed
-        whole.mixed += seen.mixed
+        whole.low += seen.low
+        if not sides:
+            sides.extend(_sides(connection, texts[:PROBES]))
+        strange = [one for one in seen.low if not _is_of_one(sides, *one)]
+        mixed.extend(f"{score:.3f} for {query!r}" for query, _, score in strange)
         p50, p95 = (statistics.quantiles(seen.seconds, n=20)[at] for at in (9, 18)) if len(seen.seconds) > 1 else (0, 0)
         print(
             f"{label:20} command {took:5.1f} s, {time.monotonic() - started:6.1f} s in all: {len(seen.seconds):6,} "
             f"searches, p50 {p50 * 1000:5.0f} ms, p95 {p95 * 1000:5.0f} ms, {sum(seen.failed.values())} failed, "
-            f"{len(seen.mixed)} mixed"
+            f"{len(strange)} mixed, {len(seen.low) - len(strange)} missed by the index"
         )
 
     step("migrated and filled", *target, until_complete=True)
@@ -191,19 +205,53 @@ def _migrate(dsn: str, connection: Connection, chosen: argparse.Namespace, targe
     verified = json.loads(_run(dsn, "verify", "docs", "--json"))
     wrong = {name: count for name, count in verified.items() if isinstance(count, int) and name in _WRONG and count}
     print(
-        f"in all {len(whole.seconds):,} searches, {sum(whole.failed.values())} failed, {len(whole.mixed)} mixed, "
-        f"beside {load.updates:,} updates; verify: {wrong or 'nothing wrong'}"
+        f"in all {len(whole.seconds):,} searches, {sum(whole.failed.values())} failed, {len(mixed)} mixed, "
+        f"{len(whole.low) - len(mixed)} missed by the index, beside {load.updates:,} updates; "
+        f"verify: {wrong or 'nothing wrong'}"
     )
     for problem, count in whole.failed.most_common(5):
         print(f"  failed {count} times: {problem}")
-    for one in whole.mixed[:5]:
+    for one in mixed[:5]:
         print(f"  mixed: {one}")
-    good = not whole.failed and not whole.mixed and not wrong and whole.seconds
+    good = not whole.failed and not mixed and not wrong and whole.seconds
     print(f"bars: no failed and no mixed search, nothing wrong: {'kept' if good else 'missed'}")
     return 0 if good else 1
 
 
 _WRONG = ("missing", "stale", "orphaned")
+
+
+@dataclass
+class Side:
+    """One of the two vectorizers: the vectors of its rows, as they were, and of the queries."""
+
+    rows: dict[str, NDArray[np.float32]]
+    queries: dict[str, NDArray[np.float32]]
+
+
+def _sides(connection: Connection, queries: list[str]) -> list[Side]:
+    """Reads all vectors of both, since one of the tables will be gone, and embeds the queries with both models."""
+    ids = [id_ for (id_,) in connection.execute("SELECT id FROM pgvec.vectorizers ORDER BY id")]
+    made = []
+    for one in vectorizer.by_ids(connection, ids):
+        embedder = embedders.load(one.spec, DeviceOptions(runtime="torch"))
+        vectors = embedder.embed_queries(queries)
+        embedder.close()
+        found = connection.execute(f"SELECT id::text, embedding::real[] FROM {one.destination}".encode()).fetchall()
+        rows = {key: np.asarray(vector, np.float32) for key, vector in found}
+        made.append(Side(rows, dict(zip(queries, vectors, strict=True))))
+    return made
+
+
+def _is_of_one(sides: list[Side], query: str, key: str, score: float) -> bool:
+    """Whether a score is that of the query's and the row's vectors of the same model."""
+    for side in sides:
+        one, other = side.queries[query], side.rows.get(key)
+        if other is not None:
+            cosine = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+            if abs(cosine - score) < _NEAR:
+                return True
+    return False
 
 
 def _tell_report(shown: str) -> None:
@@ -244,8 +292,8 @@ def _serve(dsn: str, stack: ExitStack, query: str) -> int:
     return port
 
 
-def _ask(port: int, query: str) -> tuple[str | None, float]:
-    """Searches; returns what went wrong, or the best score."""
+def _ask(port: int, query: str) -> tuple[str | None, str, float]:
+    """Searches; returns what went wrong, or the key of the best hit and its score."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         body = json.dumps({"query": query, "limit": 1, "vectorizer": "docs"})
@@ -253,13 +301,13 @@ def _ask(port: int, query: str) -> tuple[str | None, float]:
         answer = connection.getresponse()
         found = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        return f"{type(error).__name__}: {error}", 0.0
+        return f"{type(error).__name__}: {error}", "", 0.0
     finally:
         connection.close()
     if answer.status != 200:
-        return f"{answer.status} {found.decode(errors='replace')[:200]}", 0.0
+        return f"{answer.status} {found.decode(errors='replace')[:200]}", "", 0.0
     hits = json.loads(found)["hits"]
-    return (None, hits[0]["score"]) if hits else ("no hits", 0.0)
+    return (None, hits[0]["key"][0], hits[0]["score"]) if hits else ("no hits", "", 0.0)
 
 
 def _run(dsn: str, *arguments: str) -> str:
