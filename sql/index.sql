@@ -69,7 +69,7 @@ WHERE a.pid <> pg_catalog.pg_backend_pid() AND (now.builds OR now.has_lock)
 ORDER BY now.builds DESC, a.pid LIMIT 1;
 
 -- name: server
-SELECT pg_catalog.pg_postmaster_start_time();
+SELECT extract(epoch FROM pg_catalog.pg_postmaster_start_time())::float8;
 
 -- name: settings
 SELECT pg_catalog.pg_size_bytes(current_setting('maintenance_work_mem')),
