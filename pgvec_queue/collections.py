@@ -14,7 +14,6 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-import tenacity
 from psycopg import sql
 from psycopg.rows import class_row, dict_row
 
@@ -24,6 +23,7 @@ from pgvec_queue.catalog import quoted_name
 from pgvec_queue.database import Connection, statement, transaction, versions
 from pgvec_queue.definition import Options
 from pgvec_queue.errors import DefinitionError
+from pgvec_queue.locks import patiently
 
 SCHEMA = "pgvec_collections"
 DEFAULT = "default"
@@ -131,13 +131,8 @@ def drop(connection: Connection, name: str) -> None:
 
     Raises ``UnknownCollectionError``, and ``psycopg.errors.LockNotAvailable`` where somebody keeps its tables locked.
     """
-    for attempt in tenacity.Retrying(
-        # A worker that writes just now holds one of the locks and waits for another.
-        retry=tenacity.retry_if_exception_type((psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable)),
-        stop=tenacity.stop_after_attempt(_DROP_TRIES),
-        wait=tenacity.wait_random(0.05, 0.3),
-        reraise=True,
-    ):
+    # A worker that writes just now holds one of the locks and waits for another.
+    for attempt in patiently(_DROP_TRIES, 0.05, 0.3):
         with attempt, transaction(connection, statement_timeout=600, lock_timeout=2):
             row = connection.execute(statement("gateway", "lock_collection"), {"name": name}).fetchone()
             if row is None:

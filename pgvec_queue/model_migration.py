@@ -16,11 +16,11 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
-import tenacity
 
 from pgvec_queue import vectorizer
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import PgvecError
+from pgvec_queue.locks import NOT_HAD, patiently
 from pgvec_queue.vectorizer import Vectorizer
 
 _LOCK_TRIES = 20
@@ -118,22 +118,12 @@ def roll_back(connection: Connection, migration: Migration) -> None:
 
 def _swap(connection: Connection, action: str, migration: Migration) -> None:
     try:
-        for attempt in patiently():
+        for attempt in patiently(_LOCK_TRIES, 0.1, 0.5):
             with attempt, transaction(connection):
                 connection.execute(statement("model_migration", action), {"name": migration.reads.name})
     except (psycopg.errors.NoDataFound, psycopg.errors.ObjectNotInPrerequisiteState) as error:
         raise MigrationStateError(one_line(error)) from error
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+    except NOT_HAD as error:
         raise PgvecError(
             "somebody keeps pgvec.vectorizers or pgvec.tasks locked; nothing was changed, try again"
         ) from error
-
-
-def patiently() -> tenacity.Retrying:
-    """Tries again where a lock could not be had shortly, so that nobody queues up behind the wait for it."""
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)),
-        stop=tenacity.stop_after_attempt(_LOCK_TRIES),
-        wait=tenacity.wait_random(0.1, 0.5),
-        reraise=True,
-    )

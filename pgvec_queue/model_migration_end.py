@@ -16,9 +16,11 @@ from pgvec_queue import sync, vectorizer
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import DefinitionError, PgvecError
-from pgvec_queue.model_migration import Migration, MigrationStateError, patiently
+from pgvec_queue.locks import NOT_HAD, patiently
+from pgvec_queue.model_migration import Migration, MigrationStateError
 from pgvec_queue.vectorizer import Vectorizer
 
+_LOCK_TRIES = 20
 _LOCK_SECONDS = 0.8
 """Less than the server's deadlock_timeout, so that nobody else becomes the victim."""
 
@@ -58,10 +60,10 @@ def _remove(connection: Connection, migration: Migration, dropped: Vectorizer, *
     elif not dropped.destination_created:
         why = "it was there before"
     try:
-        for attempt in patiently():
+        for attempt in patiently(_LOCK_TRIES, 0.1, 0.5):
             with attempt:
                 name, refused = _remove_once(connection, migration, dropped, stays, None if why else removal)
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+    except NOT_HAD as error:
         raise PgvecError(
             f"{dropped.name} cannot be dropped: {dropped.source} or {dropped.destination} stays locked; nothing was "
             "changed, try again when the transactions that use them have ended"

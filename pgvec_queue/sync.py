@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psycopg
-import tenacity
 from psycopg import sql
 
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import DefinitionError
+from pgvec_queue.locks import NOT_HAD, patiently
 from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -221,15 +221,10 @@ def _patiently(connection: Connection, schema: str, table: str, change: Callable
     While it waits, every statement on the table queues up behind it.
     """
     try:
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)),
-            stop=tenacity.stop_after_attempt(_LOCK_TRIES),
-            wait=tenacity.wait_random(0.2, 1.0),
-            reraise=True,
-        ):
+        for attempt in patiently(_LOCK_TRIES, 0.2, 1.0):
             with attempt, transaction(connection, lock_timeout=_LOCK_SECONDS):
                 change()
-    except psycopg.errors.LockNotAvailable as error:
+    except NOT_HAD as error:
         raise DefinitionError(
             f"the triggers of {schema}.{table} cannot be changed: a transaction that writes it stays open"
             f"{_held(connection, schema, table)}; end it, then run the same command again"

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psycopg
-import tenacity
 
 from pgvec_queue import queue, schema, sync
 from pgvec_queue.database import Connection, one_line, statement, transaction
 from pgvec_queue.errors import PgvecError
+from pgvec_queue.locks import NOT_HAD, patiently
 
 _LOOK_SECONDS = 0.2
 _LOCK_SECONDS = 5.0
@@ -129,15 +129,10 @@ def remove(connection: Connection, *, cascade: bool = False) -> None:
     refuse(_foreign(connection))
     sync.remove_all(connection)
     try:
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)),
-            stop=tenacity.stop_after_attempt(_LOCK_TRIES),
-            wait=tenacity.wait_random(0.1, 0.5),
-            reraise=True,
-        ):
+        for attempt in patiently(_LOCK_TRIES, 0.1, 0.5):
             with attempt:
                 _drop(connection, cascade=cascade)
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+    except NOT_HAD as error:
         raise PgvecError(
             "the schema pgvec is in use by an open transaction (a worker, a gateway, a dashboard, a dump); end it, "
             "then run the same command again"

@@ -420,7 +420,7 @@ def test_what_is_gone_already_is_no_hindrance(bench: Bench) -> None:
 
 def test_nothing_is_dropped_while_a_table_stays_locked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_migration_end, "_LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(model_migration, "_LOCK_TRIES", 2)
+    monkeypatch.setattr(model_migration_end, "_LOCK_TRIES", 2)
     fill(bench, sync=True)
     begin(bench)
     bench.drain()
@@ -466,6 +466,7 @@ def test_the_source_stays_readable_while_somebody_reads_the_old_vectors(
 
 def test_deadlocks_are_told_like_locks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_migration, "_LOCK_TRIES", 1)
+    monkeypatch.setattr(model_migration_end, "_LOCK_TRIES", 1)
     fill(bench)
     begin(bench)
     bench.drain()
