@@ -8,18 +8,9 @@ from collections.abc import Iterator
 from pgvec_queue import catalog, destination, source_checks
 from pgvec_queue.catalog import Relation
 from pgvec_queue.database import Connection
-from pgvec_queue.definition_options import DEFAULT_CHUNK_SIZE, Options
+from pgvec_queue.definition_options import DEFAULT_CHUNK_SIZE, MIGRATED, Options
 from pgvec_queue.errors import DefinitionDiffersError, DefinitionError
 from pgvec_queue.vectorizer import Vectorizer
-
-MIGRATED = frozenset(
-    {
-        *("--model", "--revision", "--embedder", "--endpoint", "--tokenizer", "--query-prompt", "--document-prompt"),
-        *("--dimensions", "--trust-remote-code", "--template", "--chunk-size", "--chunk-overlap", "--no-chunking"),
-        *("--too-long", "--store", "--into", "--into-column"),
-    }
-)
-"""What of a definition `pgvec migrate-model` changes: it takes new vectors, of the same rows and texts."""
 
 
 def refuse(connection: Connection, known: Vectorizer, options: Options, source: Relation) -> None:
@@ -101,7 +92,7 @@ def _refuse_other(known: Vectorizer, flag: str, have: object, want: object) -> N
 
 def _way(known: Vectorizer, flag: str, want: object) -> str:
     """What to do about it."""
-    if flag not in MIGRATED or want is None or want is False:
+    if flag.removeprefix("--").replace("-", "_") not in MIGRATED or want is None or want is False:
         return "give another --name, or drop it first"
     option = flag if want is True else f"{flag} {shlex.quote(_shown(want))}"
     return (

@@ -11,6 +11,12 @@ from pgvec_queue.errors import DefinitionError
 DEFAULT_CHUNK_SIZE = 128
 DEFAULT_CHUNK_OVERLAP = 20
 DEFAULT_ROWS_PER_JOB = 1_000
+MIGRATED = (
+    *("model", "revision", "embedder", "endpoint", "tokenizer", "query_prompt", "document_prompt", "dimensions"),
+    *("trust_remote_code", "template", "chunk_size", "chunk_overlap", "no_chunking", "too_long", "store"),
+    *("into", "into_column"),
+)
+"""The options that `pgvec migrate-model` takes: they need new vectors, of the same rows and texts."""
 
 
 @dataclass(frozen=True, slots=True)

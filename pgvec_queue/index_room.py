@@ -9,9 +9,7 @@ memory. ``--memory`` says it instead.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pgvec_queue import process, route, vector_index
 from pgvec_queue.database import Connection, statement
@@ -68,7 +66,7 @@ def server(connection: Connection) -> Server:
     directory = route.data_directory(connection)
     if directory is None:
         return told
-    return replace(told, machine=_memory(), cores=process.cores(), free_disk=route.free_disk(directory))
+    return replace(told, machine=process.machine_memory(), cores=process.cores(), free_disk=route.free_disk(directory))
 
 
 def room(connection: Connection, vectorizer: Vectorizer, wish: Wish) -> Room:
@@ -126,19 +124,6 @@ def _workers(there: Server, wish: Wish) -> int:
     # What the administrator allows, else half of what may run in parallel at all: others query meanwhile.
     chosen = max(there.maintenance_workers, min(there.parallel_workers // 2, _MOST_WORKERS))
     return min(chosen, max(there.cores - 1, 0)) if there.cores is not None else chosen
-
-
-def _memory() -> int | None:
-    """Bytes of this machine, or of what it is kept to by a container."""
-    try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        return None
-    try:
-        bound = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        bound = "max"
-    return min(there, int(bound)) if bound.isdigit() else there
 
 
 def size(count: float) -> str:

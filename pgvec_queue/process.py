@@ -15,6 +15,19 @@ def cores() -> int:
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
+def machine_memory() -> int | None:
+    """Returns the bytes of this machine, or of its container; None where the system does not tell."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    try:
+        bound = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        bound = "max"
+    return min(there, int(bound)) if bound.isdigit() else there
+
+
 def settle() -> None:
     """Sets the interpreter up for a pipeline of threads that pass on many small objects.
 

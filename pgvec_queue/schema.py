@@ -19,7 +19,7 @@ from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
-HEAD = "0007"
+HEAD = "0008"
 """The revision that this program works with; a test holds it to the newest migration."""
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")

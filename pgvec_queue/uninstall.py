@@ -145,13 +145,17 @@ def _drop(connection: Connection, *, cascade: bool) -> None:
     """Takes its locks one by one, so that whoever still uses the schema may hold what it wants, and the reverse."""
     with transaction(connection, statement_timeout=600, lock_timeout=_LOCK_SECONDS):
         refuse(_foreign(connection))
-        dependents = _dependents(connection)
-        if dependents and not cascade:
-            raise PgvecError(
-                f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give "
-                "--cascade"
-            )
+        if not cascade:
+            refuse_dependents(_dependents(connection))
         connection.execute(statement("uninstall", "drop_schema"))
+
+
+def refuse_dependents(dependents: Sequence[str]) -> None:
+    """Raises ``PgvecError`` where others use the schema."""
+    if dependents:
+        raise PgvecError(
+            f"these use the schema pgvec and would go with it: {'; '.join(dependents)}; drop them, or give --cascade"
+        )
 
 
 def _dependents(connection: Connection) -> list[str]:

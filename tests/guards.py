@@ -700,8 +700,8 @@ GUARDS = [
     Guard(
         "uninstall: what others made of ours is kept",
         "pgvec_queue/uninstall.py",
-        "        if dependents and not cascade:\n",
-        "        if False:\n",
+        "    if dependents:\n",
+        "    if False:\n",
         "tests/integration/test_uninstall.py::test_what_others_made_of_ours_is_named_and_kept",
     ),
     Guard(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -12,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pgvec_queue import __version__
+from pgvec_queue import __version__, process
 from pgvec_queue.bench.database import Arena
 from pgvec_queue.database import statement
 
@@ -21,8 +20,8 @@ def machine() -> dict[str, Any]:
     """Returns this machine: ``memory`` is in bytes, ``cores`` are those that this process may use."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "cores": process.cores(),
+        "memory": process.machine_memory(),
         "os": platform.platform(),
         "accelerator": _accelerator(),
     }

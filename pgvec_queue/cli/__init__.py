@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ _COMMANDS = {
 
 _GONE = ("3F000", "42P01", "42883")
 """SQLSTATEs of a schema, a table and a function that are not there: somebody has uninstalled meanwhile."""
+_OURS = re.compile(r'(?:^|[ "])pgvec[".]')
 
 
 class _Lazy(click.Group):
@@ -145,7 +147,7 @@ def _line(error: Exception) -> str:
     if type(error).__module__.startswith("psycopg"):
         from pgvec_queue.database import one_line
 
-        if getattr(error, "sqlstate", None) in _GONE and "pgvec" in str(error):
+        if getattr(error, "sqlstate", None) in _GONE and _OURS.search(one_line(error)):
             return "the schema pgvec is gone, or is not the one that this program needs; run: pgvec init"
         # An error without an SQLSTATE is the client's own: a connection that broke, or a parameter that makes no sense.
         who = "the database refused" if getattr(error, "sqlstate", None) else "the database cannot be used"

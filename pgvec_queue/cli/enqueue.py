@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from pgvec_queue import definition, estimate
 from pgvec_queue.catalog import get_relation
 from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
+from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
 from pgvec_queue.embedders import DEFAULT_MODEL
@@ -143,7 +143,7 @@ def enqueue(
     for role, name in columns:
         column_map.setdefault(role, []).append(name)
     # A file's or the environment's is for new vectorizers: others stay as they are.
-    said = click.get_current_context().get_parameter_source("index") is ParameterSource.COMMANDLINE
+    said = "index" in said_options(click.get_current_context())
     options = definition.Options(
         columns=column_map, index=index if said else None, index_new=True if index is None else index, **given
     )
@@ -196,18 +196,8 @@ def _refuse_contradictions(context: click.Context) -> None:
 
     Only what stands on the command line counts: a file's ``chunk_size`` is for the vectorizers that have chunks.
     """
-    said = {
-        parameter.name: max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
-    for one, others in (
-        ("into_column", ("into", "chunk_size", "chunk_overlap")),
-        ("no_chunking", ("chunk_size", "chunk_overlap")),
-    ):
-        for other in others:
-            if one in said and other in said:
-                raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
+    said = said_options(context)
+    refuse_together(said, WHOLE_DOCUMENTS)
     if "text" not in said:
         # A bare `enqueue SOURCE` means the definition as it stands, whatever the settings say.
         for other in ("model", "embedder", "endpoint", "tokenizer", "chunk_size", "chunk_overlap"):

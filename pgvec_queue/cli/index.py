@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from pgvec_queue import queue, route, vector_index, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.rowbar import RowBar
+from pgvec_queue.cli.said import refuse_together, said_options
 from pgvec_queue.cli.texts import duration, plain, size
 from pgvec_queue.cli.types import Number, Size, Text, Whole, setting
 from pgvec_queue.database import Connection, Database, statement, transaction, versions
@@ -94,19 +94,14 @@ def index(
 
 
 def _refuse_contradictions(context: click.Context) -> None:
-    said = {
-        parameter.name: max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
-    for one, others in (
-        ("to_drop", (*_BUILD, "to_workers", "only_recall", "seconds")),
-        ("only_recall", (*_BUILD, "to_workers")),
-        ("to_workers", ("seconds", "direct_dsn")),
-    ):
-        for other in others:
-            if one in said and other in said:
-                raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
+    refuse_together(
+        said_options(context),
+        (
+            ("to_drop", (*_BUILD, "to_workers", "only_recall", "seconds")),
+            ("only_recall", (*_BUILD, "to_workers")),
+            ("to_workers", ("seconds", "direct_dsn")),
+        ),
+    )
 
 
 def _direct(session: Session, direct_dsn: str | None) -> Connection:

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from pgvec_queue import estimate, model_migration, model_migration_begin, model_migration_end, model_report, vectorizer
 from pgvec_queue.cli import estimates
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.enqueue import tell_proposal
 from pgvec_queue.cli.rowbar import RowBar
+from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
 from pgvec_queue.cli.texts import duration, plain, size
 from pgvec_queue.cli.types import SETTINGS, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
+from pgvec_queue.definition_options import MIGRATED
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import Fragments
@@ -27,12 +28,6 @@ from pgvec_queue.model_report import Report, Side
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
 
 ACTIONS = ("switch", "rollback", "finish", "abandon")
-DEFINITION = (
-    *("model", "revision", "embedder", "endpoint", "tokenizer", "query_prompt", "document_prompt", "dimensions"),
-    *("trust_remote_code", "template", "chunk_size", "chunk_overlap", "no_chunking", "too_long", "store"),
-    *("into", "into_column"),
-)
-"""What of a definition may be otherwise; rows and text stay, or it would not be the same thing."""
 _MOST_QUERIES = 1_000
 
 
@@ -112,7 +107,7 @@ def migrate_model(
     With nothing but NAME: how far it is, and how the two compare.
     """
     action = _action(click.get_current_context())
-    wanted = {key: given[key] for key in DEFINITION if given[key] not in (None, False)}
+    wanted = {key: given[key] for key in MIGRATED if given[key] not in (None, False)}
     connection, versions = session.connect_checked("migrate-model")
     if wanted:
         if dry_run:
@@ -132,21 +127,15 @@ def migrate_model(
 
 def _action(context: click.Context) -> str | None:
     """Returns the one thing that is to be done; raises ``click.UsageError`` for what does not go together."""
-    said = {
-        parameter.name: max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-    }
+    said = said_options(context)
     actions = [one for one in ACTIONS if one in said]
-    made = [one for one in DEFINITION if one in said]
-    for one in actions:
-        for other in (*actions, *made, "dry_run", "queries", "file", "sample", "as_json"):
-            if other in said and other != one:
-                raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
+    made = [one for one in MIGRATED if one in said]
+    alone = (*actions, *made, "dry_run", "queries", "file", "sample", "as_json")
+    refuse_together(said, ((one, alone) for one in actions))
     for one, owners in (
         ("anyway", ("switch",)),
         ("keep_destination", ("finish", "abandon")),
-        ("dry_run", tuple(DEFINITION)),
+        ("dry_run", tuple(MIGRATED)),
     ):
         if one in said and not any(owner in said for owner in owners):
             belongs = "--model" if one == "dry_run" else " or ".join(f"--{owner}" for owner in owners)
@@ -157,13 +146,7 @@ def _action(context: click.Context) -> str | None:
                 raise click.UsageError(f"{said[one]} is for the report, and {said[other]} begins a migration")
     if "as_json" in said and made and "dry_run" not in said:
         raise click.UsageError("--json belongs to the report or to --dry-run")
-    for one, others in (
-        ("into_column", ("into", "chunk_size", "chunk_overlap")),
-        ("no_chunking", ("chunk_size", "chunk_overlap")),
-    ):
-        for other in others:
-            if one in said and other in said:
-                raise click.UsageError(f"{said[one]} and {said[other]} exclude each other")
+    refuse_together(said, WHOLE_DOCUMENTS)
     return actions[0] if actions else None
 
 

@@ -17,28 +17,22 @@ from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole
 from pgvec_queue.database import Connection
+from pgvec_queue.definition_options import MIGRATED
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.model_migration import Migration
 
-_DEFINITION = (
-    *("--model", "--revision", "--embedder", "--endpoint", "--tokenizer", "--query-prompt", "--document-prompt"),
-    *("--dimensions", "--template", "--chunk-size", "--chunk-overlap", "--too-long", "--store", "--into"),
-    "--into-column",
-)
-_FLAGS = ("--no-chunking", "--trust-remote-code")
-_ROWS = ("--text", "--where", "--key", "--limit", "--column")
+_FLAGS = ("no_chunking", "trust_remote_code")
+_ROWS = ("text", "where", "key", "limit", "column")
 
 
-def _key(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _elsewhere(function: Callable[..., Any]) -> Callable[..., Any]:
     """Takes the options of a definition, so that whoever gives one is told the command that is for it."""
-    for flag in (*_DEFINITION, *_ROWS):
-        function = click.option(flag, hidden=True)(function)
-    for flag in _FLAGS:
-        function = click.option(flag, is_flag=True, hidden=True)(function)
+    for name in (*MIGRATED, *_ROWS):
+        function = click.option(_flag(name), is_flag=name in _FLAGS, hidden=True)(function)
     return function
 
 
@@ -160,22 +154,17 @@ def _refuse_definition(context: click.Context, name: str) -> None:
     """Raises ``click.UsageError`` for a part of the definition, with the command that changes it."""
     values = context.params
     shown = shlex.quote(plain(name))
-    for flag in _DEFINITION:
-        if (value := values[_key(flag)]) is not None:
+    for option in MIGRATED:
+        if (value := values[option]) not in (None, False):
+            given = "" if value is True else f" {shlex.quote(plain(value))}"
             raise click.UsageError(
-                f"{flag} is a part of the definition, and another one needs new vectors; run: "
-                f"pgvec migrate-model {shown} {flag} {shlex.quote(plain(value))}"
+                f"{_flag(option)} is a part of the definition, and another one needs new vectors; run: "
+                f"pgvec migrate-model {shown} {_flag(option)}{given}"
             )
-    for flag in _FLAGS:
-        if values[_key(flag)]:
+    for option in _ROWS:
+        if values[option]:
             raise click.UsageError(
-                f"{flag} is a part of the definition, and another one needs new vectors; run: "
-                f"pgvec migrate-model {shown} {flag}"
-            )
-    for flag in _ROWS:
-        if values[_key(flag)]:
-            raise click.UsageError(
-                f"{flag} says which rows and texts are embedded; make another vectorizer for others: "
+                f"{_flag(option)} says which rows and texts are embedded; make another vectorizer for others: "
                 "pgvec enqueue SOURCE --name NAME --text COLUMN"
             )
 

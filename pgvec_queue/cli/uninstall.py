@@ -39,11 +39,8 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
     found = removal.survey(connection)
     removal.refuse(found.foreign)
     _show(found)
-    if found.dependents and not cascade:
-        raise PgvecError(
-            f"these use the schema pgvec and would go with it: {'; '.join(found.dependents)}; drop them, or give "
-            "--cascade"
-        )
+    if not cascade:
+        removal.refuse_dependents(found.dependents)
     if dry_run:
         return
     confirm(f"Remove pgvec from {session.database.address}?", yes=yes)

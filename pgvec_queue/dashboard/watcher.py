@@ -21,7 +21,7 @@ from pgvec_queue.cli.texts import documents
 from pgvec_queue.dashboard.snapshot import Snapshot, read
 from pgvec_queue.database import Connection, Database, one_line
 from pgvec_queue.errors import PgvecError
-from pgvec_queue.worker.watch import sever
+from pgvec_queue.route import sever
 
 Action = Literal["pause", "resume", "retry"]
 

@@ -25,12 +25,12 @@ from pgvec_queue.database import Connection, Database, kind_of, one_line, statem
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
+from pgvec_queue.route import sever
 from pgvec_queue.worker.cache import Cache
 from pgvec_queue.worker.link import CALL_SECONDS
 from pgvec_queue.worker.models import Models
 from pgvec_queue.worker.replication import Replication
 from pgvec_queue.worker.state import State
-from pgvec_queue.worker.watch import sever
 
 log = get_logger("pgvec.worker")
 

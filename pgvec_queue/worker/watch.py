@@ -16,8 +16,6 @@ from pgvec_queue.database import Connection
 from pgvec_queue.log import get_logger
 from pgvec_queue.route import sever
 
-__all__ = ["Watch", "sever"]
-
 log = get_logger("pgvec.worker")
 
 _LOOK = 0.2

@@ -12,8 +12,9 @@ from contextlib import suppress
 import psycopg
 import pytest
 
+from pgvec_queue.route import sever
 from pgvec_queue.worker import Worker, WorkerOptions
-from pgvec_queue.worker.watch import Watch, sever
+from pgvec_queue.worker.watch import Watch
 from tests.support import Bench, pgvec
 from tests.waiting import wait_until
 

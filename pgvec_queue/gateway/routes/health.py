@@ -38,7 +38,7 @@ _PATIENCE = 3.0
 class Health(BaseModel):
     """That the process serves."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"status": "ok", "version": "0.6.0"}})
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ok", "version": "0.7.0"}})
 
     status: str = Field(description="Always ok.")
     version: str = Field(description="Of the gateway.")
@@ -47,7 +47,7 @@ class Health(BaseModel):
 class Ready(BaseModel):
     """That requests can be done."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"status": "ready", "revision": "0007"}})
+    model_config = ConfigDict(json_schema_extra={"example": {"status": "ready", "revision": "0008"}})
 
     status: str = Field(description="Always ready.")
     revision: str = Field(description="Of the schema pgvec.")

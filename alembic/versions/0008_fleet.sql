@@ -1,0 +1,6 @@
+-- The fleet: partitioned destinations, roles, versions side by side.
+
+-- Partitioned destinations.
+ALTER TABLE pgvec.vectorizers
+    ADD COLUMN partitions integer CHECK (partitions BETWEEN 2 AND 1024);
+COMMENT ON COLUMN pgvec.vectorizers.partitions IS 'Of the destination that was made for it, by hash of the key; NULL: one table';
