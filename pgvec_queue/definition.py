@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from pgvec_queue import (
+    access,
     catalog,
     definition_differences,
     destination,
@@ -73,6 +74,7 @@ def define(
         stored, remarks = _store(connection, proposed, where_to, also), list(where_to.remarks)
     # A build that was stopped, or an index that was dropped, is made up for.
     destination_index.make_index(connection, stored)
+    remarks.extend(access.share(connection, stored))
     remarks.extend(_follow(connection, stored, options.sync))
     remarks.extend(vector_index.follow(connection, stored, options.index, default=known is None and options.index_new))
     return Defined(vectorizer.get(connection, stored.name), new=known is None, remarks=remarks)

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import resources
+from pgvec_queue import resources, roles
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 
@@ -111,6 +111,9 @@ def configure_and_run() -> None:
         _make_views(context.get_context())
         for file in ("control", "search_function"):
             _execute_all(context.get_context(), resources.statements(file).values())
+        _execute(context.get_context(), resources.statements("schema")["shield_triggers"])
+        if attributes["offline"] is None:
+            roles.renew(context.get_context().connection.connection.dbapi_connection)
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:

@@ -58,8 +58,16 @@ class Covered:
 
 
 def function_name(vectorizer_id: int) -> str:
-    """The trigger function, in schema ``pgvec``."""
+    """The trigger function, in schema ``pgvec``, or in ``pgvec_sync`` where there are roles."""
     return f"sync_{vectorizer_id}"
+
+
+def _function(connection: Connection, vectorizer_id: int) -> sql.Identifier:
+    """The trigger function where it is, else where this session can make one."""
+    name = function_name(vectorizer_id)
+    row = connection.execute(statement("sync", "function_schema"), {"function": name}).fetchone()
+    assert row is not None
+    return sql.Identifier(row[0], name)
 
 
 def is_ours(name: str) -> bool:
@@ -121,14 +129,22 @@ def renew(connection: Connection, vectorizer: Vectorizer) -> None:
 
 def _make_function(connection: Connection, source: Relation, vectorizer: Vectorizer) -> None:
     body = _body(connection, source, vectorizer)
-    with transaction(connection):
-        connection.execute(
-            statement("sync", "create_function").format(
-                function=sql.Identifier("pgvec", function_name(vectorizer.id)),
-                settings=sql.SQL("") if set(vectorizer.key_types) <= _PLAIN else statement("sync", "settings"),
-                body=sql.Literal(body),
+    function = _function(connection, vectorizer.id)
+    try:
+        with transaction(connection):
+            connection.execute(
+                statement("sync", "create_function").format(
+                    function=function,
+                    settings=sql.SQL("") if set(vectorizer.key_types) <= _PLAIN else statement("sync", "settings"),
+                    body=sql.Literal(body),
+                )
             )
-        )
+            connection.execute(statement("sync", "shield_function").format(function=function))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DefinitionError(
+            f"you may not make the trigger function that follows the changes of {vectorizer.source}: {one_line(error)}; "
+            "whoever enqueued it may, or for a new one a member of pgvec_enqueuer (docs/roles.md)"
+        ) from error
 
 
 def remove(connection: Connection, vectorizer_id: int) -> None:
@@ -143,7 +159,7 @@ def remove(connection: Connection, vectorizer_id: int) -> None:
         _patiently(connection, schema, table, _dropping(connection, schema, table, trigger))
     with transaction(connection):
         connection.execute(
-            statement("sync", "drop_function").format(function=sql.Identifier("pgvec", function_name(vectorizer_id)))
+            statement("sync", "drop_function").format(function=_function(connection, vectorizer_id))
         )
 
 
@@ -189,6 +205,8 @@ def _covered(connection: Connection, oid: int, vectorizer_id: int) -> Iterator[C
 
 
 def _creating(connection: Connection, covered: Covered, vectorizer_id: int) -> Callable[[], None]:
+    function = _function(connection, vectorizer_id)
+
     def create() -> None:
         for event in covered.missing:
             connection.execute(
@@ -197,7 +215,7 @@ def _creating(connection: Connection, covered: Covered, vectorizer_id: int) -> C
                     event=sql.SQL(event.upper()),
                     table=sql.Identifier(covered.schema, covered.table),
                     referencing=sql.SQL(_REFERENCING[event]),
-                    function=sql.Identifier("pgvec", function_name(vectorizer_id)),
+                    function=function,
                 )
             )
 

@@ -147,6 +147,7 @@ def _drop(connection: Connection, *, cascade: bool) -> None:
         refuse(_foreign(connection))
         if not cascade:
             refuse_dependents(_dependents(connection))
+        connection.execute(statement("uninstall", "drop_sync_schema"))
         connection.execute(statement("uninstall", "drop_schema"))
 
 

@@ -159,12 +159,17 @@ BEGIN
     FOR one IN
         SELECT g.tgname, g.tgrelid::regclass::text AS on_table
         FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'pgvec' AND p.proname = func AND NOT g.tgisinternal
+        WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname = func AND NOT g.tgisinternal
         ORDER BY g.tgrelid, g.tgname
     LOOP
         EXECUTE format('DROP TRIGGER %I ON %s', one.tgname, one.on_table);
     END LOOP;
-    EXECUTE format('DROP FUNCTION IF EXISTS pgvec.%I()', func);
+    FOR one IN
+        SELECT p.oid::regprocedure::text AS label FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname = func AND p.pronargs = 0
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', one.label);
+    END LOOP;
     DELETE FROM pgvec.vectorizers WHERE id = found;
     DELETE FROM pgvec.jobs WHERE vectorizer_id = found;
     DELETE FROM pgvec.failures WHERE vectorizer_id = found;

@@ -15,9 +15,34 @@ CREATE EXTENSION IF NOT EXISTS vector;
 CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
 
 -- name: prepare
--- Two at once take turns; the number is the CRC-32 of 'pgvec.init'.
+-- Two at once take turns; the number is the CRC-32 of 'pgvec.init'. A member of pgvec_owner makes what belongs to all of them, and
+-- needs no right to create schemas where ours is there.
 SELECT pg_catalog.pg_advisory_xact_lock(2312187183);
-CREATE SCHEMA IF NOT EXISTS pgvec;
+DO $$
+BEGIN
+    IF pg_catalog.to_regnamespace('pgvec') IS NULL THEN
+        CREATE SCHEMA pgvec;
+    ELSIF EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+                  WHERE n.nspname = 'pgvec' AND r.rolname = 'pgvec_owner' AND pg_catalog.pg_has_role(r.oid, 'MEMBER')) THEN
+        SET LOCAL ROLE pgvec_owner;
+    END IF;
+END
+$$;
+
+-- name: shield_triggers
+-- A trigger function acts for whoever enqueued: nobody else may make a trigger of it, on a table with columns of their own.
+DO $$
+DECLARE
+    one regprocedure;
+BEGIN
+    FOR one IN
+        SELECT p.oid FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname ~ '^sync_[0-9]+$' AND pg_catalog.pg_has_role(p.proowner, 'USAGE')
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', one);
+    END LOOP;
+END
+$$;
 
 -- name: rights
 -- On views, of whoever is not the owner.

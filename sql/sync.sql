@@ -55,6 +55,18 @@ WHERE indexrelid = 'pg_temp.pgvec_filter'::regclass AND indpred::text LIKE '%:va
 -- Byte by byte, so it takes every type; without the casts the rows would be taken apart by column.
 ROW({old})::record *<> ROW({new})::record
 
+-- name: function_schema
+-- One that is there stays where it is.
+SELECT coalesce(
+    (SELECT n.nspname::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+     WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname = %(function)s AND p.pronargs = 0 ORDER BY n.nspname LIMIT 1),
+    (SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspname = 'pgvec_sync'),
+    'pgvec');
+
+-- name: shield_function
+-- It acts for whoever made it: on a table with other columns it would run others' casts as that role.
+REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC;
+
 -- name: create_function
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{settings}
@@ -135,7 +147,7 @@ JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
-WHERE pn.nspname = 'pgvec' AND p.proname = %(function)s
+WHERE pn.nspname IN ('pgvec', 'pgvec_sync') AND p.proname = %(function)s
 ORDER BY 1, 2, 3;
 
 -- name: drop_trigger

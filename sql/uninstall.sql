@@ -12,7 +12,9 @@ FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
-WHERE p.pronamespace = 'pgvec'::regnamespace AND NOT g.tgisinternal AND g.tgparentid = 0
+JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
+WHERE (pn.nspname = 'pgvec' OR pn.nspname = 'pgvec_sync' AND p.proname ~ '^sync_[0-9]+$')
+  AND NOT g.tgisinternal AND g.tgparentid = 0
 ORDER BY 1, 2, 3;
 
 -- name: unfollow
@@ -72,6 +74,27 @@ SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n 
 -- name: workers
 SELECT host || ' (pid ' || pid || ')' FROM pgvec.workers
 WHERE NOT gone AND beat_at > clock_timestamp() - lease ORDER BY host, pid;
+
+-- name: drop_sync_schema
+-- The triggers have gone before; what somebody else has made there stays, and the schema with it.
+DO $$
+DECLARE
+    one regprocedure;
+BEGIN
+    IF to_regnamespace('pgvec_sync') IS NOT NULL THEN
+        FOR one IN
+            SELECT p.oid FROM pg_catalog.pg_proc p
+            WHERE p.pronamespace = to_regnamespace('pgvec_sync') AND p.proname ~ '^sync_[0-9]+$'
+        LOOP
+            EXECUTE format('DROP FUNCTION %s', one);
+        END LOOP;
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.refclassid = 'pg_catalog.pg_namespace'::regclass
+                       AND d.refobjid = to_regnamespace('pgvec_sync')) THEN
+            DROP SCHEMA pgvec_sync;
+        END IF;
+    END IF;
+END
+$$;
 
 -- name: drop_schema
 DROP SCHEMA pgvec CASCADE;

@@ -1,0 +1,171 @@
+"""What the roles need of a vectorizer's own tables, granted where the schema has roles (``pgvec init --roles``).
+
+A worker gets the columns of the source that it reads, and the destination; readers get a destination that was made for
+the vectorizer, unless row-level security protects the source: its texts would be read there by whom it hides them from.
+What the session may not grant is said, as the statement that is left for the table's owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from pgvec_queue import roles
+from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.template import Template
+from pgvec_queue.vectorizer import Vectorizer
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One right of a role on a table, or on some of its columns."""
+
+    role: str
+    schema: str
+    table: str
+    right: str
+    columns: tuple[str, ...] | None = None
+
+
+def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
+    """Grants what is missing; returns a line for what is left to others, none where there are no roles."""
+    there = roles.present(connection)
+    if roles.WORKER not in there:
+        return []
+    left: list[str] = []
+    with transaction(connection):
+        protected = _is_protected(connection, vectorizer)
+        needs = [*_of_worker(connection, vectorizer)]
+        if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
+            needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
+        for need in needs:
+            left.extend(_grant(connection, need))
+    remarks = []
+    if left:
+        remarks.append(f"you may not grant what the roles need; whoever owns it has to run: {'; '.join(left)}")
+    if protected and not vectorizer.into_column:
+        remarks.append(
+            f"{vectorizer.source} has row-level security, {vectorizer.destination} has not: readers were not given it; "
+            "make policies on it before you grant it (docs/roles.md)"
+        )
+    return remarks
+
+
+def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]:
+    template = Template.parse(vectorizer.template).columns if vectorizer.template else ()
+    own = (vectorizer.source_schema, vectorizer.source_table)
+    read: dict[tuple[str, str], set[str] | None] = {own: {*vectorizer.key_columns, *vectorizer.text_columns, *template}}
+    for table, columns in _filter_reads(connection, vectorizer).items():
+        known = read.get(table, set())
+        read[table] = None if columns is None or known is None else known | columns
+    roles_ = vectorizer.destination_roles
+    written = tuple(name for name in (roles_.embedding, roles_.source_hash) if name) if vectorizer.into_column else ()
+    of_source = read[own]
+    if of_source is not None:
+        of_source |= set(written)
+        if not vectorizer.source_is_view:
+            of_source.add("xmin")
+    for (schema, table), columns in read.items():
+        yield Need(roles.WORKER, schema, table, "SELECT", None if columns is None else tuple(sorted(columns)))
+    if vectorizer.into_column:
+        yield Need(roles.WORKER, *own, "UPDATE", written)
+        return
+    for right in ("SELECT", "INSERT", "DELETE"):
+        yield Need(roles.WORKER, vectorizer.destination_schema, vectorizer.destination_table, right)
+
+
+def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[str, str], set[str] | None]:
+    """Which columns of which tables the filter reads; None: a row as a whole, or nobody can tell."""
+    if vectorizer.filter is None:
+        return {}
+    own = (vectorizer.source_schema, vectorizer.source_table)
+    found: dict[tuple[str, str], set[str] | None] = {}
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(
+                statement("roles", "filter_view").format(
+                    source=sql.Identifier(*own), selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter))
+                )
+            )
+            for schema, table, column in connection.execute(statement("roles", "filter_reads")).fetchall():
+                known = found.setdefault((schema, table), set())
+                if column is None:
+                    found[schema, table] = None
+                elif known is not None:
+                    known.add(column)
+    except psycopg.Error:
+        # Temporary views are forbidden here, say.
+        return {own: None}
+    return found
+
+
+def _is_protected(connection: Connection, vectorizer: Vectorizer) -> bool:
+    row = connection.execute(
+        statement("roles", "lacking"),
+        {
+            "role": roles.WORKER,
+            "right": "SELECT",
+            "columns": None,
+            "schema": vectorizer.source_schema,
+            "table": vectorizer.source_table,
+        },
+    ).fetchone()
+    return bool(row and row[2])
+
+
+def _grant(connection: Connection, need: Need) -> list[str]:
+    """Grants what is lacking of it; returns the statements that this session may not run."""
+    left = []
+    for query in _lacking(connection, need):
+        try:
+            with connection.transaction():
+                connection.execute(query)
+        except psycopg.errors.InsufficientPrivilege:
+            pass
+    # Who has the right, but not that of granting it, is only warned.
+    for query in _lacking(connection, need):
+        left.append(query.as_string(connection))
+    return left
+
+
+def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
+    """The statements that would give the role what it lacks."""
+    role = sql.Identifier(need.role)
+    queries: list[sql.Composed] = []
+    of_schema = connection.execute(
+        statement("roles", "lacks_schema"), {"role": need.role, "schema": need.schema}
+    ).fetchone()
+    if of_schema and of_schema[0]:
+        queries.append(statement("roles", "grant_schema").format(schema=sql.Identifier(need.schema), role=role))
+    row = connection.execute(
+        statement("roles", "lacking"),
+        {
+            "role": need.role,
+            "right": need.right,
+            "columns": None if need.columns is None else list(need.columns),
+            "schema": need.schema,
+            "table": need.table,
+        },
+    ).fetchone()
+    if row is None:
+        return queries
+    whole, columns, _ = row
+    table = sql.Identifier(need.schema, need.table)
+    if whole:
+        queries.append(
+            statement("roles", "grant_table").format(right=sql.SQL(need.right), table=table, role=role)
+        )
+    elif columns:
+        queries.append(
+            statement("roles", "grant_columns").format(
+                right=sql.SQL(need.right), columns=_names(columns), table=table, role=role
+            )
+        )
+    return queries
+
+
+def _names(columns: Sequence[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, columns))

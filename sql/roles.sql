@@ -1,0 +1,170 @@
+-- The group roles of `pgvec init --roles`, and what each may do: docs/roles.md. All of it may be run again. Who logs in is a
+-- member of one of them; none of them logs in itself.
+
+-- name: missing
+SELECT name FROM unnest(%(roles)s::text[]) WITH ORDINALITY AS r(name, place)
+WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = name) ORDER BY place;
+
+-- name: present
+-- Those that this database's schema has let in: a role is the cluster's, and another database may have wanted it.
+SELECT r.rolname::text
+FROM pg_catalog.pg_namespace n
+CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) a
+JOIN pg_catalog.pg_roles r ON r.oid = a.grantee
+WHERE n.nspname = 'pgvec' AND a.privilege_type = 'USAGE' AND r.rolname = ANY (%(roles)s::text[])
+ORDER BY 1;
+
+-- name: create
+CREATE ROLE {role} NOLOGIN;
+
+-- name: join_enqueuers
+-- A gateway makes collections, and plans what it is asked to.
+GRANT pgvec_enqueuer TO pgvec_gateway;
+
+-- name: gateway_enqueues
+SELECT pg_catalog.pg_has_role('pgvec_gateway', 'pgvec_enqueuer', 'MEMBER');
+
+-- name: may_own
+-- Whether this session can take the role, as it has to for handing something over to it.
+SELECT pg_catalog.pg_has_role('pgvec_owner', 'MEMBER');
+
+-- name: join_owners
+GRANT pgvec_owner TO CURRENT_USER;
+
+-- name: current_user
+SELECT pg_catalog.quote_ident(current_user);
+
+-- name: hand_over
+-- Everything that whoever ran `pgvec init` has made, apart from trigger functions, which act for whoever enqueued.
+DO $$
+DECLARE
+    one record;
+    maker oid := (SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgvec.vectorizers'::pg_catalog.regclass);
+BEGIN
+    ALTER SCHEMA pgvec OWNER TO pgvec_owner;
+    IF pg_catalog.to_regnamespace('pgvec_collections') IS NOT NULL THEN
+        ALTER SCHEMA pgvec_collections OWNER TO pgvec_owner;
+    END IF;
+    IF pg_catalog.to_regnamespace('pgvec_sync') IS NULL THEN
+        CREATE SCHEMA pgvec_sync;
+    END IF;
+    ALTER SCHEMA pgvec_sync OWNER TO pgvec_owner;
+    FOR one IN
+        SELECT pg_catalog.format('ALTER %s pgvec.%I OWNER TO pgvec_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.relname) AS statement
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relowner = maker
+        UNION ALL
+        SELECT pg_catalog.format('ALTER FUNCTION %s OWNER TO pgvec_owner', p.oid::pg_catalog.regprocedure)
+        FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname !~ '^sync_[0-9]+$' AND p.proowner = maker
+    LOOP
+        EXECUTE one.statement;
+    END LOOP;
+END
+$$;
+COMMENT ON SCHEMA pgvec_sync IS 'Trigger functions of live changes, each owned by whoever enqueued: only enqueuers create here, and nobody looks anything up here';
+
+-- name: pgvec_owner
+-- It owns the schema where that could be handed over; these are for where it could not.
+GRANT ALL ON SCHEMA pgvec, pgvec_collections TO pgvec_owner;
+GRANT ALL ON ALL TABLES IN SCHEMA pgvec TO pgvec_owner;
+GRANT SELECT ON ALL SEQUENCES IN SCHEMA pgvec TO pgvec_owner;
+GRANT EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
+    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers TO pgvec_owner;
+REVOKE EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
+    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers FROM PUBLIC;
+
+-- name: pgvec_worker
+-- Jobs and what is known of them; of a vectorizer it may change nothing but why it is blocked.
+GRANT USAGE ON SCHEMA pgvec, pgvec_collections TO pgvec_worker;
+GRANT SELECT ON pgvec.alembic_version, pgvec.vectorizers, pgvec.model_migrations, pgvec.progress, pgvec.worker_status,
+    pgvec.throughput, pgvec.recent_minutes, pgvec.recent_events, pgvec.index_status, pgvec.jobs_id_seq TO pgvec_worker;
+GRANT UPDATE (blocked_reason, blocked_at) ON pgvec.vectorizers TO pgvec_worker;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgvec.jobs, pgvec.workers, pgvec.counters, pgvec.samples, pgvec.minutes,
+    pgvec.failures TO pgvec_worker;
+GRANT SELECT, INSERT, UPDATE ON pgvec.pace TO pgvec_worker;
+GRANT SELECT, INSERT, DELETE ON pgvec.events TO pgvec_worker;
+GRANT SELECT, UPDATE ON pgvec.indexes TO pgvec_worker;
+GRANT SELECT (vectorizer_id, finished_at) ON pgvec.tasks TO pgvec_worker;
+GRANT EXECUTE ON FUNCTION pgvec.retry_documents, pgvec.stop_workers TO pgvec_worker;
+
+-- name: pgvec_enqueuer
+-- Definitions and their plans; no tokens, and of the gateway's tasks only that they move with their vectorizer.
+GRANT USAGE ON SCHEMA pgvec, pgvec_collections TO pgvec_enqueuer;
+GRANT SELECT ON pgvec.alembic_version, pgvec.workers, pgvec.collections, pgvec.progress, pgvec.worker_status, pgvec.throughput,
+    pgvec.recent_minutes, pgvec.recent_events, pgvec.index_status TO pgvec_enqueuer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgvec.vectorizers, pgvec.jobs, pgvec.failures, pgvec.counters, pgvec.indexes,
+    pgvec.model_migrations, pgvec.pace TO pgvec_enqueuer;
+GRANT SELECT, DELETE ON pgvec.samples, pgvec.minutes TO pgvec_enqueuer;
+GRANT SELECT, INSERT ON pgvec.events TO pgvec_enqueuer;
+GRANT UPDATE (leave) ON pgvec.workers TO pgvec_enqueuer;
+GRANT UPDATE (vectorizer_id) ON pgvec.collections TO pgvec_enqueuer;
+GRANT SELECT (vectorizer_id), UPDATE (vectorizer_id) ON pgvec.tasks TO pgvec_enqueuer;
+GRANT EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
+    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers TO pgvec_enqueuer;
+
+-- name: pgvec_reader
+-- What is known of vectorizers, jobs and workers; the vectors by grants on each destination.
+GRANT USAGE ON SCHEMA pgvec, pgvec_collections TO pgvec_reader;
+GRANT SELECT ON pgvec.alembic_version, pgvec.vectorizers, pgvec.jobs, pgvec.workers, pgvec.counters, pgvec.samples, pgvec.minutes,
+    pgvec.events, pgvec.failures, pgvec.indexes, pgvec.collections, pgvec.model_migrations, pgvec.progress, pgvec.worker_status,
+    pgvec.throughput, pgvec.recent_minutes, pgvec.recent_events, pgvec.index_status TO pgvec_reader;
+
+-- name: pgvec_gateway
+-- As an enqueuer, and its own tables; of tokens it learns the digests, and notes when each was used.
+GRANT USAGE ON SCHEMA pgvec TO pgvec_gateway;
+GRANT USAGE, CREATE ON SCHEMA pgvec_collections TO pgvec_gateway;
+GRANT SELECT, INSERT, UPDATE, DELETE ON pgvec.collections, pgvec.tasks, pgvec.task_texts TO pgvec_gateway;
+GRANT SELECT ON pgvec.api_tokens TO pgvec_gateway;
+GRANT UPDATE (last_used_at) ON pgvec.api_tokens TO pgvec_gateway;
+
+-- name: sync_schema
+-- Apart from the schema pgvec: whoever could create there could overload a function that others call.
+GRANT USAGE, CREATE ON SCHEMA pgvec_sync TO pgvec_enqueuer;
+
+-- name: has_sync_schema
+SELECT pg_catalog.to_regnamespace('pgvec_sync') IS NOT NULL;
+
+-- name: create_sync_schema
+CREATE SCHEMA pgvec_sync;
+
+-- name: share_types
+-- The extension's types, where not everybody may use its schema.
+GRANT USAGE ON SCHEMA {schema} TO {role};
+
+-- name: lacks_schema
+SELECT NOT pg_catalog.has_schema_privilege(%(role)s, n.oid, 'USAGE') FROM pg_catalog.pg_namespace n WHERE n.nspname = %(schema)s;
+
+-- name: lacking
+-- Of a table: whether the role lacks a right on the whole of it, or on which of these columns.
+SELECT CASE WHEN %(columns)s::text[] IS NULL THEN NOT pg_catalog.has_table_privilege(%(role)s, c.oid, %(right)s) ELSE false END,
+       ARRAY(SELECT u.name FROM unnest(%(columns)s::text[]) AS u(name)
+             WHERE NOT pg_catalog.has_column_privilege(%(role)s, c.oid, u.name, %(right)s)),
+       c.relrowsecurity
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
+
+-- name: grant_schema
+GRANT USAGE ON SCHEMA {schema} TO {role};
+
+-- name: grant_table
+GRANT {right} ON {table} TO {role};
+
+-- name: grant_columns
+GRANT {right} ({columns}) ON {table} TO {role};
+
+-- name: filter_view
+-- PostgreSQL notes of a view which columns it reads, of other tables too.
+CREATE TEMPORARY VIEW pgvec_filter AS SELECT 1 AS one FROM {source} s WHERE {selected};
+
+-- name: filter_reads
+-- No attribute: a row as a whole.
+SELECT DISTINCT n.nspname::text, c.relname::text, a.attname::text
+FROM pg_catalog.pg_rewrite r
+JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+                           AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class
+JOIN pg_catalog.pg_class c ON c.oid = d.refobjid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid AND d.refobjsubid > 0
+WHERE r.ev_class = 'pg_temp.pgvec_filter'::pg_catalog.regclass
+ORDER BY 1, 2, 3;
