@@ -139,6 +139,14 @@ class Fragments:
         }
 
     @functools.cached_property
+    def refuse_hidden(self) -> sql.SQL:
+        """Raises where row-level security keeps rows from this role, and sees that it stays so in the transaction."""
+        names = {"source_name": self.source, "destination_name": self.destination}
+        literals = {part: sql.Literal(name.as_string(None)) for part, name in names.items()}
+        # Composed once: each slice needs it.
+        return sql.SQL(self.compose("writing", "refuse_hidden", **literals).as_string(None))
+
+    @functools.cached_property
     def document(self) -> sql.Composable:
         """The text of a row: its text columns joined by a blank line, NULLs left out."""
         columns = [sql.SQL("{}::text").format(identifier("s", c)) for c in self.vectorizer.text_columns]

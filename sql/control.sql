@@ -261,3 +261,45 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION pgvec.stop_workers(text) IS 'Tells the workers of a host, or all, to leave as by SIGTERM; returns how many';
+
+-- name: hides_rows
+-- Whether row-level security keeps rows of a table from this role: all that it may not read, or not update. A policy of which
+-- the condition is plainly true keeps none. Partitions are read through their parent, whose policies count.
+CREATE OR REPLACE FUNCTION pgvec.hides_rows(relation regclass, updates boolean DEFAULT false) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT row_security_active(relation) AND EXISTS (
+        SELECT FROM (VALUES ('r'), ('w')) AS wanted(command)
+        WHERE (command = 'r' OR updates) AND (
+            NOT EXISTS (
+                SELECT FROM pg_policy p
+                WHERE p.polrelid = relation AND p.polcmd::text IN ('*', command) AND p.polpermissive
+                  AND EXISTS (SELECT FROM unnest(p.polroles) AS u(role) WHERE role = 0 OR pg_has_role(role, 'USAGE'))
+                  AND pg_get_expr(p.polqual, p.polrelid) = 'true'
+                  AND (command = 'r' OR p.polwithcheck IS NULL OR pg_get_expr(p.polwithcheck, p.polrelid) = 'true'))
+            OR EXISTS (
+                SELECT FROM pg_policy p
+                WHERE p.polrelid = relation AND p.polcmd::text IN ('*', command) AND NOT p.polpermissive
+                  AND EXISTS (SELECT FROM unnest(p.polroles) AS u(role) WHERE role = 0 OR pg_has_role(role, 'USAGE'))
+                  AND (coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') <> 'true'
+                       OR command = 'w' AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') <> 'true'))))
+$$;
+COMMENT ON FUNCTION pgvec.hides_rows(regclass, boolean) IS 'Whether row-level security may keep rows of a table from this role, when it reads them or also when it updates them';
+
+-- name: refuse_hidden
+CREATE OR REPLACE FUNCTION pgvec.refuse_hidden(source regclass, destination regclass) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- What a worker does not see it would take for gone.
+    IF pgvec.hides_rows(source, source = destination) THEN
+        RAISE EXCEPTION 'row-level security may hide rows of % from the role %, which would lose their vectors; give it a policy with USING (true), or BYPASSRLS',
+            source, current_user USING ERRCODE = 'insufficient_privilege';
+    -- Nothing is copied where policies apply, whatever they say.
+    ELSIF source <> destination AND row_security_active(destination) THEN
+        RAISE EXCEPTION 'row-level security of % applies to the role %, which has to write all of it; give it BYPASSRLS, or make it a member of the owner',
+            destination, current_user USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION pgvec.refuse_hidden(regclass, regclass) IS 'An error where row-level security keeps this role from seeing all of a source, or from writing all of a destination (the source again where the vectors are a column of it)';

@@ -52,11 +52,13 @@ BEGIN
     FOR one IN
         SELECT pg_catalog.format('ALTER %s pgvec.%I OWNER TO pgvec_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.relname) AS statement
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relowner = maker
+        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v')
+          AND c.relowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
         UNION ALL
         SELECT pg_catalog.format('ALTER FUNCTION %s OWNER TO pgvec_owner', p.oid::pg_catalog.regprocedure)
         FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname !~ '^sync_[0-9]+$' AND p.proowner = maker
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname !~ '^sync_[0-9]+$'
+          AND p.proowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
     LOOP
         EXECUTE one.statement;
     END LOOP;

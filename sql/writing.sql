@@ -21,6 +21,13 @@ SELECT pg_advisory_xact_lock_shared((1346852419::bigint << 32) | %(vectorizer)s)
 -- name: lock_exclusive
 SELECT pg_advisory_xact_lock((1346852419::bigint << 32) | %(vectorizer)s);
 
+-- name: refuse_hidden
+-- Reading no row of either locks both, so that no policy can come between this look and the end of the transaction.
+SELECT pgvec.refuse_hidden({source_name}::regclass, {destination_name}::regclass)
+FROM (VALUES (true)) one
+LEFT JOIN (SELECT FROM {source} s LIMIT 0) read ON true
+LEFT JOIN (SELECT FROM {destination} d LIMIT 0) written ON true;
+
 -- name: survey
 -- Step 3, at once where nothing has happened: the rows of the range now, and how many of them may have changed since they
 -- were read; whether any chunk lies in the range, and whether anything is in quarantine.

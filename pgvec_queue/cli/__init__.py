@@ -52,6 +52,7 @@ _COMMANDS = {
 
 _GONE = ("3F000", "42P01", "42883")
 """SQLSTATEs of a schema, a table and a function that are not there: somebody has uninstalled meanwhile."""
+_LACKING = re.compile(r"(permission denied for|must be owner of) (?:\w+ )+\"?([\w(]+)")
 _OURS = re.compile(r'(?:^|[ "])pgvec[".]')
 
 
@@ -123,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             raise
-        _say(_line(error))
+        _say(_line(error) + _role_needed(arguments, error))
         return 1
 
 
@@ -137,6 +138,26 @@ def _say(message: str) -> None:
         get_logger("pgvec.cli").error("command has failed", error=message)
     else:
         click.echo(f"pgvec: {message}", err=True)
+
+
+def _role_needed(arguments: Sequence[str], error: Exception) -> str:
+    """Names the role that may run the command, where it was a right on our own schema that was lacking."""
+    import psycopg
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, psycopg.errors.InsufficientPrivilege):
+        cause = getattr(cause, "orig", None) or cause.__cause__
+    found = _LACKING.search(str(cause)) if cause is not None else None
+    command = next((one for one in arguments if one in _COMMANDS), "")
+    if found is None or "docs/roles.md" in str(error):
+        return ""
+    from pgvec_queue import roles, schema
+
+    named = found[2].partition("(")[0]
+    if named != "pgvec" and named not in {name for _, name in schema.names()}:
+        return ""
+    allowed = roles.COMMANDS.get(command, ())
+    return f"; a member of {allowed[0]} may (docs/roles.md)" if allowed else ""
 
 
 def _line(error: Exception) -> str:
