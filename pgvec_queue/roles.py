@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "drop": (ENQUEUER, GATEWAY, OWNER),
     "alter": (ENQUEUER, GATEWAY, OWNER),
     "migrate-model": (ENQUEUER, GATEWAY),
-    "workers": ROLES,
+    "workers": (WORKER, ENQUEUER, GATEWAY, OWNER, READER),
     "serve": (GATEWAY,),
     "uninstall": (OWNER,),
     "api-token": (OWNER,),

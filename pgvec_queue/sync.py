@@ -152,10 +152,11 @@ def remove(connection: Connection, vectorizer_id: int) -> None:
 
     Raises ``DefinitionError`` when a table stays locked.
     """
+    triggers = connection.execute(statement("sync", "triggers"), {"function": function_name(vectorizer_id)}).fetchall()
+    _refuse_others(triggers)
     with transaction(connection):
         connection.execute(statement("sync", "set_sync"), {"id": vectorizer_id, "sync": False})
-    triggers = connection.execute(statement("sync", "triggers"), {"function": function_name(vectorizer_id)}).fetchall()
-    for schema, table, trigger in triggers:
+    for schema, table, trigger, *_ in triggers:
         _patiently(connection, schema, table, _dropping(connection, schema, table, trigger))
     with transaction(connection):
         connection.execute(
@@ -163,14 +164,23 @@ def remove(connection: Connection, vectorizer_id: int) -> None:
         )
 
 
+def _refuse_others(triggers: Sequence[tuple[str, str, str, str, bool]]) -> None:
+    """Raises ``DefinitionError`` where a trigger is on a table of somebody else's: before anything is taken away."""
+    for schema, table, _, owner, may in triggers:
+        if not may:
+            raise DefinitionError(f"you may not drop the triggers of {schema}.{table}; its owner ({owner}) may")
+
+
 def remove_all(connection: Connection) -> None:
     """Takes all triggers of ours off all tables, whatever vectorizer they belonged to; the functions stay.
 
     Raises ``DefinitionError`` when a table stays locked.
     """
+    triggers = connection.execute(statement("uninstall", "triggers")).fetchall()
+    _refuse_others(triggers)
     with transaction(connection):
         connection.execute(statement("uninstall", "unfollow"))
-    for schema, table, trigger in connection.execute(statement("uninstall", "triggers")).fetchall():
+    for schema, table, trigger, *_ in triggers:
         _patiently(connection, schema, table, _dropping(connection, schema, table, trigger))
 
 

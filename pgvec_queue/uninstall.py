@@ -68,7 +68,7 @@ def survey(connection: Connection) -> Installed:
     texts = connection.execute(statement("uninstall", "texts")).fetchone()
     return Installed(
         vectorizers=[name for name, *_ in vectorizers],
-        triggers=list(dict.fromkeys(f"{schema}.{table}" for schema, table, _ in triggers)),
+        triggers=list(dict.fromkeys(f"{schema}.{table}" for schema, table, *_ in triggers)),
         destinations=[
             f"the columns {embedding} and {hash_} of {table}" if in_source else table
             for _, in_source, table, embedding, hash_, stays in vectorizers
@@ -79,6 +79,15 @@ def survey(connection: Connection) -> Installed:
         workers=workers(connection),
         texts=bool(texts and texts[0]),
     )
+
+
+def refuse_strangers(connection: Connection) -> None:
+    """Raises ``PgvecError`` for who could not drop the schema: triggers would be gone by then, and workers sent away."""
+    row = connection.execute(statement("uninstall", "owner")).fetchone()
+    if row is not None and not row[1]:
+        raise PgvecError(
+            f"you may not drop the schema pgvec: it belongs to {row[0]}, and only its members may (docs/roles.md)"
+        )
 
 
 def refuse(foreign: Sequence[Foreign]) -> None:
@@ -126,6 +135,7 @@ def remove(connection: Connection, *, cascade: bool = False) -> None:
     Raises ``PgvecError`` where something of others lies in it or depends on it, or a table stays locked; running it
     again goes on.
     """
+    refuse_strangers(connection)
     refuse(_foreign(connection))
     sync.remove_all(connection)
     try:

@@ -141,7 +141,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION {function}();
 
 -- name: triggers
 -- Wherever they are: a partition that was detached keeps its own.
-SELECT n.nspname, c.relname, g.tgname
+SELECT n.nspname, c.relname, g.tgname, pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE')
 FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

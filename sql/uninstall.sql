@@ -5,9 +5,12 @@ SELECT name, destination_kind = 'column', destination_schema || '.' || destinati
        destination_roles ->> 'embedding', destination_roles ->> 'source_hash', destination_schema <> 'pgvec'
 FROM pgvec.vectorizers ORDER BY name;
 
+-- name: owner
+SELECT pg_get_userbyid(nspowner)::text, pg_has_role(nspowner, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = 'pgvec';
+
 -- name: triggers
 -- On whatever table they are: a partition that was detached keeps its own.
-SELECT n.nspname, c.relname, g.tgname
+SELECT n.nspname, c.relname, g.tgname, pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE')
 FROM pg_catalog.pg_trigger g
 JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

@@ -43,6 +43,7 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
         removal.refuse_dependents(found.dependents)
     if dry_run:
         return
+    removal.refuse_strangers(connection)
     confirm(f"Remove pgvec from {session.database.address}?", yes=yes)
     if found.workers:
         _send_away(connection, wait, anyway=anyway)

@@ -1,0 +1,331 @@
+"""Roles: each command under each of them, what they cannot do past the commands, and databases without any."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgvec_queue import access, embedded, resources, roles, schema, vectorizer
+from pgvec_queue.database import Database
+from pgvec_queue.metrics import QueueCollector
+from tests import roles as table
+from tests.commandline import CommandLine, assert_one_line
+from tests.oracle import assert_right
+from tests.support import Bench
+
+pytestmark = pytest.mark.xdist_group("roles")
+
+DOCS = (
+    "CREATE TABLE app.docs (id int PRIMARY KEY, body text, title text, secret text, shown boolean DEFAULT true);"
+    "INSERT INTO app.docs SELECT i, 'text ' || i, 'title', 'secret' FROM generate_series(1, 20) i;"
+    "CREATE TABLE app.others (id int PRIMARY KEY, body text); INSERT INTO app.others VALUES (1, 'other');"
+)
+ENQUEUE = ("enqueue", "app.docs", "--name", "docs", "--text", "body", "--where", "shown", "--sync", "--no-chunking")
+
+
+@pytest.fixture(scope="module")
+def cluster(reachable: Path) -> Iterator[embedded.Server]:
+    """A server of its own, since roles are the whole server's."""
+    server = embedded.Server(reachable / "roles", settings={"fsync": "off"})
+    with server.used():
+        yield server
+
+
+@pytest.fixture(scope="module")
+def template(cluster: embedded.Server) -> str:
+    """A database with roles, one login of each, a source that the enqueuer owns, and its vectors."""
+    dsn = cluster.uri(user="postgres", database="pgvec")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        schema.initialize(Database(dsn))
+        done = roles.set_up(Database(dsn))
+        assert (tuple(done.made), done.missing, done.left) == (roles.ROLES, [], [])
+        for login in table.LOGINS:
+            connection.execute(f"CREATE ROLE {login} LOGIN; GRANT pgvec_{login} TO {login}".encode())
+        connection.execute(b"CREATE SCHEMA app AUTHORIZATION enqueuer; SET SESSION AUTHORIZATION enqueuer")
+        connection.execute(DOCS.encode())
+        connection.execute(b"RESET SESSION AUTHORIZATION")
+    bench = Bench(cluster.uri(user="enqueuer", database="pgvec"))
+    bench.enqueue("app.docs", "body", name="docs", where="shown", sync=True)
+    bench.close()
+    worker = Bench(cluster.uri(user="worker", database="pgvec"))
+    worker.drain(listen=False)
+    worker.close()
+    return "pgvec"
+
+
+@contextmanager
+def _database(cluster: embedded.Server, template: str) -> Iterator[Callable[[str], str]]:
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(cluster.uri(user="postgres", database="postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        try:
+            yield lambda user: cluster.uri(user=user, database=name)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def dsn(cluster: embedded.Server, template: str) -> Iterator[Callable[[str], str]]:
+    """The DSN of a fresh copy of the template, by the name of who logs in."""
+    with _database(cluster, template) as found:
+        yield found
+
+
+@pytest.fixture
+def empty(cluster: embedded.Server, template: str) -> Iterator[Callable[[str], str]]:
+    """The same for a database that has the extension and nothing else."""
+    with _database(cluster, "template0") as found:
+        with psycopg.connect(found("postgres"), autocommit=True) as connection:
+            connection.execute(b"CREATE EXTENSION vector")
+        yield found
+
+
+@pytest.fixture
+def bench(dsn: Callable[[str], str]) -> Iterator[Callable[[str], Bench]]:
+    """A bench for whoever logs in, closed with the test."""
+    with ExitStack() as stack:
+
+        def opened(user: str) -> Bench:
+            return stack.enter_context(closing(Bench(dsn(user))))
+
+        yield opened
+
+
+# Every command
+
+
+@pytest.mark.parametrize("login", table.LOGINS)
+def test_each_command_does_under_each_role_what_the_table_says(
+    login: str, dsn: Callable[[str], str], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(dsn("postgres"), autocommit=True) as connection:
+        connection.execute(
+            b"INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('known', 'read', decode('00', 'hex'))"
+        )
+    wrong = []
+    for verb in table.VERBS:
+        if verb.before:
+            monkeypatch.setenv("PGVEC_DSN", dsn("enqueuer"))
+            cli(*verb.before)
+        monkeypatch.setenv("PGVEC_DSN", dsn(login))
+        ran = cli(*verb.arguments)
+        words = verb.refused.get(login)
+        if words is None and verb.code == -1:
+            found = [json.loads(line) for line in ran.out.splitlines()]
+            assert found
+        elif words is None and ran.code != verb.code:
+            wrong.append((verb.shown, "has to be allowed", ran.err))
+        elif words is not None and (ran.code != 1 or words not in ran.err):
+            wrong.append((verb.shown, "has to be refused", ran.code, ran.err))
+        elif words is not None:
+            assert ran.err.splitlines()[-1].startswith("pgvec: "), ran.err
+            assert "Traceback" not in ran.err
+    assert wrong == [], "\n".join(map(str, wrong))
+
+
+def test_the_page_shows_the_table() -> None:
+    text = table.PAGE.read_text("utf-8")
+    shown = text.partition(table.BEGIN)[2].partition(table.END)[0]
+    assert shown.strip() == table.table().strip(), "run: python -m tests.roles, and put what it prints into docs/roles.md"
+
+
+def test_every_command_has_a_role_and_every_role_a_command() -> None:
+    from pgvec_queue.cli import _COMMANDS
+
+    # These need no schema.
+    assert set(_COMMANDS) - set(roles.COMMANDS) == {"db", "bench", "demo"}
+    assert {role for allowed in roles.COMMANDS.values() for role in allowed} == set(roles.ROLES)
+
+
+# What stands behind the commands
+
+
+def _may(bench: Bench, *statements: str) -> list[str]:
+    """The statements that are not refused for want of a right."""
+    allowed = []
+    for statement in statements:
+        try:
+            with bench.connection.transaction(force_rollback=True):
+                bench.sql(statement)
+            allowed.append(statement)
+        except psycopg.errors.InsufficientPrivilege:
+            pass
+    return allowed
+
+
+def test_a_worker_changes_no_table_reads_no_other_and_steers_no_vectorizer(bench: Callable[[str], Bench]) -> None:
+    worker = bench("worker")
+    assert _may(
+        worker,
+        "ALTER TABLE app.docs ADD COLUMN more int",
+        "ALTER TABLE app.docs_vectors ADD COLUMN more int",
+        "TRUNCATE app.docs_vectors",
+        "UPDATE app.docs_vectors SET chunk = ''",
+        "UPDATE app.docs SET body = ''",
+        "DELETE FROM app.docs",
+        "SELECT secret FROM app.docs",
+        "SELECT title FROM app.docs",
+        "SELECT * FROM app.others",
+        "CREATE TABLE app.mine ()",
+        "CREATE TABLE pgvec.mine ()",
+        "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
+        "CREATE FUNCTION pgvec_sync.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "INSERT INTO pgvec.vectorizers OVERRIDING SYSTEM VALUE SELECT * FROM pgvec.vectorizers",
+        "DELETE FROM pgvec.vectorizers",
+        "UPDATE pgvec.vectorizers SET paused = true",
+        "UPDATE pgvec.vectorizers SET filter = 'true'",
+        "UPDATE pgvec.vectorizers SET endpoint = 'http://elsewhere'",
+        "SELECT * FROM pgvec.api_tokens",
+        "SELECT * FROM pgvec.task_texts",
+        "SELECT pgvec.pause('docs')",
+        "SELECT pgvec.drop_vectorizer('docs')",
+        "SELECT pgvec.switch_model('docs')",
+    ) == []
+    assert len(_may(worker, "SELECT id, body, shown, xmin FROM app.docs", "DELETE FROM app.docs_vectors")) == 2
+
+
+def test_a_reader_changes_nothing_and_reads_no_source(bench: Callable[[str], Bench]) -> None:
+    reader = bench("reader")
+    names = [name for kind, name in schema.names() if kind == "table"]
+    changing = [f"{verb} pgvec.{name}" for name in names for verb in ("DELETE FROM", "TRUNCATE")]
+    assert _may(reader, *changing) == []
+    assert _may(
+        reader,
+        "SELECT body FROM app.docs",
+        "DELETE FROM app.docs_vectors",
+        "SELECT digest FROM pgvec.api_tokens",
+        "SELECT * FROM pgvec.tasks",
+        "SELECT pgvec.stop_workers()",
+        "SELECT pgvec.retry('docs')",
+        "CREATE TABLE pgvec.mine ()",
+    ) == []
+    assert reader.value("SELECT count(*) FROM app.docs_vectors") == 20
+    collector = QueueCollector(reader.database)
+    with closing(collector):
+        assert {sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples} == {1}
+
+
+def test_an_enqueuer_sees_no_tokens_and_makes_nothing_that_others_call(bench: Callable[[str], Bench]) -> None:
+    assert _may(
+        bench("enqueuer"),
+        "SELECT * FROM pgvec.api_tokens",
+        "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
+        "SELECT * FROM pgvec.task_texts",
+        "DELETE FROM pgvec.tasks",
+        "INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, '0', '30 s')",
+        # An overload of what every worker calls.
+        "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
+        "CREATE OR REPLACE VIEW pgvec.progress AS SELECT 1",
+        "ALTER TABLE pgvec.jobs ADD COLUMN mine int",
+    ) == []
+
+
+def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], Bench]) -> None:
+    """Their changes are queued by the trigger's owner; nobody else may make a trigger of its function."""
+    admin, owner = bench("postgres"), bench("enqueuer")
+    admin.sql("CREATE ROLE app_user LOGIN")
+    try:
+        owner.sql("GRANT USAGE ON SCHEMA app TO app_user; GRANT SELECT, INSERT, UPDATE, DELETE ON app.docs TO app_user")
+        user = bench("app_user")
+        user.sql("INSERT INTO app.docs (id, body) VALUES (21, 'new')")
+        assert owner.value("SELECT keys FROM pgvec.jobs WHERE kind = 'keys'") == [["21"]]
+        assert _may(user, "SELECT * FROM pgvec.progress", "SELECT pgvec_sync.sync_1()") == []
+        admin.sql("GRANT USAGE ON SCHEMA pgvec_sync TO app_user; CREATE SCHEMA mine AUTHORIZATION app_user")
+        user.sql("CREATE TABLE mine.docs (id int, body text, shown boolean)")
+        trap = (
+            "CREATE TRIGGER trap AFTER INSERT ON mine.docs REFERENCING NEW TABLE AS pgvec_new"
+            " FOR EACH STATEMENT EXECUTE FUNCTION pgvec_sync.sync_1()"
+        )
+        assert _may(user, trap) == []
+    finally:
+        admin.sql("DROP OWNED BY app_user CASCADE; DROP ROLE app_user")
+
+
+def test_nobody_is_public(bench: Callable[[str], Bench]) -> None:
+    """Without a role nothing of ours can be seen, and no function that changes anything be called."""
+    admin = bench("postgres")
+    assert admin.sql("SELECT r FROM pg_namespace n, aclexplode(n.nspacl) a, LATERAL (SELECT a.grantee) g(r)"
+                     " WHERE n.nspname IN ('pgvec', 'pgvec_sync', 'pgvec_collections') AND a.grantee = 0") == []
+    changing = admin.sql(
+        "SELECT p.proname FROM pg_proc p WHERE p.pronamespace IN ('pgvec'::regnamespace, 'pgvec_sync'::regnamespace)"
+        " AND has_function_privilege('public', p.oid, 'EXECUTE') AND (p.provolatile = 'v' OR p.prosecdef)"
+    )
+    assert changing == []
+
+
+def test_every_table_of_ours_is_thought_of() -> None:
+    granted = "\n".join(text for name, text in resources.statements("roles").items() if name in roles.ROLES)
+    # Those that only the owner sees need no grant.
+    assert {name for kind, name in schema.names() if kind in ("table", "view") and f"pgvec.{name}" not in granted} == set()
+
+
+# What is new
+
+
+def test_an_upgrade_grants_what_it_makes_anew(bench: Callable[[str], Bench], dsn: Callable[[str], str]) -> None:
+    """By a member of the owner's role, who may not create in the database; whose it is stays."""
+    admin = bench("postgres")
+    admin.sql("DROP VIEW pgvec.progress; REVOKE ALL ON pgvec.indexes FROM pgvec_worker; DROP FUNCTION pgvec.pause")
+    assert schema.initialize(Database(dsn("owner"))) == schema.HEAD
+    assert bench("reader").value("SELECT name FROM pgvec.progress") == "docs"
+    assert bench("worker").value("SELECT count(*) FROM pgvec.indexes") >= 0
+    assert _may(bench("worker"), "SELECT pgvec.pause('docs')") == []
+    owners = admin.sql(
+        "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = 'pgvec'::regnamespace"
+        " UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace"
+    )
+    assert owners == [("pgvec_owner",)]
+
+
+def test_another_database_of_the_server_gives_no_role_anything_unasked(empty: Callable[[str], str]) -> None:
+    schema.initialize(Database(empty("postgres")))
+    with psycopg.connect(empty("postgres"), autocommit=True) as connection:
+        assert roles.present(connection) == []
+        assert connection.execute("SELECT has_schema_privilege('pgvec_worker', 'pgvec', 'USAGE')").fetchone() == (False,)
+
+
+def test_a_second_enqueue_grants_what_was_lost(bench: Callable[[str], Bench]) -> None:
+    owner = bench("enqueuer")
+    owner.sql("REVOKE ALL ON app.docs_vectors FROM pgvec_worker, pgvec_reader; REVOKE SELECT ON app.docs FROM pgvec_worker")
+    owner.enqueue("app.docs", name="docs")
+    owner.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3")
+    bench("worker").drain(listen=False)
+    assert_right(owner, vectorizer.get(owner.connection, "docs"))
+    assert bench("reader").value("SELECT count(*) FROM app.docs_vectors") == 20
+
+
+def test_what_the_enqueuer_may_not_grant_is_left_to_the_owner_in_one_line(bench: Callable[[str], Bench]) -> None:
+    admin = bench("postgres")
+    admin.sql("CREATE SCHEMA theirs; CREATE TABLE theirs.texts (id int PRIMARY KEY, t text, k text)")
+    admin.sql("INSERT INTO theirs.texts VALUES (1, 'one', 'a'); CREATE TABLE theirs.kinds (k text)")
+    admin.sql("INSERT INTO theirs.kinds VALUES ('a')")
+    admin.sql("GRANT USAGE ON SCHEMA theirs TO enqueuer; GRANT SELECT ON theirs.texts, theirs.kinds TO enqueuer")
+    enqueuer, worker = bench("enqueuer"), bench("worker")
+    where = "s.k IN (SELECT k FROM theirs.kinds)"
+    defined = enqueuer.define("theirs.texts", "t", where=where, into="app.of_texts", name="theirs")
+    [remark] = defined.remarks
+    left = remark.partition("has to run: ")[2].split("; ")
+    assert left == [
+        'GRANT USAGE ON SCHEMA "theirs" TO "pgvec_worker"',
+        'GRANT SELECT ("id", "k", "t", "xmin") ON "theirs"."texts" TO "pgvec_worker"',
+        'GRANT USAGE ON SCHEMA "theirs" TO "pgvec_worker"',
+        'GRANT SELECT ("k") ON "theirs"."kinds" TO "pgvec_worker"',
+    ]
+    enqueuer.plan(defined.vectorizer)
+    worker.drain(listen=False)
+    assert "permission denied for schema theirs" in (enqueuer.progress("theirs").reason or "")
+    for statement in left:
+        admin.sql(statement)
+    enqueuer.sql("SELECT pgvec.resume('theirs')")
+    worker.drain(listen=False)
+    assert enqueuer.sql("SELECT id, chunk FROM app.of_texts") == [(1, "one")]
+    assert access.share(enqueuer.connection, defined.vectorizer) == []
