@@ -65,31 +65,48 @@ SELECT has_database_privilege(current_database(), 'CREATE'),
 FROM (SELECT) one LEFT JOIN pg_namespace n ON n.nspname = 'pgvec';
 
 -- name: rights_on_ours
--- Per table, view or sequence of ours, what this role lacks of what a worker needs.
+-- Per table, view or sequence of ours, what this role lacks of what a worker needs: as pgvec_worker is granted in roles.sql.
 SELECT * FROM (
     SELECT c.relname::text, ARRAY(
-        SELECT p FROM unnest(CASE c.relkind WHEN 'r' THEN ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'] ELSE ARRAY['SELECT'] END) p
-        WHERE NOT CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, p) ELSE has_table_privilege(c.oid, p) END) AS lacking
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'pgvec' AND c.relkind IN ('r', 'v', 'S') AND c.relname <> 'alembic_version'
+        SELECT p FROM unnest(string_to_array(need.rights, ' ')) p
+        WHERE NOT CASE WHEN c.relkind = 'S' THEN has_sequence_privilege(c.oid, p)
+                       WHEN p = 'UPDATE' THEN has_any_column_privilege(c.oid, p)
+                       WHEN c.relname = 'tasks' THEN has_any_column_privilege(c.oid, p)
+                       ELSE has_table_privilege(c.oid, p) END) AS lacking
+    FROM (VALUES ('vectorizers', 'SELECT UPDATE'), ('jobs', 'SELECT INSERT UPDATE DELETE'), ('workers', 'SELECT INSERT UPDATE DELETE'),
+                 ('counters', 'SELECT INSERT UPDATE DELETE'), ('samples', 'SELECT INSERT UPDATE DELETE'),
+                 ('minutes', 'SELECT INSERT UPDATE DELETE'), ('failures', 'SELECT INSERT UPDATE DELETE'),
+                 ('pace', 'SELECT INSERT UPDATE'), ('events', 'SELECT INSERT DELETE'), ('indexes', 'SELECT UPDATE'),
+                 ('tasks', 'SELECT'), ('model_migrations', 'SELECT'), ('progress', 'SELECT'), ('index_status', 'SELECT'),
+                 ('jobs_id_seq', 'SELECT')) AS need(name, rights)
+    JOIN pg_class c ON c.relname = need.name
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'pgvec'
 ) rights WHERE cardinality(lacking) > 0
+ORDER BY 1;
+
+-- name: our_roles
+-- Those of `pgvec init --roles` that this database has let in, and whether this role is a member of each.
+SELECT r.rolname::text, pg_has_role(r.oid, 'USAGE')
+FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a JOIN pg_roles r ON r.oid = a.grantee
+WHERE n.nspname = 'pgvec' AND a.privilege_type = 'USAGE' AND r.rolname ~ '^pgvec_(owner|worker|enqueuer|reader|gateway)$'
 ORDER BY 1;
 
 -- name: rights_on_table
 -- Columns that are not there, columns that may not be read, columns that may not be written, other rights that this role
--- lacks, and whether rows are hidden from it.
+-- lacks, and whether row-level security hides rows from it, or applies to it at all.
 SELECT has_schema_privilege(n.oid, 'USAGE'),
        ARRAY(SELECT w FROM unnest(%(read)s::text[] || %(written)s::text[]) w
              WHERE NOT EXISTS (SELECT FROM pg_attribute a
-                               WHERE a.attrelid = c.oid AND a.attname = w AND a.attnum > 0 AND NOT a.attisdropped)),
+                               WHERE a.attrelid = c.oid AND a.attname = w AND (a.attnum > 0 OR w = 'xmin') AND NOT a.attisdropped)),
        ARRAY(SELECT a.attname::text FROM pg_attribute a
-             WHERE a.attrelid = c.oid AND a.attname = ANY (%(read)s::text[]) AND a.attnum > 0 AND NOT a.attisdropped
+             WHERE a.attrelid = c.oid AND a.attname = ANY (%(read)s::text[])
+               AND (a.attnum > 0 OR a.attname = 'xmin') AND NOT a.attisdropped
                AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT') ORDER BY a.attnum),
        ARRAY(SELECT a.attname::text FROM pg_attribute a
              WHERE a.attrelid = c.oid AND a.attname = ANY (%(written)s::text[]) AND a.attnum > 0 AND NOT a.attisdropped
                AND NOT has_column_privilege(c.oid, a.attnum, 'UPDATE') ORDER BY a.attnum),
        ARRAY(SELECT p FROM unnest(%(wanted)s::text[]) p WHERE NOT has_table_privilege(c.oid, p)),
-       row_security_active(c.oid)
+       pgvec.hides_rows(c.oid, cardinality(%(written)s::text[]) > 0), row_security_active(c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
 

@@ -27,13 +27,21 @@ def on_our_schema(examined: Examined) -> Iterator[Finding]:
         yield error("rights", f"{role} may not use the schema pgvec", f"GRANT USAGE ON SCHEMA pgvec TO {role}")
         return
     lacking = examined.rows("rights_on_ours")
+    ours = examined.rows("our_roles")
+    mine = [name for name, is_member in ours if is_member]
+    if lacking and mine:
+        yield ok("rights", f"{role} is a member of {listed(mine)}, which is no worker's role: docs/roles.md")
+        return
+    if lacking and ours:
+        yield error("rights", f"{role} is a member of none of our roles", f"GRANT pgvec_worker TO {role}: docs/roles.md")
+        return
     if lacking:
         name, rights = lacking[0]
         said = listed([f"{', '.join(rights)} on pgvec.{name}" for name, rights in lacking], most=3)
         yield error("rights", f"{role} lacks {said}", f"GRANT {', '.join(rights)} ON pgvec.{name} TO {role}, and so on")
         return
     yield ok("rights", f"{role} may do on the schema pgvec what a worker does")
-    if not create:
+    if not create and not ours:
         yield note(
             "rights",
             f"{role} may create nothing in the schema pgvec, as `pgvec init` and `pgvec enqueue --sync` do",
@@ -61,7 +69,8 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
         "rights_on_table",
         schema=one.source_schema,
         table=one.source_table,
-        read=[*one.key_columns, *one.text_columns],
+        # A worker tells by it whether a row is another than it has read.
+        read=[*one.key_columns, *one.text_columns, *([] if one.source_is_view else ["xmin"])],
         written=written,
         wanted=["TRIGGER"] if one.sync else [],
     )
@@ -74,10 +83,10 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
             vectorizer=one.name,
         )
     if rights and rights[0][5]:
-        yield warning(
+        yield error(
             "tables",
-            f"row-level security hides rows of {one.source} from {role}; what it does not see loses its vectors",
-            f"ALTER ROLE {role} BYPASSRLS, or make it the owner",
+            f"row-level security hides rows of {one.source} from {role}; a worker of that role blocks {one.name}",
+            f"make a policy on it for {role} with USING (true), or ALTER ROLE {role} BYPASSRLS: docs/roles.md",
             vectorizer=one.name,
         )
 
@@ -97,6 +106,13 @@ def _on_destination(examined: Examined, one: Vectorizer, role: str) -> Iterator[
         wanted=wanted,
     )
     yield from _judge(one, one.destination, role, rights)
+    if rights and rights[0][6]:
+        yield error(
+            "tables",
+            f"row-level security of {one.destination} applies to {role}, which has to write all of it",
+            f"ALTER ROLE {role} BYPASSRLS, or make it a member of the owner: docs/roles.md",
+            vectorizer=one.name,
+        )
     if rights and rights[0][0] and rights[0][4]:
         yield error(
             "tables",

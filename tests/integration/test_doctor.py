@@ -467,10 +467,10 @@ def test_what_a_role_lacks_is_named_step_by_step(bench: Bench, role: str, doctor
     wrong = {finding["message"] for finding in found["tables"] if finding["level"] == "error"}
     assert len(wrong) == 3
     assert {
-        f"{role} may not read id, body of public.docs",
+        f"{role} may not read xmin, id, body of public.docs",
         f"{role} lacks SELECT, INSERT, DELETE on public.docs_vectors",
     } < wrong
-    bench.sql(f"GRANT SELECT (id, body) ON docs TO {role}; GRANT SELECT, INSERT, DELETE ON docs_vectors TO {role}")
+    bench.sql(f"GRANT SELECT (id, body, xmin) ON docs TO {role}; GRANT SELECT, INSERT, DELETE ON docs_vectors TO {role}")
     found = doctor(dsn)
     assert only(found, "tables")[:2] == ("ok", "public.docs can be read, public.docs_vectors written")
 
@@ -499,7 +499,7 @@ def test_a_destination_in_the_source_wants_its_column_to_be_updated(bench: Bench
     assert only(doctor(as_role(bench.dsn, role)), "tables")[0] == "ok"
 
 
-def test_triggers_that_the_role_could_not_renew_and_rows_that_it_does_not_see_are_warnings(
+def test_triggers_that_the_role_could_not_renew_and_rows_that_it_does_not_see_are_told(
     bench: Bench, role: str, doctor: Doctor
 ) -> None:
     fill(bench, sync=True)
@@ -510,7 +510,8 @@ def test_triggers_that_the_role_could_not_renew_and_rows_that_it_does_not_see_ar
     assert found["tables"][1]["message"].startswith(f"{role} may make no trigger on public.docs")
     bench.sql(f"GRANT TRIGGER ON docs TO {role}; ALTER TABLE docs ENABLE ROW LEVEL SECURITY")
     found = doctor(as_role(bench.dsn, role))
-    assert found["tables"][1]["message"].startswith(f"row-level security hides rows of public.docs from {role}")
+    assert levels(found, "tables") == ["error"]
+    assert found["tables"][0]["message"].startswith(f"row-level security hides rows of public.docs from {role}")
 
 
 def test_columns_that_are_gone_are_an_error(bench: Bench, doctor: Doctor) -> None:

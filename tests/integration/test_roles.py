@@ -329,3 +329,217 @@ def test_what_the_enqueuer_may_not_grant_is_left_to_the_owner_in_one_line(bench:
     worker.drain(listen=False)
     assert enqueuer.sql("SELECT id, chunk FROM app.of_texts") == [(1, "one")]
     assert access.share(enqueuer.connection, defined.vectorizer) == []
+
+
+# Row-level security
+
+
+def _hidden(admin: Bench, policy: str) -> None:
+    admin.sql("ALTER TABLE app.docs ENABLE ROW LEVEL SECURITY")
+    admin.sql(policy)
+
+
+def test_a_worker_that_does_not_see_all_rows_deletes_nothing(bench: Callable[[str], Bench]) -> None:
+    """What a policy hides would look as if it were gone."""
+    admin, owner, worker = bench("postgres"), bench("enqueuer"), bench("worker")
+    _hidden(admin, "CREATE POLICY part ON app.docs USING (id > 10)")
+    owner.enqueue("app.docs", name="docs")
+    worker.drain(listen=False)
+    told = owner.progress("docs")
+    assert told.state == "blocked"
+    assert "row-level security may hide rows of app.docs from the role worker" in (told.reason or "")
+    assert owner.value("SELECT count(*) FROM app.docs_vectors") == 20
+    # A restrictive policy hides as well, whatever the others show.
+    admin.sql("ALTER POLICY part ON app.docs USING (true)")
+    admin.sql("CREATE POLICY less ON app.docs AS RESTRICTIVE TO pgvec_worker USING (id < 10)")
+    owner.sql("SELECT pgvec.resume('docs')")
+    worker.drain(listen=False)
+    assert owner.progress("docs").state == "blocked"
+    assert owner.value("SELECT count(*) FROM app.docs_vectors") == 20
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "CREATE POLICY workers ON app.docs FOR SELECT TO pgvec_worker USING (true)",
+        "ALTER ROLE worker BYPASSRLS",
+        "GRANT enqueuer TO worker",
+    ],
+)
+def test_a_worker_that_sees_all_rows_works_under_row_level_security(way: str, bench: Callable[[str], Bench]) -> None:
+    admin, owner, worker = bench("postgres"), bench("enqueuer"), bench("worker")
+    _hidden(admin, "CREATE POLICY part ON app.docs USING (id > 10)")
+    admin.sql(way)
+    try:
+        owner.sql("UPDATE app.docs SET body = 'changed' WHERE id < 5; DELETE FROM app.docs WHERE id = 7")
+        owner.enqueue("app.docs", name="docs")
+        worker.drain(listen=False)
+        assert owner.progress("docs").state == "complete"
+        assert_right(owner, vectorizer.get(owner.connection, "docs"))
+    finally:
+        admin.sql("ALTER ROLE worker NOBYPASSRLS; REVOKE enqueuer FROM worker")
+
+
+def test_a_column_destination_needs_every_row_to_be_updatable(bench: Callable[[str], Bench]) -> None:
+    admin, owner, worker = bench("postgres"), bench("enqueuer"), bench("worker")
+    made = owner.enqueue("app.others", "body", name="column", into_column="v")
+    _hidden(admin, "ALTER TABLE app.others ENABLE ROW LEVEL SECURITY")
+    admin.sql("CREATE POLICY readers ON app.others FOR SELECT TO pgvec_worker USING (true)")
+    worker.drain(listen=False)
+    assert "may hide rows of app.others" in (owner.progress("column").reason or "")
+    admin.sql("CREATE POLICY writers ON app.others FOR UPDATE TO pgvec_worker USING (true)")
+    owner.sql("SELECT pgvec.resume('column')")
+    worker.drain(listen=False)
+    assert_right(owner, made)
+
+
+def test_what_is_hidden_in_a_destination_no_search_finds_and_no_worker_writes(bench: Callable[[str], Bench]) -> None:
+    admin, owner, worker, reader = bench("postgres"), bench("enqueuer"), bench("worker"), bench("reader")
+    found = "SELECT array_agg(key[1]::int ORDER BY key[1]::int) FROM pgvec.search(1, (SELECT array_agg(1::real) FROM generate_series(1, 8)), max_hits => 50{})"
+    assert reader.value(found.format("")) == list(range(1, 21))
+    admin.sql("ALTER TABLE app.docs_vectors ENABLE ROW LEVEL SECURITY")
+    admin.sql("CREATE POLICY part ON app.docs_vectors TO pgvec_reader USING (id <= 3)")
+    assert reader.value(found.format("")) == [1, 2, 3]
+    assert reader.value(found.format(", query_text => 'text', mode => 'hybrid'")) == [1, 2, 3]
+    assert reader.value(found.format(", query_text => 'text', mode => 'text'")) == [1, 2, 3]
+    owner.sql("DELETE FROM app.docs WHERE id = 1")
+    worker.drain(listen=False)
+    assert "row-level security of app.docs_vectors applies to the role worker" in (owner.progress("docs").reason or "")
+    admin.sql("ALTER ROLE worker BYPASSRLS")
+    try:
+        owner.sql("SELECT pgvec.resume('docs')")
+        worker.drain(listen=False)
+        assert reader.value(found.format("")) == [2, 3]
+    finally:
+        admin.sql("ALTER ROLE worker NOBYPASSRLS")
+
+
+def test_readers_are_not_given_the_texts_of_a_protected_source(bench: Callable[[str], Bench]) -> None:
+    owner = bench("enqueuer")
+    owner.sql("ALTER TABLE app.others ENABLE ROW LEVEL SECURITY")
+    [remark] = owner.define("app.others", "body").remarks
+    assert remark.startswith("app.others has row-level security, app.others_vectors has not: readers were not given it")
+    assert _may(bench("reader"), "SELECT * FROM app.others_vectors") == []
+
+
+def test_verify_and_doctor_tell_of_hidden_rows(
+    bench: Callable[[str], Bench], dsn: Callable[[str], str], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGVEC_DSN", dsn("worker"))
+    ran = cli("doctor", "--json")
+    found = [json.loads(line) for line in ran.out.splitlines()]
+    assert [one for one in found if one["check"] in ("rights", "tables") and one["level"] != "ok"
+            and "no trigger" not in one["message"]] == []
+    _hidden(bench("postgres"), "CREATE POLICY part ON app.docs USING (id > 10)")
+    assert "row-level security may hide rows of app.docs" in cli.refused("verify", "docs")
+    found = [json.loads(line) for line in cli("doctor", "--json").out.splitlines()]
+    [told] = [one for one in found if one["level"] == "error" and one["check"] == "tables"]
+    assert told["message"] == "row-level security hides rows of app.docs from worker; a worker of that role blocks docs"
+
+
+# Databases of which one is not the master
+
+
+@pytest.fixture
+def without_roles(cluster: embedded.Server, template: str) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's connection, while the server has none of the roles under their names."""
+    with psycopg.connect(cluster.uri(user="postgres", database="postgres"), autocommit=True) as connection:
+        for role in roles.ROLES:
+            connection.execute(f"ALTER ROLE {role} RENAME TO was_{role}".encode())
+        try:
+            yield connection
+        finally:
+            for role in roles.ROLES:
+                connection.execute(f"DROP ROLE IF EXISTS {role}".encode())
+                connection.execute(f"ALTER ROLE was_{role} RENAME TO {role}".encode())
+
+
+@pytest.fixture
+def managed(without_roles: psycopg.Connection[Any], cluster: embedded.Server) -> Iterator[Callable[[str], str]]:
+    """A database as providers give it: its owner is no superuser and makes no roles, pgvector lies elsewhere, nobody creates
+    in public, and the search path is empty.
+    """
+    name = f"managed_{uuid.uuid4().hex}"
+    without_roles.execute(f"CREATE ROLE managed LOGIN NOSUPERUSER NOCREATEROLE; CREATE ROLE app_worker LOGIN".encode())
+    without_roles.execute(f"CREATE DATABASE {name} OWNER managed TEMPLATE template0".encode())
+    try:
+        with psycopg.connect(cluster.uri(user="postgres", database=name), autocommit=True) as connection:
+            connection.execute(b"CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
+            connection.execute(b"GRANT USAGE ON SCHEMA extensions TO managed; REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            connection.execute(b"CREATE SCHEMA app AUTHORIZATION managed; ALTER ROLE managed SET search_path = ''")
+            connection.execute(b"ALTER ROLE app_worker SET search_path = ''; ALTER ROLE managed SET datestyle = 'German'")
+            connection.execute(b"SET SESSION AUTHORIZATION managed")
+            connection.execute(DOCS.encode())
+        yield lambda user: cluster.uri(user=user, database=name)
+    finally:
+        without_roles.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+        without_roles.execute(b"DROP ROLE app_worker; DROP ROLE managed")
+
+
+def test_without_the_right_to_make_roles_what_a_dba_has_to_run_is_printed(
+    managed: Callable[[str], str], without_roles: psycopg.Connection[Any], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGVEC_DSN", managed("managed"))
+    first = cli("init", "--roles")
+    assert first.code == 1
+    assert first.out.splitlines()[1:] == [f"CREATE ROLE {role} NOLOGIN;" for role in roles.ROLES]
+    assert "could not be made: have a DBA run the statements above" in first.err
+    # What is there gets its rights all the same.
+    without_roles.execute(b"CREATE ROLE pgvec_worker NOLOGIN; GRANT pgvec_worker TO app_worker")
+    second = cli("init", "--roles")
+    assert second.code == 1
+    assert "Granted pgvec_worker what" in second.out
+    assert "CREATE ROLE pgvec_worker" not in second.out
+    with psycopg.connect(managed("postgres"), autocommit=True) as connection:
+        connection.execute(b"GRANT USAGE ON SCHEMA extensions TO app_worker")
+    assert cli(*ENQUEUE, "--model", "hashing-8").code == 0
+    monkeypatch.setenv("PGVEC_DSN", managed("app_worker"))
+    assert cli("work", "--drain", "--no-listen").code == 0
+    assert cli("verify", "docs").code == 0
+    monkeypatch.setenv("PGVEC_DSN", managed("managed"))
+    for role in roles.ROLES:
+        if role != "pgvec_worker":
+            without_roles.execute(f"CREATE ROLE {role} NOLOGIN".encode())
+    third = cli("init", "--roles")
+    assert third.code == 0
+    left = [line for line in third.out.splitlines() if line.startswith("GRANT ")]
+    assert left == ["GRANT pgvec_owner TO managed;", "GRANT pgvec_enqueuer TO pgvec_gateway;"]
+    assert "the schema pgvec stays yours" in third.err
+    for statement in left:
+        without_roles.execute(statement.encode())
+    last = cli("init", "--roles")
+    assert (last.code, last.err) == (0, "")
+    with psycopg.connect(managed("managed"), autocommit=True) as connection:
+        owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'pgvec'"
+        assert connection.execute(owner).fetchone() == ("pgvec_owner",)
+    assert cli("verify", "docs").code == 0
+    assert cli("drop", "docs", "--yes").code == 0
+
+
+def test_the_printed_statements_make_the_same_rights(
+    managed: Callable[[str], str], bench: Callable[[str], Bench], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGVEC_DSN", managed("managed"))
+    assert cli("init").code == 0
+    script = cli("init", "--roles", "--sql").out
+    with closing(Bench(managed("postgres"))) as admin:
+        for _ in range(2):
+            admin.sql(script)
+        made = _rights(admin)
+    assert made == [tuple(str(value).replace("was_", "") for value in row) for row in _rights(bench("postgres"))]
+
+
+def _rights(bench: Bench) -> list[tuple[str, ...]]:
+    """Who owns what of ours, and who may do what there."""
+    return bench.sql(
+        "SELECT c.relname::text, c.relowner::regrole::text, coalesce(a.grantee::regrole::text, ''), coalesce(a.privilege_type, '')"
+        " FROM pg_class c LEFT JOIN LATERAL aclexplode(c.relacl) a ON true"
+        " WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind IN ('r', 'v') AND c.relowner::regrole::text ~ 'pgvec_'"
+        " UNION ALL SELECT attrelid::regclass || '.' || attname, '', a.grantee::regrole::text, a.privilege_type"
+        " FROM pg_attribute, aclexplode(attacl) a WHERE attrelid::regclass::text LIKE 'pgvec.%%'"
+        " UNION ALL SELECT p.proname, p.proowner::regrole::text, a.grantee::regrole::text, a.privilege_type"
+        " FROM pg_proc p, aclexplode(p.proacl) a WHERE p.pronamespace = 'pgvec'::regnamespace"
+        " UNION ALL SELECT n.nspname, n.nspowner::regrole::text, a.grantee::regrole::text, a.privilege_type"
+        " FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname LIKE 'pgvec%%'"
+        " ORDER BY 1, 2, 3, 4"
+    )
