@@ -15,10 +15,12 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgvec_queue import access, embedded, resources, roles, schema, vectorizer
+from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
 from pgvec_queue.metrics import QueueCollector
 from tests import roles as table
 from tests.commandline import CommandLine, assert_one_line
+from tests.gateway.server import API, accepted, ended, serving, vectors
 from tests.oracle import assert_right
 from tests.support import Bench
 
@@ -209,9 +211,6 @@ def test_a_reader_changes_nothing_and_reads_no_source(bench: Callable[[str], Ben
         "CREATE TABLE pgvec.mine ()",
     ) == []
     assert reader.value("SELECT count(*) FROM app.docs_vectors") == 20
-    collector = QueueCollector(reader.database)
-    with closing(collector):
-        assert {sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples} == {1}
 
 
 def test_an_enqueuer_sees_no_tokens_and_makes_nothing_that_others_call(bench: Callable[[str], Bench]) -> None:
@@ -543,3 +542,44 @@ def _rights(bench: Bench) -> list[tuple[str, ...]]:
         " FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname LIKE 'pgvec%%'"
         " ORDER BY 1, 2, 3, 4"
     )
+
+
+# The gateway, and what looks on
+
+
+def test_a_gateway_takes_texts_and_answers_under_its_own_role(
+    bench: Callable[[str], Bench], dsn: Callable[[str], str]
+) -> None:
+    """From a new collection to a search in it, and its end; every worker may embed it, and tokens stay the owner's."""
+    with serving(dsn("gateway")) as client:
+        made = client.post(f"{API}/collections", json={"name": "notes"})
+        assert made.status_code == 201, made.text
+        task = accepted(client, ["one", "two"], ids=["a", "b"], collection="notes")
+        bench("worker").drain(listen=False)
+        assert ended(client, task["task_id"])["state"] == "done"
+        assert [one["id"] for one in vectors(client, task["task_id"])] == ["a", "b"]
+        found = client.post(f"{API}/search", json={"collection": "notes", "query": "one", "limit": 1})
+        assert found.status_code == 200, found.text
+        assert bench("reader").value("SELECT count(*) FROM pgvec_collections.notes_vectors") == 2
+        assert _may(bench("reader"), "SELECT * FROM pgvec_collections.notes") == []
+        name = bench("reader").value("SELECT vectorizer FROM (SELECT v.name AS vectorizer FROM pgvec.collections c"
+                                     " JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id) n")
+        assert client.post(f"{API}/vectorizers/{name}/pause").status_code in (200, 204)
+        assert client.delete(f"{API}/collections/notes").status_code == 204
+    assert _may(
+        bench("gateway"),
+        "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
+        "UPDATE pgvec.api_tokens SET role = 'admin'",
+        "SELECT * FROM app.docs",
+        "CREATE TABLE pgvec.mine ()",
+    ) == []
+
+
+@pytest.mark.parametrize("login", ["reader", "worker", "enqueuer", "owner"])
+def test_a_dashboard_and_an_overview_can_be_read_under_each_role(login: str, bench: Callable[[str], Bench]) -> None:
+    found = bench(login)
+    assert [one.name for one in snapshot.read(found.connection, "docs").vectorizers] == ["docs"]
+    if login == "reader":
+        with closing(QueueCollector(found.database)) as collector:
+            values = {sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples}
+        assert values == {1}
