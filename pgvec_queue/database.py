@@ -95,7 +95,16 @@ class Database:
         try:
             return psycopg.connect(self.conninfo(stage), cursor_factory=TimedCursor, **CONNECTION)
         except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
-            raise DatabaseError(f"cannot connect to the database {self.address}: {one_line(error)}") from error
+            told = self._without_files(one_line(error))
+            raise DatabaseError(f"cannot connect to the database {self.address}: {told}{_tls_advice(told)}") from error
+
+    def _without_files(self, text: str) -> str:
+        """Says which parameter is meant where libpq names a file: where keys lie is nobody's business."""
+        for parameter, variable in _FILES.items():
+            path = self._parameters.get(parameter) or os.environ.get(variable)
+            if path:
+                text = text.replace(str(path), f"({parameter})")
+        return text
 
     def pool(self, stage: str, *, size: int) -> Pool:
         """Returns an open pool of at most ``size`` connections, made when they are needed; whoever asked closes it."""
@@ -109,6 +118,27 @@ class Database:
             reconnect_timeout=1.0,
             open=True,
         )
+
+
+_FILES = {
+    "sslkey": "PGSSLKEY",
+    "sslcert": "PGSSLCERT",
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslcrl": "PGSSLCRL",
+    "passfile": "PGPASSFILE",
+}
+
+_TLS = {
+    "does not match host name": "name the server in the DSN as its certificate does (hostaddr=… says where it is)",
+    "certificate verify failed": "it was not signed by what sslrootcert names, or has expired",
+    "certificate required": "the server wants to know who asks: give sslcert and sslkey",
+    "unknown ca": "the server does not know who signed our certificate (sslcert)",
+    "server does not support SSL": "let the server offer TLS; sslmode=prefer would go on without",
+}
+
+
+def _tls_advice(message: str) -> str:
+    return next((f"; {advice}" for words, advice in _TLS.items() if words in message), "")
 
 
 class TimedCursor(psycopg.Cursor[Any]):

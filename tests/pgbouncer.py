@@ -46,15 +46,16 @@ class Pooler:
     """A running pgbouncer."""
 
     folder: Path
+    port: str = _PORT
 
     def dsn(self, direct: str) -> str:
         """The way to the same database and role as ``direct``, through the pooler."""
         given = conninfo_to_dict(direct)
-        return make_conninfo(host=str(self.folder), port=_PORT, user=given["user"], dbname=given["dbname"])
+        return make_conninfo(host=str(self.folder), port=self.port, user=given["user"], dbname=given["dbname"])
 
     def show(self, what: str) -> list[dict[str, Any]]:
         """What pgbouncer's own console says: ``POOLS``, ``SERVERS``, ``CLIENTS`` ..."""
-        administration = make_conninfo(host=str(self.folder), port=_PORT, user="postgres", dbname="pgbouncer")
+        administration = make_conninfo(host=str(self.folder), port=self.port, user="postgres", dbname="pgbouncer")
         # The console speaks the simple protocol only.
         with psycopg.connect(administration, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
             cursor = connection.execute(f"SHOW {what}".encode())
@@ -68,10 +69,10 @@ class Pooler:
 
 
 @contextmanager
-def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Iterator[Pooler]:
+def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "", port: str = _PORT) -> Iterator[Pooler]:
     """Runs pgbouncer, at most ``pool_size`` server connections per database, for the server that ``direct`` names.
 
-    ``more`` is added to its configuration.
+    ``more`` is added to its configuration; ``port`` is free, where that has it listen at an address.
 
     ``folder`` is new, and in a place that the server's account can reach.
     """
@@ -86,7 +87,7 @@ def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Ite
             port=given["port"],
             user=given["user"],
             pool_size=pool_size,
-            own_port=_PORT,
+            own_port=port,
             folder=folder,
         )
         + more
@@ -104,9 +105,9 @@ def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Ite
         extra_groups=[] if account else None,
     )
     try:
-        socket = folder / f".s.PGSQL.{_PORT}"
+        socket = folder / f".s.PGSQL.{port}"
         wait_until(lambda: socket.exists() or process.poll() is not None, what="pgbouncer's socket")
-        pooler = Pooler(folder)
+        pooler = Pooler(folder, port)
         assert process.poll() is None, pooler.log
         yield pooler
     finally:
