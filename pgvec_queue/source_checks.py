@@ -113,12 +113,13 @@ def check_filter(connection: Connection, source: Relation, where: str | None) ->
         raise DefinitionError("--where is empty; leave it out to take all rows")
     try:
         with transaction(connection, read_only=True):
+            of = identifier(source.schema, source.name)
+            selected = sql.SQL("({}\n)").format(literal_sql(where))
             connection.execute(
-                statement("catalog", "check_filter").format(
-                    source=identifier(source.schema, source.name),
-                    selected=sql.SQL("({}\n)").format(literal_sql(where)),
-                ),
-                {},
+                statement("catalog", "check_filter").format(source=of, selected=selected), {"none": 0}
+            )
+            connection.execute(
+                statement("catalog", "check_brackets").format(source=of, filter=literal_sql(where)), {"none": 0}
             )
     except psycopg.Error as error:
         raise DefinitionError(f"--where {where!r} cannot be used on {source.label}: {one_line(error)}") from error

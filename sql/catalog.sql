@@ -67,8 +67,13 @@ SELECT EXISTS (
 SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = %(name)s);
 
 -- name: check_filter
--- Fails where the filter is no condition over the row's own columns.
-SELECT FROM {source} s WHERE {selected} LIMIT 0;
+-- Fails where the filter is no condition over the row's own columns. With a parameter PostgreSQL takes one statement, no more.
+SELECT FROM {source} s WHERE {selected} LIMIT %(none)s::bigint;
+
+-- name: check_brackets
+-- What ends the parentheses that it is put into, and opens others, does not fit between brackets of another kind.
+SELECT ARRAY[{filter}
+] FROM {source} s LIMIT %(none)s::bigint;
 
 -- name: check_cast
 SELECT CAST(NULL::{from_type} AS {to_type});
