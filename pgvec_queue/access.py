@@ -155,9 +155,7 @@ def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
     whole, columns, _ = row
     table = sql.Identifier(need.schema, need.table)
     if whole:
-        queries.append(
-            statement("roles", "grant_table").format(right=sql.SQL(need.right), table=table, role=role)
-        )
+        queries.append(statement("roles", "grant_table").format(right=sql.SQL(need.right), table=table, role=role))
     elif columns:
         queries.append(
             statement("roles", "grant_columns").format(

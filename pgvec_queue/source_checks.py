@@ -115,9 +115,7 @@ def check_filter(connection: Connection, source: Relation, where: str | None) ->
         with transaction(connection, read_only=True):
             of = identifier(source.schema, source.name)
             selected = sql.SQL("({}\n)").format(literal_sql(where))
-            connection.execute(
-                statement("catalog", "check_filter").format(source=of, selected=selected), {"none": 0}
-            )
+            connection.execute(statement("catalog", "check_filter").format(source=of, selected=selected), {"none": 0})
             connection.execute(
                 statement("catalog", "check_brackets").format(source=of, filter=literal_sql(where)), {"none": 0}
             )

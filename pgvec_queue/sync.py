@@ -159,9 +159,7 @@ def remove(connection: Connection, vectorizer_id: int) -> None:
     for schema, table, trigger, *_ in triggers:
         _patiently(connection, schema, table, _dropping(connection, schema, table, trigger))
     with transaction(connection):
-        connection.execute(
-            statement("sync", "drop_function").format(function=_function(connection, vectorizer_id))
-        )
+        connection.execute(statement("sync", "drop_function").format(function=_function(connection, vectorizer_id)))
 
 
 def _refuse_others(triggers: Sequence[tuple[str, str, str, str, bool]]) -> None:

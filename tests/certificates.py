@@ -58,7 +58,11 @@ class Authority:
         told.write_text(extensions)
         _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", key)
         _openssl("req", "-new", "-key", key, "-subj", f"/O=Example/CN={name}", "-out", request)
-        signed = ("-signkey", key) if signer is None else ("-CA", signer.certificate, "-CAkey", signer.key, "-CAcreateserial")
+        signed = (
+            ("-signkey", key)
+            if signer is None
+            else ("-CA", signer.certificate, "-CAkey", signer.key, "-CAcreateserial")
+        )
         _openssl("x509", "-req", "-in", request, *signed, "-days", str(days), "-extfile", told, "-out", certificate)
         chain.write_text(certificate.read_text() + ("" if signer is None else signer.chain.read_text()))
         key.chmod(0o600)

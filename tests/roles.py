@@ -91,7 +91,9 @@ VERBS = (
             "reader": _MAKE,
         },
     ),
-    Verb("work --drain", ("work", "--drain", "--no-listen"), {n: _NOT_WORKING for n in ("enqueuer", "reader", "gateway")}),
+    Verb(
+        "work --drain", ("work", "--drain", "--no-listen"), {n: _NOT_WORKING for n in ("enqueuer", "reader", "gateway")}
+    ),
     Verb(
         "index NAME",
         ("index", "docs"),

@@ -10,7 +10,10 @@ from pgvec_queue.cli.common import Session, command
 
 @click.command()
 @click.option(
-    "--roles", "with_roles", is_flag=True, help="Make the roles pgvec_owner, pgvec_worker … and grant them their rights."
+    "--roles",
+    "with_roles",
+    is_flag=True,
+    help="Make the roles pgvec_owner, pgvec_worker and so on, and grant each its rights.",
 )
 @click.option("--sql", "only_print", is_flag=True, help="Print the DDL (of the roles, with --roles) and run nothing.")
 @command

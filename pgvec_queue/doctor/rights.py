@@ -33,7 +33,9 @@ def on_our_schema(examined: Examined) -> Iterator[Finding]:
         yield ok("rights", f"{role} is a member of {listed(mine)}, which is no worker's role: docs/roles.md")
         return
     if lacking and ours:
-        yield error("rights", f"{role} is a member of none of our roles", f"GRANT pgvec_worker TO {role}: docs/roles.md")
+        yield error(
+            "rights", f"{role} is a member of none of our roles", f"GRANT pgvec_worker TO {role}: docs/roles.md"
+        )
         return
     if lacking:
         name, rights = lacking[0]

@@ -470,7 +470,9 @@ def test_what_a_role_lacks_is_named_step_by_step(bench: Bench, role: str, doctor
         f"{role} may not read xmin, id, body of public.docs",
         f"{role} lacks SELECT, INSERT, DELETE on public.docs_vectors",
     } < wrong
-    bench.sql(f"GRANT SELECT (id, body, xmin) ON docs TO {role}; GRANT SELECT, INSERT, DELETE ON docs_vectors TO {role}")
+    bench.sql(
+        f"GRANT SELECT (id, body, xmin) ON docs TO {role}; GRANT SELECT, INSERT, DELETE ON docs_vectors TO {role}"
+    )
     found = doctor(dsn)
     assert only(found, "tables")[:2] == ("ok", "public.docs can be read, public.docs_vectors written")
 

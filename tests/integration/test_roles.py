@@ -137,7 +137,9 @@ def test_each_command_does_under_each_role_what_the_table_says(
 def test_the_page_shows_the_table() -> None:
     text = table.PAGE.read_text("utf-8")
     shown = text.partition(table.BEGIN)[2].partition(table.END)[0]
-    assert shown.strip() == table.table().strip(), "run: python -m tests.roles, and put what it prints into docs/roles.md"
+    assert shown.strip() == table.table().strip(), (
+        "run: python -m tests.roles, and put what it prints into docs/roles.md"
+    )
 
 
 def test_every_command_has_a_role_and_every_role_a_command() -> None:
@@ -166,32 +168,35 @@ def _may(bench: Bench, *statements: str) -> list[str]:
 
 def test_a_worker_changes_no_table_reads_no_other_and_steers_no_vectorizer(bench: Callable[[str], Bench]) -> None:
     worker = bench("worker")
-    assert _may(
-        worker,
-        "ALTER TABLE app.docs ADD COLUMN more int",
-        "ALTER TABLE app.docs_vectors ADD COLUMN more int",
-        "TRUNCATE app.docs_vectors",
-        "UPDATE app.docs_vectors SET chunk = ''",
-        "UPDATE app.docs SET body = ''",
-        "DELETE FROM app.docs",
-        "SELECT secret FROM app.docs",
-        "SELECT title FROM app.docs",
-        "SELECT * FROM app.others",
-        "CREATE TABLE app.mine ()",
-        "CREATE TABLE pgvec.mine ()",
-        "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
-        "CREATE FUNCTION pgvec_sync.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "INSERT INTO pgvec.vectorizers OVERRIDING SYSTEM VALUE SELECT * FROM pgvec.vectorizers",
-        "DELETE FROM pgvec.vectorizers",
-        "UPDATE pgvec.vectorizers SET paused = true",
-        "UPDATE pgvec.vectorizers SET filter = 'true'",
-        "UPDATE pgvec.vectorizers SET endpoint = 'http://elsewhere'",
-        "SELECT * FROM pgvec.api_tokens",
-        "SELECT * FROM pgvec.task_texts",
-        "SELECT pgvec.pause('docs')",
-        "SELECT pgvec.drop_vectorizer('docs')",
-        "SELECT pgvec.switch_model('docs')",
-    ) == []
+    assert (
+        _may(
+            worker,
+            "ALTER TABLE app.docs ADD COLUMN more int",
+            "ALTER TABLE app.docs_vectors ADD COLUMN more int",
+            "TRUNCATE app.docs_vectors",
+            "UPDATE app.docs_vectors SET chunk = ''",
+            "UPDATE app.docs SET body = ''",
+            "DELETE FROM app.docs",
+            "SELECT secret FROM app.docs",
+            "SELECT title FROM app.docs",
+            "SELECT * FROM app.others",
+            "CREATE TABLE app.mine ()",
+            "CREATE TABLE pgvec.mine ()",
+            "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
+            "CREATE FUNCTION pgvec_sync.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "INSERT INTO pgvec.vectorizers OVERRIDING SYSTEM VALUE SELECT * FROM pgvec.vectorizers",
+            "DELETE FROM pgvec.vectorizers",
+            "UPDATE pgvec.vectorizers SET paused = true",
+            "UPDATE pgvec.vectorizers SET filter = 'true'",
+            "UPDATE pgvec.vectorizers SET endpoint = 'http://elsewhere'",
+            "SELECT * FROM pgvec.api_tokens",
+            "SELECT * FROM pgvec.task_texts",
+            "SELECT pgvec.pause('docs')",
+            "SELECT pgvec.drop_vectorizer('docs')",
+            "SELECT pgvec.switch_model('docs')",
+        )
+        == []
+    )
     assert len(_may(worker, "SELECT id, body, shown, xmin FROM app.docs", "DELETE FROM app.docs_vectors")) == 2
 
 
@@ -200,32 +205,38 @@ def test_a_reader_changes_nothing_and_reads_no_source(bench: Callable[[str], Ben
     names = [name for kind, name in schema.names() if kind == "table"]
     changing = [f"{verb} pgvec.{name}" for name in names for verb in ("DELETE FROM", "TRUNCATE")]
     assert _may(reader, *changing) == []
-    assert _may(
-        reader,
-        "SELECT body FROM app.docs",
-        "DELETE FROM app.docs_vectors",
-        "SELECT digest FROM pgvec.api_tokens",
-        "SELECT * FROM pgvec.tasks",
-        "SELECT pgvec.stop_workers()",
-        "SELECT pgvec.retry('docs')",
-        "CREATE TABLE pgvec.mine ()",
-    ) == []
+    assert (
+        _may(
+            reader,
+            "SELECT body FROM app.docs",
+            "DELETE FROM app.docs_vectors",
+            "SELECT digest FROM pgvec.api_tokens",
+            "SELECT * FROM pgvec.tasks",
+            "SELECT pgvec.stop_workers()",
+            "SELECT pgvec.retry('docs')",
+            "CREATE TABLE pgvec.mine ()",
+        )
+        == []
+    )
     assert reader.value("SELECT count(*) FROM app.docs_vectors") == 20
 
 
 def test_an_enqueuer_sees_no_tokens_and_makes_nothing_that_others_call(bench: Callable[[str], Bench]) -> None:
-    assert _may(
-        bench("enqueuer"),
-        "SELECT * FROM pgvec.api_tokens",
-        "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
-        "SELECT * FROM pgvec.task_texts",
-        "DELETE FROM pgvec.tasks",
-        "INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, '0', '30 s')",
-        # An overload of what every worker calls.
-        "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
-        "CREATE OR REPLACE VIEW pgvec.progress AS SELECT 1",
-        "ALTER TABLE pgvec.jobs ADD COLUMN mine int",
-    ) == []
+    assert (
+        _may(
+            bench("enqueuer"),
+            "SELECT * FROM pgvec.api_tokens",
+            "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
+            "SELECT * FROM pgvec.task_texts",
+            "DELETE FROM pgvec.tasks",
+            "INSERT INTO pgvec.workers (host, pid, version, lease) VALUES ('a', 1, '0', '30 s')",
+            # An overload of what every worker calls.
+            "CREATE FUNCTION pgvec.source_hash(varchar) RETURNS bytea LANGUAGE sql AS 'SELECT NULL::bytea'",
+            "CREATE OR REPLACE VIEW pgvec.progress AS SELECT 1",
+            "ALTER TABLE pgvec.jobs ADD COLUMN mine int",
+        )
+        == []
+    )
 
 
 def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], Bench]) -> None:
@@ -252,8 +263,13 @@ def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], B
 def test_nobody_is_public(bench: Callable[[str], Bench]) -> None:
     """Without a role nothing of ours can be seen, and no function that changes anything be called."""
     admin = bench("postgres")
-    assert admin.sql("SELECT r FROM pg_namespace n, aclexplode(n.nspacl) a, LATERAL (SELECT a.grantee) g(r)"
-                     " WHERE n.nspname IN ('pgvec', 'pgvec_sync', 'pgvec_collections') AND a.grantee = 0") == []
+    assert (
+        admin.sql(
+            "SELECT r FROM pg_namespace n, aclexplode(n.nspacl) a, LATERAL (SELECT a.grantee) g(r)"
+            " WHERE n.nspname IN ('pgvec', 'pgvec_sync', 'pgvec_collections') AND a.grantee = 0"
+        )
+        == []
+    )
     changing = admin.sql(
         "SELECT p.proname FROM pg_proc p WHERE p.pronamespace IN ('pgvec'::regnamespace, 'pgvec_sync'::regnamespace)"
         " AND has_function_privilege('public', p.oid, 'EXECUTE') AND (p.provolatile = 'v' OR p.prosecdef)"
@@ -264,7 +280,9 @@ def test_nobody_is_public(bench: Callable[[str], Bench]) -> None:
 def test_every_table_of_ours_is_thought_of() -> None:
     granted = "\n".join(text for name, text in resources.statements("roles").items() if name in roles.ROLES)
     # Those that only the owner sees need no grant.
-    assert {name for kind, name in schema.names() if kind in ("table", "view") and f"pgvec.{name}" not in granted} == set()
+    assert {
+        name for kind, name in schema.names() if kind in ("table", "view") and f"pgvec.{name}" not in granted
+    } == set()
 
 
 # What is new
@@ -289,12 +307,16 @@ def test_another_database_of_the_server_gives_no_role_anything_unasked(empty: Ca
     schema.initialize(Database(empty("postgres")))
     with psycopg.connect(empty("postgres"), autocommit=True) as connection:
         assert roles.present(connection) == []
-        assert connection.execute("SELECT has_schema_privilege('pgvec_worker', 'pgvec', 'USAGE')").fetchone() == (False,)
+        assert connection.execute("SELECT has_schema_privilege('pgvec_worker', 'pgvec', 'USAGE')").fetchone() == (
+            False,
+        )
 
 
 def test_a_second_enqueue_grants_what_was_lost(bench: Callable[[str], Bench]) -> None:
     owner = bench("enqueuer")
-    owner.sql("REVOKE ALL ON app.docs_vectors FROM pgvec_worker, pgvec_reader; REVOKE SELECT ON app.docs FROM pgvec_worker")
+    owner.sql(
+        "REVOKE ALL ON app.docs_vectors FROM pgvec_worker, pgvec_reader; REVOKE SELECT ON app.docs FROM pgvec_worker"
+    )
     owner.enqueue("app.docs", name="docs")
     owner.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3")
     bench("worker").drain(listen=False)
@@ -427,8 +449,11 @@ def test_verify_and_doctor_tell_of_hidden_rows(
     monkeypatch.setenv("PGVEC_DSN", dsn("worker"))
     ran = cli("doctor", "--json")
     found = [json.loads(line) for line in ran.out.splitlines()]
-    assert [one for one in found if one["check"] in ("rights", "tables") and one["level"] != "ok"
-            and "no trigger" not in one["message"]] == []
+    assert [
+        one
+        for one in found
+        if one["check"] in ("rights", "tables") and one["level"] != "ok" and "no trigger" not in one["message"]
+    ] == []
     _hidden(bench("postgres"), "CREATE POLICY part ON app.docs USING (id > 10)")
     assert "row-level security may hide rows of app.docs" in cli.refused("verify", "docs")
     found = [json.loads(line) for line in cli("doctor", "--json").out.splitlines()]
@@ -466,7 +491,9 @@ def managed(without_roles: psycopg.Connection[Any], cluster: embedded.Server) ->
             connection.execute(b"CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
             connection.execute(b"GRANT USAGE ON SCHEMA extensions TO managed; REVOKE ALL ON SCHEMA public FROM PUBLIC")
             connection.execute(b"CREATE SCHEMA app AUTHORIZATION managed; ALTER ROLE managed SET search_path = ''")
-            connection.execute(b"ALTER ROLE app_worker SET search_path = ''; ALTER ROLE managed SET datestyle = 'German'")
+            connection.execute(
+                b"ALTER ROLE app_worker SET search_path = ''; ALTER ROLE managed SET datestyle = 'German'"
+            )
             connection.execute(b"SET SESSION AUTHORIZATION managed")
             connection.execute(DOCS.encode())
         yield lambda user: cluster.uri(user=user, database=name)
@@ -476,7 +503,10 @@ def managed(without_roles: psycopg.Connection[Any], cluster: embedded.Server) ->
 
 
 def test_without_the_right_to_make_roles_what_a_dba_has_to_run_is_printed(
-    managed: Callable[[str], str], without_roles: psycopg.Connection[Any], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+    managed: Callable[[str], str],
+    without_roles: psycopg.Connection[Any],
+    cli: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PGVEC_DSN", managed("managed"))
     first = cli("init", "--roles")
@@ -562,17 +592,22 @@ def test_a_gateway_takes_texts_and_answers_under_its_own_role(
         assert found.status_code == 200, found.text
         assert bench("reader").value("SELECT count(*) FROM pgvec_collections.notes_vectors") == 2
         assert _may(bench("reader"), "SELECT * FROM pgvec_collections.notes") == []
-        name = bench("reader").value("SELECT vectorizer FROM (SELECT v.name AS vectorizer FROM pgvec.collections c"
-                                     " JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id) n")
+        name = bench("reader").value(
+            "SELECT vectorizer FROM (SELECT v.name AS vectorizer FROM pgvec.collections c"
+            " JOIN pgvec.vectorizers v ON v.id = c.vectorizer_id) n"
+        )
         assert client.post(f"{API}/vectorizers/{name}/pause").status_code in (200, 204)
         assert client.delete(f"{API}/collections/notes").status_code == 204
-    assert _may(
-        bench("gateway"),
-        "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
-        "UPDATE pgvec.api_tokens SET role = 'admin'",
-        "SELECT * FROM app.docs",
-        "CREATE TABLE pgvec.mine ()",
-    ) == []
+    assert (
+        _may(
+            bench("gateway"),
+            "INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('mine', 'admin', '')",
+            "UPDATE pgvec.api_tokens SET role = 'admin'",
+            "SELECT * FROM app.docs",
+            "CREATE TABLE pgvec.mine ()",
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("login", ["reader", "worker", "enqueuer", "owner"])
@@ -581,5 +616,7 @@ def test_a_dashboard_and_an_overview_can_be_read_under_each_role(login: str, ben
     assert [one.name for one in snapshot.read(found.connection, "docs").vectorizers] == ["docs"]
     if login == "reader":
         with closing(QueueCollector(found.database)) as collector:
-            values = {sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples}
+            values = {
+                sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples
+            }
         assert values == {1}

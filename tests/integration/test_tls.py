@@ -55,7 +55,9 @@ def chain(reachable: Path) -> Chain:
 
 
 @contextmanager
-def _listening(database: str, reachable: Path, chain: Chain, server: Pair, *, clients: str = "require") -> Iterator[str]:
+def _listening(
+    database: str, reachable: Path, chain: Chain, server: Pair, *, clients: str = "require"
+) -> Iterator[str]:
     """A pooler that speaks TLS and nothing else at a port of this machine; yields what leads there, without TLS words."""
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))
@@ -114,8 +116,10 @@ def test_doctor_tells_whether_the_server_is_verified(
     if address is None:
         pytest.skip("this machine has no address but the loopback's, over which nobody needs TLS")
     with _listening(bench_dsn, reachable, chain, chain.server) as dsn:
-        for more, level in (({"sslmode": "verify-full", "sslrootcert": str(chain.ours.root.certificate)}, "ok"),
-                            ({"sslmode": "require"}, "note")):
+        for more, level in (
+            ({"sslmode": "verify-full", "sslrootcert": str(chain.ours.root.certificate)}, "ok"),
+            ({"sslmode": "require"}, "note"),
+        ):
             monkeypatch.setenv("PGVEC_DSN", make_conninfo(dsn, hostaddr=address, **more))
             ran = cli("doctor", "--json")
             [found] = [one for line in ran.out.splitlines() if (one := json.loads(line))["check"] == "tls"]

@@ -669,7 +669,10 @@ def test_a_right_that_lacks_is_one_line_and_reading_is_enough_without_fix(
             "PGVEC_DSN", bench.dsn.replace("postgres@", f"{role}@", 1).replace("user=postgres", f"user={role}")
         )
         assert "1 missing" in pgvec("verify", "docs").out
-        assert pgvec.refused("verify", "docs", "--fix") == "the database refused: permission denied for table jobs"
+        assert (
+            pgvec.refused("verify", "docs", "--fix")
+            == "the database refused: permission denied for table jobs; a member of pgvec_enqueuer may (docs/roles.md)"
+        )
         bench.sql(f'REVOKE SELECT ON docs_vectors FROM "{role}"')
         assert pgvec.refused("verify", "docs") == "the database refused: permission denied for table docs_vectors"
     finally:
