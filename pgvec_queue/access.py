@@ -58,9 +58,9 @@ def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]
     template = Template.parse(vectorizer.template).columns if vectorizer.template else ()
     own = (vectorizer.source_schema, vectorizer.source_table)
     read: dict[tuple[str, str], set[str] | None] = {own: {*vectorizer.key_columns, *vectorizer.text_columns, *template}}
-    for table, columns in _filter_reads(connection, vectorizer).items():
-        known = read.get(table, set())
-        read[table] = None if columns is None or known is None else known | columns
+    for label, columns in _filter_reads(connection, vectorizer).items():
+        known = read.get(label, set())
+        read[label] = None if columns is None or known is None else known | columns
     roles_ = vectorizer.destination_roles
     written = tuple(name for name in (roles_.embedding, roles_.source_hash) if name) if vectorizer.into_column else ()
     of_source = read[own]
@@ -68,8 +68,8 @@ def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]
         of_source |= set(written)
         if not vectorizer.source_is_view:
             of_source.add("xmin")
-    for (schema, table), columns in read.items():
-        yield Need(roles.WORKER, schema, table, "SELECT", None if columns is None else tuple(sorted(columns)))
+    for (schema, table), wanted in read.items():
+        yield Need(roles.WORKER, schema, table, "SELECT", None if wanted is None else tuple(sorted(wanted)))
     if vectorizer.into_column:
         yield Need(roles.WORKER, *own, "UPDATE", written)
         return
@@ -118,7 +118,6 @@ def _is_protected(connection: Connection, vectorizer: Vectorizer) -> bool:
 
 def _grant(connection: Connection, need: Need) -> list[str]:
     """Grants what is lacking of it; returns the statements that this session may not run."""
-    left = []
     for query in _lacking(connection, need):
         try:
             with connection.transaction():
@@ -126,9 +125,7 @@ def _grant(connection: Connection, need: Need) -> list[str]:
         except psycopg.errors.InsufficientPrivilege:
             pass
     # Who has the right, but not that of granting it, is only warned.
-    for query in _lacking(connection, need):
-        left.append(query.as_string(connection))
-    return left
+    return [query.as_string(connection) for query in _lacking(connection, need)]
 
 
 def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:

@@ -69,10 +69,8 @@ class SetUp:
 
 def script() -> str:
     """Returns all statements, for a DBA to run after those of the schema; they may be run again."""
-    create = "\n".join(
-        f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$;"
-        for role in ROLES
-    )
+    there = "EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL"
+    create = "\n".join(f"DO $$ BEGIN CREATE ROLE {role} NOLOGIN; {there}; END $$;" for role in ROLES)
     parts = [
         "-- The roles of pgvec-queue. First comes the schema: pgvec init, or what pgvec init --sql prints.",
         create,

@@ -113,7 +113,7 @@ def configure_and_run() -> None:
             _execute_all(context.get_context(), resources.statements(file).values())
         _execute(context.get_context(), resources.statements("schema")["shield_triggers"])
         if attributes["offline"] is None:
-            roles.renew(context.get_context().connection.connection.dbapi_connection)
+            roles.renew(_driver_connection(context.get_context()))
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:
@@ -165,13 +165,19 @@ def _execute(context: Any, text: str) -> None:
         cursor.execute(text)
 
 
+def _driver_connection(context: Any) -> Connection:
+    """psycopg's own connection below SQLAlchemy's, in the same transaction."""
+    found: Connection = context.connection.connection.dbapi_connection
+    return found
+
+
 def _make_views(context: Any) -> None:
     """Replaces the views; where columns were others they go first, all, and the rights on them come back."""
     created = list(resources.statements("views").values())
     if context.as_sql:
         _execute_all(context, created)
         return
-    connection: psycopg.Connection[Any] = context.connection.connection.dbapi_connection
+    connection = _driver_connection(context)
     try:
         with connection.transaction():
             _execute_all(context, created)

@@ -142,7 +142,7 @@ def _make_function(connection: Connection, source: Relation, vectorizer: Vectori
             connection.execute(statement("sync", "shield_function").format(function=function))
     except psycopg.errors.InsufficientPrivilege as error:
         raise DefinitionError(
-            f"you may not make the trigger function that follows the changes of {vectorizer.source}: {one_line(error)}; "
+            f"you may not make the function that follows changes of {vectorizer.source}: {one_line(error)}; "
             "whoever enqueued it may, or for a new one a member of pgvec_enqueuer (docs/roles.md)"
         ) from error
 

@@ -82,7 +82,7 @@ def survey(connection: Connection) -> Installed:
 
 
 def refuse_strangers(connection: Connection) -> None:
-    """Raises ``PgvecError`` for who could not drop the schema: triggers would be gone by then, and workers sent away."""
+    """Raises ``PgvecError`` for who could not drop the schema: by then workers and triggers would be gone."""
     row = connection.execute(statement("uninstall", "owner")).fetchone()
     if row is not None and not row[1]:
         raise PgvecError(

@@ -1,4 +1,4 @@
-"""A chain of certificates as a company has it: a root, an intermediate, a server's for one name, and clients' for roles.
+"""A chain of certificates as a company has it: a root, an intermediate, a server's for one name, clients' for roles.
 
 Made by the program ``openssl``. Keys are on the curve P-256, which takes milliseconds.
 """

@@ -16,6 +16,9 @@ LOGINS = ("owner", "worker", "enqueuer", "reader", "gateway")
 
 _ENQUEUER = "a member of pgvec_enqueuer may (docs/roles.md)"
 _APP = "permission denied for schema app"
+_NOT_UNINSTALLED = (
+    "you may not drop the schema pgvec: it belongs to pgvec_owner, and only its members may (docs/roles.md)"
+)
 _TRIGGERS = "you may not drop the triggers of app.docs; its owner (enqueuer) may"
 _MAKE = "you may not make the destination app.others_vectors: permission denied for schema app"
 _NOT_OWNER = "only the owner of app.docs_vectors (enqueuer) may index it; as that, run: pgvec index docs"
@@ -92,7 +95,9 @@ VERBS = (
         },
     ),
     Verb(
-        "work --drain", ("work", "--drain", "--no-listen"), {n: _NOT_WORKING for n in ("enqueuer", "reader", "gateway")}
+        "work --drain",
+        ("work", "--drain", "--no-listen"),
+        dict.fromkeys(("enqueuer", "reader", "gateway"), _NOT_WORKING),
     ),
     Verb(
         "index NAME",
@@ -140,11 +145,7 @@ VERBS = (
     Verb(
         "uninstall",
         ("uninstall", "--yes"),
-        {
-            name: "you may not drop the schema pgvec: it belongs to pgvec_owner, and only its members may (docs/roles.md)"
-            for name in LOGINS
-            if name != "owner"
-        },
+        {name: _NOT_UNINSTALLED for name in LOGINS if name != "owner"},
         before=("drop", "docs", "--yes"),
     ),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,14 +11,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgvec_queue import access, embedded, resources, roles, schema, vectorizer
 from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
 from pgvec_queue.metrics import QueueCollector
 from tests import roles as table
-from tests.commandline import CommandLine, assert_one_line
+from tests.commandline import CommandLine
 from tests.gateway.server import API, accepted, ended, serving, vectors
 from tests.oracle import assert_right
 from tests.support import Bench
@@ -113,7 +111,7 @@ def test_each_command_does_under_each_role_what_the_table_says(
         connection.execute(
             b"INSERT INTO pgvec.api_tokens (name, role, digest) VALUES ('known', 'read', decode('00', 'hex'))"
         )
-    wrong = []
+    wrong: list[tuple[object, ...]] = []
     for verb in table.VERBS:
         if verb.before:
             monkeypatch.setenv("PGVEC_DSN", dsn("enqueuer"))
@@ -416,7 +414,10 @@ def test_a_column_destination_needs_every_row_to_be_updatable(bench: Callable[[s
 
 def test_what_is_hidden_in_a_destination_no_search_finds_and_no_worker_writes(bench: Callable[[str], Bench]) -> None:
     admin, owner, worker, reader = bench("postgres"), bench("enqueuer"), bench("worker"), bench("reader")
-    found = "SELECT array_agg(key[1]::int ORDER BY key[1]::int) FROM pgvec.search(1, (SELECT array_agg(1::real) FROM generate_series(1, 8)), max_hits => 50{})"
+    found = (
+        "SELECT array_agg(key[1]::int ORDER BY key[1]::int) FROM"
+        " pgvec.search(1, (SELECT array_agg(1::real) FROM generate_series(1, 8)), max_hits => 50{})"
+    )
     assert reader.value(found.format("")) == list(range(1, 21))
     admin.sql("ALTER TABLE app.docs_vectors ENABLE ROW LEVEL SECURITY")
     admin.sql("CREATE POLICY part ON app.docs_vectors TO pgvec_reader USING (id <= 3)")
@@ -480,11 +481,11 @@ def without_roles(cluster: embedded.Server, template: str) -> Iterator[psycopg.C
 
 @pytest.fixture
 def managed(without_roles: psycopg.Connection[Any], cluster: embedded.Server) -> Iterator[Callable[[str], str]]:
-    """A database as providers give it: its owner is no superuser and makes no roles, pgvector lies elsewhere, nobody creates
-    in public, and the search path is empty.
+    """A database as providers give it: its owner is no superuser and makes no roles, pgvector lies elsewhere, nobody
+    creates in public, and the search path is empty.
     """
     name = f"managed_{uuid.uuid4().hex}"
-    without_roles.execute(f"CREATE ROLE managed LOGIN NOSUPERUSER NOCREATEROLE; CREATE ROLE app_worker LOGIN".encode())
+    without_roles.execute(b"CREATE ROLE managed LOGIN NOSUPERUSER NOCREATEROLE; CREATE ROLE app_worker LOGIN")
     without_roles.execute(f"CREATE DATABASE {name} OWNER managed TEMPLATE template0".encode())
     try:
         with psycopg.connect(cluster.uri(user="postgres", database=name), autocommit=True) as connection:
@@ -561,9 +562,11 @@ def test_the_printed_statements_make_the_same_rights(
 def _rights(bench: Bench) -> list[tuple[str, ...]]:
     """Who owns what of ours, and who may do what there."""
     return bench.sql(
-        "SELECT c.relname::text, c.relowner::regrole::text, coalesce(a.grantee::regrole::text, ''), coalesce(a.privilege_type, '')"
+        "SELECT c.relname::text, c.relowner::regrole::text, coalesce(a.grantee::regrole::text, ''),"
+        " coalesce(a.privilege_type, '')"
         " FROM pg_class c LEFT JOIN LATERAL aclexplode(c.relacl) a ON true"
-        " WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind IN ('r', 'v') AND c.relowner::regrole::text ~ 'pgvec_'"
+        " WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind IN ('r', 'v')"
+        " AND c.relowner::regrole::text ~ 'pgvec_'"
         " UNION ALL SELECT attrelid::regclass || '.' || attname, '', a.grantee::regrole::text, a.privilege_type"
         " FROM pg_attribute, aclexplode(attacl) a WHERE attrelid::regclass::text LIKE 'pgvec.%%'"
         " UNION ALL SELECT p.proname, p.proowner::regrole::text, a.grantee::regrole::text, a.privilege_type"

@@ -58,7 +58,7 @@ def chain(reachable: Path) -> Chain:
 def _listening(
     database: str, reachable: Path, chain: Chain, server: Pair, *, clients: str = "require"
 ) -> Iterator[str]:
-    """A pooler that speaks TLS and nothing else at a port of this machine; yields what leads there, without TLS words."""
+    """A pooler that speaks TLS and nothing else at a port of this machine; yields what leads there."""
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))
         port = free.getsockname()[1]
@@ -76,7 +76,7 @@ def _listening(
         )
 
 
-def _verified(dsn: str, chain: Chain, **more: object) -> str:
+def _verified(dsn: str, chain: Chain, **more: str) -> str:
     return make_conninfo(dsn, sslmode="verify-full", sslrootcert=str(chain.ours.root.certificate), **more)
 
 
@@ -130,7 +130,7 @@ def test_doctor_tells_whether_the_server_is_verified(
 def test_a_server_that_is_not_the_one_meant_is_refused_in_one_line(
     bench_dsn: str, reachable: Path, chain: Chain, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(dsn: str, **more: object) -> str:
+    def refused(dsn: str, **more: str) -> str:
         monkeypatch.setenv("PGVEC_DSN", make_conninfo(dsn, **more))
         ran = cli("status")
         assert ran.code == 1
@@ -158,7 +158,7 @@ def test_a_server_that_is_not_the_one_meant_is_refused_in_one_line(
 def test_a_client_is_known_by_its_certificate(
     bench_dsn: str, reachable: Path, chain: Chain, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(dsn: str, pair: Pair | None, **more: object) -> tuple[int, str]:
+    def run(dsn: str, pair: Pair | None, **more: str) -> tuple[int, str]:
         known = {} if pair is None else {"sslcert": str(pair.chain), "sslkey": str(pair.key)}
         monkeypatch.setenv("PGVEC_DSN", _verified(dsn, chain, **{**known, **more}))
         ran = cli("status")
