@@ -138,6 +138,14 @@ def grant(connection: Connection, there: Sequence[str]) -> None:
         connection.execute(statement("roles", "sync_schema"))
 
 
+def require_gateway(connection: Connection) -> None:
+    """Raises ``DatabaseError`` where there are roles and this one is no gateway's: it would answer with errors."""
+    if present(connection) and not _value(connection, "may_serve"):
+        raise DatabaseError(
+            f"{_current_user(connection)} may not write the gateway's tables; a member of {GATEWAY} may (docs/roles.md)"
+        )
+
+
 def _make(connection: Connection) -> tuple[list[str], list[str]]:
     """Makes what is missing; returns the names, and the statements that are left."""
     made, left = [], []

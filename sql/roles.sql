@@ -34,6 +34,9 @@ GRANT pgvec_owner TO CURRENT_USER;
 -- name: current_user
 SELECT pg_catalog.quote_ident(current_user);
 
+-- name: may_serve
+SELECT pg_catalog.has_table_privilege('pgvec.api_tokens', 'SELECT') AND pg_catalog.has_table_privilege('pgvec.task_texts', 'INSERT');
+
 -- name: hand_over
 -- Everything that whoever ran `pgvec init` has made, apart from trigger functions, which act for whoever enqueued.
 DO $$

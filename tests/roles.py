@@ -34,6 +34,7 @@ class Verb:
 
     shown: str
     arguments: tuple[str, ...]
+    """None for what is looked at by the part that reads: it runs until it is stopped."""
     refused: dict[str, str] = field(default_factory=dict)
     code: int = 0
     """Its exit code where it is allowed."""
@@ -54,6 +55,8 @@ def _tokens(*arguments: str, others: tuple[str, ...]) -> Verb:
 _INIT = "permission denied for schema pgvec; a member of pgvec_owner may (docs/roles.md)"
 _NOT_INIT = {name: _INIT for name in LOGINS if name != "owner"}
 _NOT_WORKING = "permission denied for table workers; a member of pgvec_worker may (docs/roles.md)"
+
+_NOT_SERVING = " may not write the gateway's tables; a member of pgvec_gateway may (docs/roles.md)"
 
 VERBS = (
     Verb("init", ("init",), _NOT_INIT),
@@ -132,6 +135,13 @@ VERBS = (
     _tokens("create", "--name", "new", "--role", "read", others=("worker", "enqueuer", "reader", "gateway")),
     _tokens("list", others=("worker", "enqueuer", "reader")),
     _tokens("revoke", "known", others=("worker", "enqueuer", "reader", "gateway")),
+    Verb("dashboard", ()),
+    Verb("exporter", ()),
+    Verb(
+        "serve",
+        ("serve", "--port", "0"),
+        {name: f"{name}{_NOT_SERVING}" for name in ("worker", "enqueuer", "reader")},
+    ),
     Verb(
         "drop NAME",
         ("drop", "docs", "--yes"),
@@ -160,6 +170,7 @@ def table() -> str:
         for login in LOGINS:
             words = verb.refused.get(login)
             if words is not None:
+                words = words.replace(f"{login}{_NOT_SERVING}", f"LOGIN{_NOT_SERVING}")
                 refusals.setdefault(words, chr(ord("a") + len(refusals)))
             cells.append("yes" if words is None else refusals[words])
         rows.append(f"| `{verb.shown}` | {' | '.join(cells)} |")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pgvec_queue import listening
+from pgvec_queue import listening, roles
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.errors import MissingExtraError, SettingsError
@@ -121,6 +121,7 @@ def _serve(
     from pgvec_queue.gateway.server import BACKLOG, Server
 
     connection, _ = session.connect_checked("gateway")
+    roles.require_gateway(connection)
     try:
         found = listening.find(host, port)
         access = Access(

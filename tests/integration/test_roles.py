@@ -15,9 +15,11 @@ import pytest
 from pgvec_queue import access, embedded, resources, roles, schema, vectorizer
 from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
+from pgvec_queue.gateway.auth import Access
 from pgvec_queue.metrics import QueueCollector
 from tests import roles as table
 from tests.commandline import CommandLine
+from tests.gateway import serving as gateways
 from tests.gateway.server import API, accepted, ended, serving, vectors
 from tests.oracle import assert_right
 from tests.support import Bench
@@ -103,6 +105,25 @@ def bench(dsn: Callable[[str], str]) -> Iterator[Callable[[str], Bench]]:
 # Every command
 
 
+def _look(dsn: str) -> None:
+    with closing(Bench(dsn)) as bench:
+        assert "docs" in [one.name for one in snapshot.read(bench.connection, "docs").vectorizers]
+
+
+def _scrape(dsn: str) -> None:
+    with closing(QueueCollector(Database(dsn))) as collector:
+        up = [metric for metric in collector.collect() if metric.name == "pgvec_up"]
+    assert [sample.value for metric in up for sample in metric.samples] == [1]
+
+
+def _serve(dsn: str) -> None:
+    with gateways.serving(dsn, access=Access(allow_unauthenticated=True)) as served:
+        assert served.get(f"{API}/collections").status_code == 200
+
+
+_LASTING = {"dashboard": _look, "exporter": _scrape, "serve": _serve}
+
+
 @pytest.mark.parametrize("login", table.LOGINS)
 def test_each_command_does_under_each_role_what_the_table_says(
     login: str, dsn: Callable[[str], str], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
@@ -117,8 +138,11 @@ def test_each_command_does_under_each_role_what_the_table_says(
             monkeypatch.setenv("PGVEC_DSN", dsn("enqueuer"))
             cli(*verb.before)
         monkeypatch.setenv("PGVEC_DSN", dsn(login))
-        ran = cli(*verb.arguments)
         words = verb.refused.get(login)
+        if verb.shown in _LASTING and words is None:
+            _LASTING[verb.shown](dsn(login))
+            continue
+        ran = cli(*verb.arguments)
         if words is None and verb.code == -1:
             found = [json.loads(line) for line in ran.out.splitlines()]
             assert found
@@ -611,15 +635,3 @@ def test_a_gateway_takes_texts_and_answers_under_its_own_role(
         )
         == []
     )
-
-
-@pytest.mark.parametrize("login", ["reader", "worker", "enqueuer", "owner"])
-def test_a_dashboard_and_an_overview_can_be_read_under_each_role(login: str, bench: Callable[[str], Bench]) -> None:
-    found = bench(login)
-    assert [one.name for one in snapshot.read(found.connection, "docs").vectorizers] == ["docs"]
-    if login == "reader":
-        with closing(QueueCollector(found.database)) as collector:
-            values = {
-                sample.value for metric in collector.collect() if metric.name == "pgvec_up" for sample in metric.samples
-            }
-        assert values == {1}
