@@ -22,11 +22,13 @@ CREATE ROLE {role} NOLOGIN;
 GRANT pgvec_enqueuer TO pgvec_gateway;
 
 -- name: gateway_enqueues
-SELECT pg_catalog.pg_has_role('pgvec_gateway', 'pgvec_enqueuer', 'MEMBER');
+SELECT pg_catalog.pg_has_role('pgvec_gateway', 'pgvec_enqueuer', 'USAGE');
 
 -- name: may_own
--- Whether this session can take the role, as it has to for handing something over to it.
-SELECT pg_catalog.pg_has_role('pgvec_owner', 'MEMBER');
+-- Whether this session can take the role, as it has to for handing something over to it, and keeps its rights. Since PostgreSQL 16
+-- whoever makes a role is a member who can do neither.
+SELECT pg_catalog.pg_has_role('pgvec_owner', 'USAGE')
+       AND pg_catalog.pg_has_role('pgvec_owner', CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END);
 
 -- name: join_owners
 GRANT pgvec_owner TO CURRENT_USER;

@@ -23,7 +23,9 @@ BEGIN
     IF pg_catalog.to_regnamespace('pgvec') IS NULL THEN
         CREATE SCHEMA pgvec;
     ELSIF EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
-                  WHERE n.nspname = 'pgvec' AND r.rolname = 'pgvec_owner' AND pg_catalog.pg_has_role(r.oid, 'MEMBER')) THEN
+                  WHERE n.nspname = 'pgvec' AND r.rolname = 'pgvec_owner'
+                    AND pg_catalog.pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::integer < 160000
+                                                           THEN 'MEMBER' ELSE 'SET' END)) THEN
         SET LOCAL ROLE pgvec_owner;
     END IF;
 END

@@ -12,9 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import access, embedded, resources, roles, schema, vectorizer
+from pgvec_queue import access, embedded, resources, roles, schema, uninstall, vectorizer
 from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
+from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.gateway.auth import Access
 from pgvec_queue.metrics import QueueCollector
 from tests import roles as table
@@ -599,6 +600,73 @@ def _rights(bench: Bench) -> list[tuple[str, ...]]:
         " FROM pg_namespace n, aclexplode(n.nspacl) a WHERE n.nspname LIKE 'pgvec%%'"
         " ORDER BY 1, 2, 3, 4"
     )
+
+
+def test_who_may_make_roles_and_is_no_superuser_sets_everything_up(
+    without_roles: psycopg.Connection[Any], cluster: embedded.Server, cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a provider's administrator is: CREATEROLE, and the owner of the database."""
+    without_roles.execute(b"CREATE ROLE provider LOGIN CREATEROLE")
+    without_roles.execute(b"CREATE DATABASE provided OWNER provider TEMPLATE template0")
+    try:
+        with psycopg.connect(cluster.uri(user="postgres", database="provided"), autocommit=True) as connection:
+            connection.execute(b"CREATE EXTENSION vector")
+        monkeypatch.setenv("PGVEC_DSN", cluster.uri(user="provider", database="provided"))
+        for _ in range(2):
+            ran = cli("init", "--roles")
+            assert (ran.code, ran.err) == (0, ""), ran
+        with psycopg.connect(cluster.uri(user="provider", database="provided"), autocommit=True) as connection:
+            owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'pgvec'"
+            assert connection.execute(owner).fetchone() == ("pgvec_owner",)
+    finally:
+        without_roles.execute(b"DROP DATABASE provided WITH (FORCE)")
+        for role in roles.ROLES:
+            without_roles.execute(f"DROP ROLE IF EXISTS {role}".encode())
+        without_roles.execute(b"DROP ROLE provider")
+
+
+def test_what_was_synced_before_there_were_roles_goes_on(empty: Callable[[str], str]) -> None:
+    """Its trigger function stays where it was, shielded; it is renewed and dropped there."""
+    database = Database(empty("postgres"))
+    schema.initialize(database)
+    with closing(Bench(empty("postgres"))) as bench:
+        bench.sql("CREATE SCHEMA app")
+        bench.sql(DOCS)
+        made = bench.enqueue("app.docs", "body", name="docs", sync=True)
+        bench.sql(f"GRANT EXECUTE ON FUNCTION pgvec.sync_{made.id} TO PUBLIC")
+        schema.initialize(database)
+        roles.set_up(database)
+        where = (
+            "SELECT pronamespace::regnamespace::text, has_function_privilege('pgvec_reader', oid, 'EXECUTE')"
+            " FROM pg_proc WHERE proname = %s"
+        )
+        assert bench.sql(where, f"sync_{made.id}") == [("pgvec", False)]
+        bench.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3")
+        bench.enqueue("app.docs", name="docs")
+        with closing(Bench(empty("worker"))) as worker:
+            worker.drain(listen=False)
+        assert_right(bench, made)
+        assert bench.sql(where, f"sync_{made.id}") == [("pgvec", False)]
+        vectorizer.steer(bench.connection, "docs", "drop")
+        assert bench.sql(where, f"sync_{made.id}") == []
+
+
+def test_uninstall_takes_the_functions_of_triggers_with_it(bench: Callable[[str], Bench]) -> None:
+    admin = bench("postgres")
+    uninstall.remove(admin.connection)
+    assert admin.sql("SELECT FROM pg_namespace WHERE nspname IN ('pgvec', 'pgvec_sync')") == []
+    assert admin.sql("SELECT FROM pg_trigger WHERE tgname LIKE 'pgvec%%'") == []
+    admin.sql("UPDATE app.docs SET body = 'changed'")
+
+
+def test_who_may_not_uninstall_takes_nothing_away(bench: Callable[[str], Bench]) -> None:
+    enqueuer = bench("enqueuer")
+    with pytest.raises(PgvecError, match="it belongs to pgvec_owner"):
+        uninstall.remove(enqueuer.connection)
+    with pytest.raises(DefinitionError, match=r"you may not drop the triggers of app.docs; its owner \(enqueuer\) may"):
+        uninstall.remove(bench("owner").connection)
+    assert enqueuer.value("SELECT sync FROM pgvec.vectorizers WHERE name = 'docs'")
+    assert enqueuer.value("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'pgvec%%'") == 4
 
 
 # The gateway, and what looks on
