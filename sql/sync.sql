@@ -60,7 +60,8 @@ ROW({old})::record *<> ROW({new})::record
 SELECT coalesce(
     (SELECT n.nspname::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
      WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname = %(function)s AND p.pronargs = 0 ORDER BY n.nspname LIMIT 1),
-    (SELECT n.nspname::text FROM pg_catalog.pg_namespace n WHERE n.nspname = 'pgvec_sync'),
+    (SELECT n.nspname::text FROM pg_catalog.pg_namespace n
+     WHERE n.nspname = 'pgvec_sync' AND pg_catalog.has_schema_privilege(n.oid, 'CREATE')),
     'pgvec');
 
 -- name: shield_function

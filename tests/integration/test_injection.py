@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgvec_queue import schema, vectorizer
 from pgvec_queue.catalog import quoted_name
+from pgvec_queue.database import Database
 from pgvec_queue.embedders import DeviceOptions, load
 from pgvec_queue.errors import DefinitionError, PgvecError
 from pgvec_queue.fragments import identifier
@@ -21,6 +24,7 @@ from pgvec_queue.search import Search, SearchError, search
 from pgvec_queue.vectorizer import Changes
 from pgvec_queue.verify import verify
 from tests.commandline import CommandLine
+from tests.gateway.server import API, serving
 from tests.oracle import assert_right, work_off
 from tests.support import Bench
 
@@ -279,3 +283,46 @@ def test_names_are_quoted_in_what_a_trigger_runs_for_its_owner(victim: Bench) ->
         assert victim.value("SELECT count(*) FROM pgvec.jobs WHERE vectorizer_id = %s", made.vectorizer.id) == 2
     assert _unharmed(victim)
     assert json.dumps(schema.HEAD)
+
+
+def test_a_gateway_takes_nothing_for_sql(victim: Bench) -> None:
+    """Ids, texts, metadata, filters, queries, names of collections and vectorizers, in bodies, paths and parameters."""
+    with serving(victim.dsn) as client:
+        posted = client.post(
+            f"{API}/vectorize",
+            json={"texts": list(HARM), "ids": list(HARM), "metadata": {harm: harm for harm in HARM}},
+        )
+        assert posted.status_code == 202, posted.text
+        work_off(victim, 100)
+        ids = {
+            one["id"] for one in client.get(f"{API}/collections/default/texts", params={"limit": 100}).json()["texts"]
+        }
+        assert ids == set(HARM)
+        for harm in HARM:
+            there = quote(harm, safe="")
+            answers = [
+                client.post(f"{API}/collections", json={"name": harm}),
+                client.get(f"{API}/collections/{there}"),
+                client.get(f"{API}/vectorizers/{there}"),
+                client.post(f"{API}/vectorizers/{there}/pause"),
+                client.get(f"{API}/tasks", params={"collection": harm, "cursor": harm, "state": harm}),
+                client.get(f"{API}/tasks/{there}/status"),
+                client.post(f"{API}/search", json={"query": harm, "collection": harm}),
+                client.post(f"{API}/search", json={"query": harm, "filter": {harm: harm}, "mode": "hybrid"}),
+                client.post(f"{API}/search", json={"query": harm, "language": harm, "mode": "text"}),
+                client.delete(f"{API}/collections/default/texts/{there}"),
+            ]
+            assert [answer.status_code for answer in answers if answer.status_code >= 500] == [], harm
+            assert answers[-1].status_code == 204
+    assert victim.value('SELECT count(*) FROM pgvec_collections."default"') == 0
+    assert _unharmed(victim)
+
+
+@pytest.mark.parametrize("harm", [harm.replace("\n", " ").replace("\r", " ") for harm in HARM])
+def test_no_part_of_a_connection_string_is_another_part(harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host's own name stands in each connection string, and so does what a user gives."""
+    monkeypatch.setattr("socket.gethostname", lambda: harm)
+    given = make_conninfo(host="db", dbname=harm, user=harm, password=harm)
+    found = conninfo_to_dict(Database(given).conninfo("work' host=elsewhere"))
+    assert (found["host"], found["dbname"], found["user"], found["password"]) == ("db", harm, harm, harm)
+    assert "hostaddr" not in found
