@@ -46,12 +46,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "serve": (GATEWAY,),
     "uninstall": (OWNER,),
     "api-token": (OWNER,),
-    "exporter": (READER, OWNER),
+    "exporter": (READER, WORKER, ENQUEUER, GATEWAY, OWNER),
     "doctor": ROLES,
 }
 """Who is meant to run what, the least of them first; named where somebody else is refused."""
-
-_FIRST = (OWNER, WORKER, ENQUEUER, READER, GATEWAY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +122,7 @@ def renew(connection: Connection) -> None:
 
 def grant(connection: Connection, there: Sequence[str]) -> None:
     """Gives each role that is there its rights on the schema, and those who enqueue a place for trigger functions."""
-    for role in _FIRST:
+    for role in ROLES:
         if role in there:
             connection.execute(_text(role).encode())
     if ENQUEUER in there:

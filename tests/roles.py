@@ -34,7 +34,7 @@ class Verb:
 
     shown: str
     arguments: tuple[str, ...]
-    """None for what is looked at by the part that reads: it runs until it is stopped."""
+    """None of what runs until it is stopped, and refuses nobody: the test looks at what it reads."""
     refused: dict[str, str] = field(default_factory=dict)
     code: int = 0
     """Its exit code where it is allowed."""
