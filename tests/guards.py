@@ -1178,9 +1178,9 @@ GUARDS = [
     ),
     Guard(
         "injection: a filter within brackets of another kind",
-        "pgvec_queue/source_checks.py",
-        'statement("catalog", "check_brackets")',
-        'statement("catalog", "check_filter")',
+        "sql/catalog.sql",
+        "SELECT ARRAY[{filter}\n] FROM",
+        "SELECT ARRAY[({filter}\n)] FROM",
         "tests/integration/test_injection.py::test_a_filter_stays_within_its_parentheses",
     ),
     Guard(
