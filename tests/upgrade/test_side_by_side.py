@@ -1,4 +1,4 @@
-"""Workers of two versions on one queue, and what a worker does that the schema has left behind, or that is ahead of it."""
+"""Workers of two versions on one queue; one that the schema has left behind, and one that is ahead of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.oracle import assert_right
 from tests.support import Bench, run_pgvec
 from tests.upgrade import versions
 from tests.upgrade.fleet import Fleet, wait_for
+from tests.upgrade.users import SOURCE, User
 from tests.upgrade.versions import NEXT, NEXT_VERSION
 from tests.waiting import wait_until
 
@@ -50,12 +51,6 @@ def fill(bench: Bench, rows: int, rows_per_job: int = 20) -> Vectorizer:
     bench.sql(SOURCE)
     bench.sql("INSERT INTO docs (body) SELECT 'document number ' || i FROM generate_series(1, %s::int) i", rows)
     return bench.enqueue("docs", "body", rows_per_job=rows_per_job, sync=True)
-
-
-def add(bench: Bench, first: int, last: int) -> None:
-    bench.sql(
-        "INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(%s::int, %s::int) i", first, last
-    )
 
 
 def versions_at_work(bench: Bench) -> set[str]:

@@ -17,7 +17,7 @@ _OPERATIONS = {
     "insert": "INSERT INTO docs (body) SELECT 'text ' || %(n)s || ' of ' || i FROM generate_series(1, 10) i",
     "update": "UPDATE docs SET body = 'changed ' || %(n)s || ' ' || id WHERE id %% 101 = %(n)s %% 101",
     "delete": "DELETE FROM docs WHERE id %% 997 = %(n)s %% 997",
-    "search": "SELECT count(*) FROM pgvec.search((SELECT id FROM pgvec.vectorizers WHERE name = 'docs'), %(vector)s::real[])",
+    "search": "SELECT count(*) FROM pgvec.vectorizers v, pgvec.search(v.id, %(vector)s::real[]) WHERE v.name = 'docs'",
 }
 _WEIGHTS = {"insert": 4, "update": 4, "delete": 1, "search": 6}
 VECTOR = "{1,0,0,0,0,0,0,0}"
@@ -34,11 +34,11 @@ class User(threading.Thread):
         self._dsn = dsn
         self._random = Random(seed)
         self._pause = pause
-        self._stop = threading.Event()
+        self._over = threading.Event()
 
     def run(self) -> None:
         with psycopg.connect(self._dsn, autocommit=True, application_name="user") as connection:
-            while not self._stop.wait(self._pause):
+            while not self._over.wait(self._pause):
                 [operation] = self._random.choices(list(_WEIGHTS), list(_WEIGHTS.values()))
                 values = {"n": self._random.randrange(1 << 30), "vector": VECTOR}
                 try:
@@ -55,5 +55,5 @@ class User(threading.Thread):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
+        self._over.set()
         self.join(60)
