@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,10 +68,13 @@ class Pooler:
 
 
 @contextmanager
-def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Iterator[Pooler]:
+def pooling(
+    folder: Path, direct: str, *, pool_size: int, more: str = "", within: Sequence[str] = ()
+) -> Iterator[Pooler]:
     """Runs pgbouncer, at most ``pool_size`` server connections per database, for the server that ``direct`` names.
 
-    ``more`` is added to its configuration.
+    ``more`` is added to its configuration. ``within`` is a command line of root's that runs it elsewhere, as the same
+    process and as the server's account.
 
     ``folder`` is new, and in a place that the server's account can reach.
     """
@@ -94,14 +97,14 @@ def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "") -> Ite
     if account is not None:
         os.chown(folder, account.uid, account.gid)
     process = subprocess.Popen(
-        [PROGRAM, str(configuration)],
+        [*within, PROGRAM, str(configuration)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
+        user=account.uid if account and not within else None,
+        group=account.gid if account and not within else None,
+        extra_groups=[] if account and not within else None,
     )
     try:
         socket = folder / f".s.PGSQL.{_PORT}"

@@ -57,7 +57,7 @@ def go_back_to(bench: Bench, count: int) -> None:
 
 
 def in_flight(bench: Bench) -> list[Vectorizer]:
-    """Two vectorizers, one of each kind of destination, with jobs done, begun, claimed and queued, and lists of keys."""
+    """Two vectorizers, one of each kind of destination, with jobs done, begun, claimed, queued, and lists of keys."""
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     bench.sql("INSERT INTO docs SELECT i, 'document number ' || i FROM generate_series(1, 60) i")
     made = [
