@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import resources
+from pgvec_queue import resources, schema_indexes
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaMissingError, SchemaOutdatedError
 from pgvec_queue.locks import NOT_HAD, patiently
@@ -74,6 +74,8 @@ def initialize(database: Database) -> str:
             f"the schema is not upgraded, and is as it was: {waited} its tables were locked by "
             f"{_in_the_way(database) or 'others'}; end that, then run `pgvec init` again"
         ) from error
+    with database.connect("init") as connection:
+        schema_indexes.complete(connection)
     return found
 
 
@@ -82,6 +84,7 @@ def ddl() -> str:
     output = io.StringIO()
     output.write("CREATE EXTENSION IF NOT EXISTS vector;\n\n")
     _run_alembic(offline=output, database=None)
+    output.writelines(f"\n{create};\n" for create in schema_indexes.ddl())
     return output.getvalue()
 
 

@@ -57,6 +57,16 @@ WITH old AS (
 UPDATE pgvec.jobs j SET state = 'queued', worker_id = NULL
 FROM old WHERE j.state = 'running' AND j.worker_id = old.id;
 
+-- name: index_state
+-- Of an index of ours: whether it is finished, and whether somebody is building it. No row: it is not there.
+SELECT i.indisvalid, EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)
+FROM pg_catalog.pg_index i
+JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relname = %(name)s;
+
+-- name: drop_index
+DROP INDEX CONCURRENTLY IF EXISTS {index};
+
 -- name: rights
 -- On views, of whoever is not the owner.
 SELECT c.relname, a.privilege_type, r.rolname, a.is_grantable

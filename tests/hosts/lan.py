@@ -114,7 +114,7 @@ def lan() -> Iterator[Lan]:
 class Server(server.Server):
     """A database server at the switch; whoever is outside of the network reaches it by its socket."""
 
-    settings = server.Server.settings | {"listen_addresses": f"'{SWITCH}'"}
+    settings = {**server.Server.settings, "listen_addresses": f"'{SWITCH}'"}
 
     def __init__(self, network: Lan) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,12 +70,18 @@ class Network:
         return process
 
     def work(
-        self, name: str, dsn: str, *options: str, delay: float = 0.002, lease: float = LEASE, **extra: str
+        self,
+        name: str,
+        dsn: str,
+        *options: str,
+        delay: float = 0.002,
+        lease: float = LEASE,
+        extra: Mapping[str, str] | None = None,
     ) -> None:
         """Starts a worker on a host, whose model takes ``delay`` seconds for a document."""
-        extra["PGVEC_HASHING_FAULTS"] = f"delay={delay}"
+        environment = {"PGVEC_HASHING_FAULTS": f"delay={delay}", **(extra or {})}
         command = (sys.executable, "-m", "pgvec_queue", "work", "--lease", str(lease), *options)
-        self.workers[name] = self.run(self.hosts[name], *command, dsn=dsn, extra=extra)
+        self.workers[name] = self.run(self.hosts[name], *command, dsn=dsn, extra=environment)
 
     def said(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text(errors="replace")
@@ -131,7 +137,7 @@ def test_five_hosts_of_which_four_have_a_trouble_of_their_own(network: Network, 
     network.work("cut", direct, delay=0.05)
     network.work("far", f"postgresql://postgres@127.0.0.1:{RELAYED}/chaos", lease=LEASE_FAR_AWAY)
     clock = {"LD_PRELOAD": library, "FAKETIME": "-7h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-    network.work("clock", direct, **clock)
+    network.work("clock", direct, extra=clock)
     network.work("pooled", pooler.dsn(network.server.dsn), "--no-listen")
 
     with User(bench.dsn, 1) as user:

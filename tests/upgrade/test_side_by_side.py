@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
+import psycopg
 import pytest
 
 from pgvec_queue import schema
@@ -99,6 +100,30 @@ def test_a_compatible_upgrade_beneath_running_workers_costs_nothing(
     assert bench.value("SELECT count(*) FROM pgvec.workers WHERE zone = 'nowhere'") == 0
 
 
+def test_an_index_on_a_table_of_the_queue_is_built_beside_its_users(bench: Bench, programs: dict[str, Program]) -> None:
+    fill(bench, 100)
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('pgvec.jobs_claimed_by')"
+    programs["next"].must("init", dsn=bench.dsn)
+    assert bench.sql(valid) == [(True,)]
+    bench.sql("DROP INDEX pgvec.jobs_claimed_by")
+    with psycopg.connect(bench.dsn) as user:
+        # Its build waits for whoever is in a transaction with the table, and nobody waits for the build.
+        user.execute("INSERT INTO docs (body) VALUES ('not committed yet')")
+        init = programs["next"].start("init", dsn=bench.dsn, stderr=programs["next"].directory / "init.log")
+        wait_until(lambda: bench.sql(valid) == [(False,)] or init.poll() is not None, 60, what="a build that has begun")
+        # What has upgraded the schema has let go of all, however long the build takes.
+        bench.sql("INSERT INTO docs (body) VALUES ('meanwhile')")
+        assert bench.claim(bench.register()) is not None
+        # A build that was ended leaves an index that is none.
+        init.kill()
+        init.wait()
+        bench.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
+        wait_until(lambda: not bench.sql("SELECT FROM pg_stat_progress_create_index"))
+        assert bench.sql(valid) == [(False,)]
+    assert "up to date" in programs["next"].must("init", dsn=bench.dsn)
+    assert bench.sql(valid) == [(True,)]
+
+
 def test_a_worker_that_the_schema_leaves_behind_gives_back_what_it_has_and_waits(
     bench: Bench, fleet: Fleet, programs: dict[str, Program]
 ) -> None:
@@ -127,6 +152,26 @@ def test_a_worker_that_the_schema_leaves_behind_gives_back_what_it_has_and_waits
     assert left.leave() == 0
     bench.sql("ALTER TABLE pgvec.jobs RENAME COLUMN read_up_to TO read_to")
     assert_no_failure(bench, fleet, docs)
+
+
+def test_back_to_the_earlier_version_without_a_dump(
+    bench: Bench, fleet: Fleet, programs: dict[str, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The schema goes, and the vectors stay; nothing that is there is embedded again."""
+    fill(bench, 50)
+    bench.drain()
+    later = programs["other"]
+    later.must("init", dsn=bench.dsn)
+    ran = run_pgvec("uninstall", "--yes", dsn=bench.dsn)
+    assert ran.code == 1
+    assert "newer than this program's" in ran.err
+    later.must("uninstall", "--yes", dsn=bench.dsn)
+    bench.sql("UPDATE docs SET body = 'changed meanwhile' WHERE id = 7")
+    assert run_pgvec("init", dsn=bench.dsn).code == 0
+    docs = bench.enqueue("docs", "body", into="docs_vectors", sync=True)
+    bench.drain()
+    assert_right(bench, docs)
+    assert bench.progress("docs").rows_embedded == 1
 
 
 def test_a_worker_that_is_ahead_of_the_schema_begins_when_that_is_upgraded(

@@ -14,6 +14,11 @@ from tests.chaos.program import Program
 NEXT = f"{int(schema.HEAD) + 1:04}"
 NEXT_VERSION = "99.0.0"
 
+INDEX = """
+-- name: jobs_claimed_by
+CREATE INDEX CONCURRENTLY jobs_claimed_by ON pgvec.jobs (claimed_by) WHERE state = 'done';
+"""
+
 _MIGRATION = """
 from pgvec_queue.schema import run_migration
 
@@ -55,12 +60,17 @@ def following(directory: Path, *, compatible: bool) -> Program:
     sql = package / "sql"
     if compatible:
         _change(sql / "queue.sql", "read_to = NULL\n", "read_to = NULL, claimed_by = 'the next'\n")
+        _append(sql / "indexes.sql", INDEX)
         _change(sql / "views.sql", "w.cache_hits\nFROM pgvec.workers w", "w.cache_hits, w.zone\nFROM pgvec.workers w")
     else:
         _change(sql / "queue.sql", "read_to = NULL\n", "read_up_to = NULL\n")
         _change(sql / "writing.sql", "read_to = %(read_to)s", "read_up_to = %(read_to)s")
         _change(sql / "stealing.sql", "j.read_to,", "j.read_up_to AS read_to,")
     return program
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text("utf-8") + text)
 
 
 def _change(path: Path, text: str, replacement: str) -> None:
