@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +114,7 @@ def lan() -> Iterator[Lan]:
 class Server(server.Server):
     """A database server at the switch; whoever is outside of the network reaches it by its socket."""
 
-    settings = {**server.Server.settings, "listen_addresses": f"'{SWITCH}'"}
+    settings: Mapping[str, str] = {**server.Server.settings, "listen_addresses": f"'{SWITCH}'"}
 
     def __init__(self, network: Lan) -> None:
         super().__init__()

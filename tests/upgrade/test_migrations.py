@@ -125,6 +125,7 @@ def test_on_a_busy_queue_an_upgrade_lets_everybody_pass_until_it_gets_its_locks(
         "SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted AND l.relation IS NOT NULL"
         " AND a.datname = current_database() AND a.application_name LIKE 'pgvec init%%'"
     )
+    bench.sql("SET lock_timeout = '10s'")
     with psycopg.connect(bench.dsn, application_name="a long one") as user:
         # As a trigger of a user's transaction has, that is still open, and every claim for a moment.
         user.execute("LOCK TABLE pgvec.vectorizers, pgvec.jobs, pgvec.workers IN ROW EXCLUSIVE MODE")
