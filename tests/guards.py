@@ -1125,8 +1125,7 @@ GUARDS = [
         "pgvec_queue/schema.py",
         '            _execute(running, resources.statements("schema")["send_off"])\n',
         "            pass\n",
-        "tests/upgrade/test_side_by_side.py::"
-        "test_a_worker_that_the_schema_leaves_behind_gives_back_what_it_has_and_waits",
+        "tests/upgrade/test_side_by_side.py::test_a_lease_ends_in_the_transaction_that_leaves_its_program_behind",
     ),
     Guard(
         "upgrade: a lock is waited for shortly",

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from pgvec_queue import schema
+from pgvec_queue.slices import Fate
 from pgvec_queue.vectorizer import Vectorizer
 from tests.chaos.program import Program
 from tests.oracle import assert_right
@@ -152,6 +153,24 @@ def test_a_worker_that_the_schema_leaves_behind_gives_back_what_it_has_and_waits
     assert left.leave() == 0
     bench.sql("ALTER TABLE pgvec.jobs RENAME COLUMN read_up_to TO read_to")
     assert_no_failure(bench, fleet, docs)
+
+
+def test_a_lease_ends_in_the_transaction_that_leaves_its_program_behind(
+    bench: Bench, programs: dict[str, Program]
+) -> None:
+    docs = fill(bench, 40)
+    worker = bench.register()
+    job = bench.claim(worker)
+    part = bench.read(docs, job, 4)
+    embedded = bench.embed(docs, part)
+    programs["other"].must("init", dsn=bench.dsn)
+    assert bench.sql("SELECT gone FROM pgvec.workers") == [(True,)]
+    told = "SELECT kind, worker_id FROM pgvec.events WHERE message LIKE '%: its program is too old for the schema'"
+    assert bench.sql(told) == [("gone", worker.worker)]
+    left = "SELECT state, worker_id, attempts, epoch FROM pgvec.jobs WHERE id = %s"
+    assert bench.sql(left, job.id) == [("queued", None, 0, job.epoch)]
+    assert bench.write(docs, part, embedded, worker).fate is Fate.LOST
+    assert bench.value("SELECT count(*) FROM docs_vectors") == 0
 
 
 def test_back_to_the_earlier_version_without_a_dump(
