@@ -229,7 +229,8 @@ class Worker:
             return True
         if not isinstance(failure, psycopg.Error) or kind_of(failure) is Kind.PASSING:
             return False
-        if self._patiently(State(), "looking at the schema", schema.revision) != state.revision:
+        # Where there is none any more, the failure says it.
+        if self._patiently(State(), "looking at the schema", schema.revision) not in ("", state.revision):
             log.info("schema was upgraded; the worker begins afresh", error=one_line(failure))
             state.outgrown.set()
         return state.outgrown.is_set()
