@@ -32,7 +32,11 @@ class DatabaseError(PgvecError):
 
 
 class SchemaOutdatedError(DatabaseError):
-    """The pgvec schema is missing, or older or newer than this program; `pgvec init` mends the first two."""
+    """The pgvec schema is missing, or too old or too new for this program; `pgvec init` mends the first two."""
+
+
+class SchemaMissingError(SchemaOutdatedError):
+    """There is no pgvec schema in this database."""
 
 
 class DefinitionError(PgvecError):

@@ -212,12 +212,12 @@ class QueueCollector:
                 transaction(connection, statement_timeout=STATEMENT_SECONDS, read_only=True),
                 connection.cursor(row_factory=dict_row) as cursor,
             ):
-                schema.require(connection)
+                revision = schema.require(connection)
                 rows = [
                     cursor.execute(statement("metrics", name)).fetchall()
                     for name in ("vectorizers", "failures", "workers")
                 ]
-                return Queue(schema.HEAD, *rows)
+                return Queue(revision, *rows)
         finally:
             if connection.closed:
                 self._connection = None

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
-from pgvec_queue import __version__
+from pgvec_queue import __version__, schema
 from pgvec_queue.database import Connection, statement, transaction
 
 _HOUSEKEEPING = (
@@ -284,13 +284,14 @@ def reclaim(connection: Connection, worker: int = 0) -> tuple[int, int]:
 
 
 def register(connection: Connection, *, names: Sequence[str] | None, lease: float) -> Membership:
-    """Makes this process a worker; ``lease`` is in seconds."""
+    """Makes this process a worker of a program that is made for ``schema.HEAD``; ``lease`` is in seconds."""
     row = connection.execute(
         statement("queue", "register"),
         {
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
+            "revision": schema.HEAD,
             "names": None if names is None else list(names),
             "lease": lease,
         },

@@ -1,7 +1,12 @@
 """The schema ``pgvec``: its migrations, its version, and the views and functions that each `pgvec init` makes anew.
 
-``initialize`` may run twice, and by two people at once: it takes a transaction lock first and does all in one
-transaction.
+``initialize`` may run twice, by two people at once, and beside workers and users: it takes a transaction lock first,
+does all in one transaction, waits for a table no longer than ``_LOCK_SECONDS``, and then lets go of all and tries anew.
+
+A program works with the schema of its own revision, ``HEAD``, and with later ones as long as these say so: each
+migration names the oldest revision whose programs work with what it makes (``pgvec.oldest_program()``). Workers of
+older programs are sent off in the transaction that makes it so, with the fence that any lost lease has: what they have
+in hand goes on with others.
 """
 
 from __future__ import annotations
@@ -9,18 +14,28 @@ from __future__ import annotations
 import io
 import re
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-from pgvec_queue import resources, roles
+from pgvec_queue import resources, roles, schema_indexes
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
-from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
+from pgvec_queue.errors import DatabaseError, SchemaMissingError, SchemaOutdatedError
+from pgvec_queue.locks import NOT_HAD, patiently
+from pgvec_queue.log import get_logger
+
+log = get_logger("pgvec.schema")
 
 HEAD = "0008"
-"""The revision that this program works with; a test holds it to the newest migration."""
+"""The revision that this program is made for; a test holds it to the newest migration."""
+
+_LOCK_SECONDS = 0.4
+_LOCK_TRIES = 60
+_LOCK_PAUSES = (0.5, 1.5)
+"""For a lock on a table of the queue, everybody else waits that long behind; between two tries they catch up."""
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")
 
@@ -33,15 +48,34 @@ _ALEMBIC = threading.Lock()
 def initialize(database: Database) -> str:
     """Creates or upgrades extension and schema; returns the revision that it found (empty for none).
 
-    Raises ``DatabaseError`` when the extension is missing and cannot be created, or the schema is newer than this
-    program.
+    Raises ``DatabaseError`` when the extension is missing and cannot be created, the schema is newer than this
+    program, or a table stays locked.
     """
     with database.connect("init") as connection:
         _ensure_extension(connection)
         found = revision(connection)
     if found > HEAD:
         raise _newer(found)
-    _run_alembic(offline=None, database=database)
+    began = time.monotonic()
+    told = False
+    try:
+        for attempt in patiently(_LOCK_TRIES, *_LOCK_PAUSES):
+            with attempt:
+                try:
+                    _run_alembic(offline=None, database=database)
+                except NOT_HAD as error:
+                    if not told:
+                        log.warning("schema is in use by others; it is tried again", error=one_line(error))
+                    told = True
+                    raise
+    except NOT_HAD as error:
+        waited = f"for {time.monotonic() - began:.0f} s"
+        raise DatabaseError(
+            f"the schema is not upgraded, and is as it was: {waited} its tables were locked by "
+            f"{_in_the_way(database) or 'others'}; end that, then run `pgvec init` again"
+        ) from error
+    with database.connect("init") as connection:
+        schema_indexes.complete(connection)
     return found
 
 
@@ -50,6 +84,7 @@ def ddl() -> str:
     output = io.StringIO()
     output.write("CREATE EXTENSION IF NOT EXISTS vector;\n\n")
     _run_alembic(offline=output, database=None)
+    output.writelines(f"\n{create};\n" for create in schema_indexes.ddl())
     return output.getvalue()
 
 
@@ -64,27 +99,45 @@ def revision(connection: Connection) -> str:
 def names() -> set[tuple[str, str]]:
     """Returns kind (table, view or function) and name of all that ``initialize`` makes in the schema."""
     texts = [file.read_text("utf-8") for file in (resources.directory("alembic") / "versions").glob("*.sql")]
-    for file in ("views", "control", "search_function"):
+    for file in ("schema", "views", "control", "search_function"):
         texts.extend(resources.statements(file).values())
     made = {(kind.lower(), name) for text in texts for kind, name in _OBJECT.findall(text)}
     return made | {("table", "alembic_version")}
 
 
-def require(connection: Connection) -> None:
-    """Raises ``SchemaOutdatedError`` unless the schema is the one that this program works with."""
-    check(revision(connection))
+def require(connection: Connection, *, exactly: bool = False) -> str:
+    """Returns the schema's revision, where this program works with it; ``exactly``: where it is made for it.
+
+    Raises ``SchemaOutdatedError`` elsewhere.
+    """
+    found = revision(connection)
+    oldest = None
+    if found > HEAD and not exactly:
+        try:
+            row = connection.execute(statement("schema", "oldest_program")).fetchone()
+        except psycopg.errors.UndefinedFunction:
+            row = None
+        oldest = row[0] if row else None
+    check(found, oldest)
+    return found
 
 
-def check(found: str) -> None:
-    """Raises ``SchemaOutdatedError`` unless a revision is the one that this program works with; empty: no schema."""
+def check(found: str, oldest_program: str | None = None) -> None:
+    """Raises ``SchemaOutdatedError`` unless this program works with the revision ``found``; empty: there is no schema.
+
+    ``oldest_program`` is what a schema says that is newer than this program: since which revision programs work with
+    it.
+    """
     if found == HEAD:
         return
-    if found > HEAD:
+    if not found:
+        raise SchemaMissingError("there is no pgvec schema; run: pgvec init")
+    if found < HEAD:
+        raise SchemaOutdatedError(
+            f"the pgvec schema is at revision {found}, this program needs {HEAD}; run: pgvec init"
+        )
+    if oldest_program is None or oldest_program > HEAD:
         raise _newer(found)
-    what = (
-        f"the pgvec schema is at revision {found}, this program needs {HEAD}" if found else "there is no pgvec schema"
-    )
-    raise SchemaOutdatedError(f"{what}; run: pgvec init")
 
 
 def run_migration(file: str) -> None:
@@ -106,14 +159,21 @@ def configure_and_run() -> None:
     else:
         context.configure(connection=attributes["connection"], **options)
     with context.begin_transaction():
-        _execute(context.get_context(), resources.statements("schema")["prepare"])
+        running = context.get_context()
+        _execute(running, resources.statements("schema")["prepare"])
+        if not running.as_sql:
+            _driver(running).execute(statement("schema", "patience"), {"lock": f"{_LOCK_SECONDS * 1000:.0f}ms"})
         context.run_migrations()
-        _make_views(context.get_context())
+        head = context.script.get_revision("head")
+        made = statement("schema", "make_oldest_program").format(oldest=sql.Literal(head.module.oldest_program))
+        _execute(running, made.as_string())
+        _make_views(running)
         for file in ("control", "search_function"):
-            _execute_all(context.get_context(), resources.statements(file).values())
-        _execute(context.get_context(), resources.statements("schema")["shield_triggers"])
-        if attributes["offline"] is None:
-            roles.renew(_driver_connection(context.get_context()))
+            _execute_all(running, resources.statements(file).values())
+        _execute(running, resources.statements("schema")["shield_triggers"])
+        if not running.as_sql:
+            roles.renew(_driver(running))
+            _execute(running, resources.statements("schema")["send_off"])
 
 
 def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> None:
@@ -146,6 +206,8 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
     except (psycopg.Error, DBAPIError) as error:
         # What Alembic runs by itself fails in SQLAlchemy's wrapping.
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        if isinstance(cause, NOT_HAD):
+            raise cause from None
         raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(cause)}") from error
     finally:
         engine.dispose()
@@ -165,10 +227,10 @@ def _execute(context: Any, text: str) -> None:
         cursor.execute(text)
 
 
-def _driver_connection(context: Any) -> Connection:
-    """psycopg's own connection below SQLAlchemy's, in the same transaction."""
-    found: Connection = context.connection.connection.dbapi_connection
-    return found
+def _driver(context: Any) -> psycopg.Connection[Any]:
+    """The driver's own connection, in the middle of the transaction."""
+    connection: psycopg.Connection[Any] = context.connection.connection.dbapi_connection
+    return connection
 
 
 def _make_views(context: Any) -> None:
@@ -177,7 +239,7 @@ def _make_views(context: Any) -> None:
     if context.as_sql:
         _execute_all(context, created)
         return
-    connection = _driver_connection(context)
+    connection = _driver(context)
     try:
         with connection.transaction():
             _execute_all(context, created)
@@ -233,6 +295,11 @@ def _create_extension(connection: Connection) -> None:
     except psycopg.errors.InvalidSchemaName:
         # The search path names no schema to put it into.
         connection.execute(statement("schema", "create_extension_in_public"))
+
+
+def _in_the_way(database: Database) -> str:
+    with database.connect("init") as connection:
+        return ", ".join(who for (who,) in connection.execute(statement("schema", "in_the_way")))
 
 
 def _newer(found: str) -> SchemaOutdatedError:

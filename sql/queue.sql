@@ -203,8 +203,8 @@ SELECT count(*) FROM returned;
 
 -- name: register
 WITH registered AS (
-    INSERT INTO pgvec.workers (host, pid, version, vectorizers, lease)
-    VALUES (%(host)s, %(pid)s, %(version)s, %(names)s, make_interval(secs => %(lease)s))
+    INSERT INTO pgvec.workers (host, pid, version, revision, vectorizers, lease)
+    VALUES (%(host)s, %(pid)s, %(version)s, %(revision)s, %(names)s, make_interval(secs => %(lease)s))
     RETURNING id, host, pid
 ), noted AS (
     INSERT INTO pgvec.events (kind, worker_id, host, message) SELECT 'started', id, host, 'pid ' || pid FROM registered
@@ -214,7 +214,8 @@ SELECT id, pgvec.world() FROM registered;
 -- name: beat
 -- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, whether one of
 -- them has not been heard of for its lease, and what people want: whether to leave, which of the vectorizers in hand are to
--- be worked on no more, and the limits of those that have any (rows per second; seconds of lag; seconds of a commit).
+-- be worked on no more, and the limits of those that have any (rows per second; seconds of lag; seconds of a commit). And
+-- the schema's revision, since somebody may have upgraded it.
 UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, runtime = %(runtime)s,
     models = %(models)s, memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
@@ -235,7 +236,8 @@ RETURNING fleet.size, fleet.overdue, w.leave,
                 FROM pgvec.vectorizers v
                 WHERE (v.rows_per_second_limit IS NOT NULL OR v.replication_lag_limit IS NOT NULL
                        OR v.commit_time_limit IS NOT NULL)
-                  AND (w.vectorizers IS NULL OR v.name = ANY (w.vectorizers)));
+                  AND (w.vectorizers IS NULL OR v.name = ANY (w.vectorizers))),
+          (SELECT version_num FROM pgvec.alembic_version);
 
 -- name: replication
 -- Where the slowest standby is, in bytes of WAL, and where this server is; and how many positions may not be seen.

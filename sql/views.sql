@@ -87,8 +87,10 @@ WITH counted AS (
     FROM pgvec.recent_minutes GROUP BY vectorizer_id
 ), live AS (
     SELECT w.*, w.beat_at > clock_timestamp() - w.lease AS heard,
-           -- The oldest program that this schema is made for; an older one goes on only with what it can.
-           string_to_array(substring(w.version from '^[0-9]+(?:[.][0-9]+)*'), '.')::bigint[] < '{0,4}' AS old
+           -- The schema is not made for its program. Before 0.7.0 a worker did not tell which revision it was made for.
+           coalesce(w.revision, '0007') < pgvec.oldest_program()
+           OR (w.revision IS NULL
+               AND string_to_array(substring(w.version from '^[0-9]+(?:[.][0-9]+)*'), '.')::bigint[] < '{0,6}') AS old
     FROM pgvec.workers w WHERE NOT w.gone
 ), numbers AS MATERIALIZED (
     -- Once each: what follows mentions some of them ten times.

@@ -1190,6 +1190,62 @@ GUARDS = [
         "            told = one_line(error)\n",
         "tests/integration/test_tls.py::test_a_client_is_known_by_its_certificate",
     ),
+    Guard(
+        "upgrade: a newer schema says which programs work with it",
+        "pgvec_queue/schema.py",
+        "    if oldest_program is None or oldest_program > HEAD:",
+        "    if False:",
+        "tests/integration/test_schema.py::test_a_newer_schema_that_says_so_is_worked_with",
+    ),
+    Guard(
+        "upgrade: what no longer fits is sent off with the upgrade",
+        "pgvec_queue/schema.py",
+        '            _execute(running, resources.statements("schema")["send_off"])\n',
+        "            pass\n",
+        "tests/upgrade/test_side_by_side.py::test_a_lease_ends_in_the_transaction_that_leaves_its_program_behind",
+    ),
+    Guard(
+        "upgrade: a lock is waited for shortly",
+        "pgvec_queue/schema.py",
+        '{"lock": f"{_LOCK_SECONDS * 1000:.0f}ms"}',
+        '{"lock": "0"}',
+        "tests/upgrade/test_migrations.py::test_on_a_busy_queue_an_upgrade_lets_everybody_pass_until_it_gets_its_locks",
+    ),
+    Guard(
+        "upgrade: an error of the upgrade blocks no vectorizer",
+        "pgvec_queue/worker/refusals.py",
+        "    if link.call(schema.revision) != state.revision:\n",
+        "    if False:\n",
+        "tests/upgrade/test_beneath.py::test_an_error_of_the_upgrade_blocks_no_vectorizer",
+    ),
+    Guard(
+        "upgrade: a statement that fails because of it ends no worker",
+        "pgvec_queue/worker/lifecycle.py",
+        "            if state.failure is not None and not self._is_outgrown(state, state.failure):",
+        "            if state.failure is not None:",
+        "tests/upgrade/test_beneath.py::test_a_statement_that_fails_because_of_the_upgrade_ends_no_worker",
+    ),
+    Guard(
+        "upgrade: the heartbeat looks at the schema",
+        "pgvec_queue/worker/heartbeat.py",
+        "        if revision != self._revision and not self._fits(connection, revision):",
+        "        if False:",
+        "tests/upgrade/test_beneath.py::test_a_worker_leaves_a_schema_that_it_does_not_work_with_and_comes_back",
+    ),
+    Guard(
+        "upgrade: what a build of an index has left is dropped",
+        "pgvec_queue/schema_indexes.py",
+        "                if valid is not None:\n",
+        "                if False:\n",
+        "tests/upgrade/test_side_by_side.py::test_an_index_on_a_table_of_the_queue_is_built_beside_its_users",
+    ),
+    Guard(
+        "upgrade: a gateway does nothing with another schema",
+        "pgvec_queue/gateway/admission.py",
+        "        if self._fitting.trouble is not None and path != _METRICS:",
+        "        if False:",
+        "tests/gateway/test_health.py::test_with_another_schema_nothing_is_done_until_it_fits",
+    ),
 ]
 
 

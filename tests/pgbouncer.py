@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +69,13 @@ class Pooler:
 
 
 @contextmanager
-def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "", port: str = _PORT) -> Iterator[Pooler]:
+def pooling(
+    folder: Path, direct: str, *, pool_size: int, more: str = "", port: str = _PORT, within: Sequence[str] = ()
+) -> Iterator[Pooler]:
     """Runs pgbouncer, at most ``pool_size`` server connections per database, for the server that ``direct`` names.
 
-    ``more`` is added to its configuration; ``port`` is free, where that has it listen at an address.
+    ``more`` is added to its configuration; ``port`` is free, where that has it listen at an address. ``within`` is a
+    command line of root's that runs it elsewhere, as the same process and as the server's account.
 
     ``folder`` is new, and in a place that the server's account can reach.
     """
@@ -95,14 +98,14 @@ def pooling(folder: Path, direct: str, *, pool_size: int, more: str = "", port: 
     if account is not None:
         os.chown(folder, account.uid, account.gid)
     process = subprocess.Popen(
-        [PROGRAM, str(configuration)],
+        [*within, PROGRAM, str(configuration)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
+        user=account.uid if account and not within else None,
+        group=account.gid if account and not within else None,
+        extra_groups=[] if account and not within else None,
     )
     try:
         socket = folder / f".s.PGSQL.{port}"

@@ -51,6 +51,15 @@ class Bench:
     def value(self, text: str, *parameters: Any) -> Any:
         return self.sql(text, *parameters)[0][0]
 
+    def upgrade_to(self, revision: str, oldest_program: str | None = None) -> None:
+        """Has the schema say that it is of another revision, and which programs work with it: only its own if None."""
+        self.sql("UPDATE pgvec.alembic_version SET version_num = %s", revision)
+        oldest = oldest_program or revision
+        self.sql(
+            "CREATE OR REPLACE FUNCTION pgvec.oldest_program() RETURNS text LANGUAGE sql STABLE PARALLEL SAFE"
+            f" AS $$ SELECT '{oldest}'::text $$"
+        )
+
     def define(self, source: str, *text: str, **options: Any) -> Defined:
         """Defines a vectorizer; the hashing embedder and whole documents where nothing else is said."""
         options.setdefault("model", "hashing-8")

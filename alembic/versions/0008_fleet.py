@@ -8,6 +8,8 @@ from pgvec_queue.schema import run_migration
 
 revision = "0008"
 down_revision = "0007"
+oldest_program = "0007"
+"""Programs that are made for this revision or a later one work with the schema; see docs/upgrading.md."""
 
 
 def upgrade() -> None:

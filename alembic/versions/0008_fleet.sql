@@ -4,3 +4,7 @@
 ALTER TABLE pgvec.vectorizers
     ADD COLUMN partitions integer CHECK (partitions BETWEEN 2 AND 1024);
 COMMENT ON COLUMN pgvec.vectorizers.partitions IS 'Of the destination that was made for it, by hash of the key; NULL: one table';
+
+-- Versions side by side.
+ALTER TABLE pgvec.workers ADD COLUMN revision text;
+COMMENT ON COLUMN pgvec.workers.revision IS 'Of the schema that its program is made for; NULL: 0007 or earlier';

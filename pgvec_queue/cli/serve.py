@@ -12,7 +12,7 @@ import click
 from pgvec_queue import listening, roles
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.types import Text, setting
-from pgvec_queue.errors import MissingExtraError, SettingsError
+from pgvec_queue.errors import MissingExtraError, SchemaMissingError, SchemaOutdatedError, SettingsError
 from pgvec_queue.gateway.limits import Limits
 from pgvec_queue.log import get_logger
 
@@ -120,8 +120,10 @@ def _serve(
     from pgvec_queue.gateway.auth import Access
     from pgvec_queue.gateway.server import BACKLOG, Server
 
-    connection, _ = session.connect_checked("gateway")
-    roles.require_gateway(connection)
+    connection = session.connect("gateway")
+    fits = _fits(connection)
+    if fits:
+        roles.require_gateway(connection)
     try:
         found = listening.find(host, port)
         access = Access(
@@ -136,7 +138,7 @@ def _serve(
     with listener:
         if allow_unauthenticated:
             log.warning("nobody is asked for a token (--allow-unauthenticated)")
-        elif not access.loopback:
+        elif fits and not access.loopback:
             _warn_without_tokens(connection)
         connection.close()
         address, chosen = listener.getsockname()[:2]
@@ -149,6 +151,24 @@ def _serve(
             ready=None if port else lambda: click.echo(url),
         )
         server.run(sockets=[listener])
+
+
+def _fits(connection: Any) -> bool:
+    """Whether the schema is one for this program; the gateway serves all the same, and waits for it.
+
+    Raises ``DatabaseError`` where there is none.
+    """
+    from pgvec_queue import schema
+    from pgvec_queue.database import versions
+
+    versions(connection)
+    try:
+        schema.require(connection)
+    except SchemaMissingError:
+        raise
+    except SchemaOutdatedError:
+        return False
+    return True
 
 
 def _warn_without_tokens(connection: Any) -> None:

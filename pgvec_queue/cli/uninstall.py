@@ -35,7 +35,7 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
     if not schema.revision(connection):
         click.echo("pgvec: there is no schema pgvec; nothing is to be removed", err=True)
         return
-    schema.require(connection)
+    schema.require(connection, exactly=True)
     found = removal.survey(connection)
     removal.refuse(found.foreign)
     _show(found)

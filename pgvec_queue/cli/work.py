@@ -28,7 +28,7 @@ from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import Text, setting
 from pgvec_queue.database import Database, one_line
 from pgvec_queue.embedders import DeviceOptions
-from pgvec_queue.errors import DatabaseError, PgvecError, SchemaOutdatedError, StalledError
+from pgvec_queue.errors import DatabaseError, PgvecError, SchemaMissingError, SchemaOutdatedError, StalledError
 from pgvec_queue.log import get_logger, show_texts
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
 from pgvec_queue.worker.lifecycle import BY_SUPERVISOR
@@ -106,6 +106,8 @@ def work(
     Stops on SIGINT, SIGTERM or SIGHUP after the slice in hand; a second signal stops at once. With --drain the exit
     code is 0 when every row is done, 3 when documents are in quarantine, 1 when a vectorizer is blocked.
 
+    A worker that is too old or too new for the schema waits until that fits; with --drain it ends with exit code 1.
+
     Where there are several CUDA devices, or --processes asks for several workers, each is a process of its own that is
     started again when it dies.
     """
@@ -172,7 +174,12 @@ def _supervise(session: Session, options: WorkerOptions, places: Sequence[Place]
 
     What would be wrong with all of them is found out first, and said once.
     """
-    check(session.database, options)
+    try:
+        check(session.database, options)
+    except SchemaOutdatedError as error:
+        if options.drain or isinstance(error, SchemaMissingError):
+            raise
+        # Each of them says so and waits.
     if metrics is not None and metrics[1]:
         from pgvec_queue import exposition
 

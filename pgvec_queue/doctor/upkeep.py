@@ -20,12 +20,13 @@ _KEPT_LOG = 1 << 30
 def our_schema(examined: Examined) -> Iterator[Finding]:
     """Whether the schema is the one that this program works with."""
     try:
-        schema.require(examined.connection)
+        found = schema.require(examined.connection)
     except SchemaOutdatedError as problem:
         what, _, remedy = str(problem).rpartition("; ")
         yield error("schema", what, remedy)
     else:
-        yield ok("schema", f"pgvec at revision {schema.HEAD}")
+        newer = "" if found == schema.HEAD else f"; newer than this program's {schema.HEAD}, which works with it"
+        yield ok("schema", f"pgvec at revision {found}{newer}")
 
 
 def vectorizers(examined: Examined) -> Iterator[Finding]:

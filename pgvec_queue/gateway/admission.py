@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pgvec_queue.gateway import auth, problems
 from pgvec_queue.gateway.auth import ANYBODY, IDENTITY, Access, Identity, Tokens
+from pgvec_queue.gateway.fitting import Fitting
 from pgvec_queue.gateway.metrics import Measures
 from pgvec_queue.gateway.problems import Problem
 from pgvec_queue.gateway.rates import Rates, network
@@ -18,19 +19,23 @@ from pgvec_queue.gateway.rates import Rates, network
 PROBES = frozenset({"/health", "/ready"})
 """Asked by whoever watches over the process: always let in."""
 _OPEN = frozenset({*PROBES, "/docs", "/docs.css", "/openapi.json", "/dashboard", "/favicon.ico"})
+_METRICS = "/metrics"
 _OPEN_BELOW = "/dashboard/"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _OF_PROXIES = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
 class Admission:
-    """Host, origin, token and rate."""
+    """Host, origin, token and rate; and whether the schema is one that anything can be done with."""
 
-    def __init__(self, app: ASGIApp, *, access: Access, tokens: Tokens, rates: Rates, measures: Measures) -> None:
+    def __init__(
+        self, app: ASGIApp, *, access: Access, tokens: Tokens, rates: Rates, fitting: Fitting, measures: Measures
+    ) -> None:
         self._app = app
         self._access = access
         self._tokens = tokens
         self._rates = rates
+        self._fitting = fitting
         self._measures = measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +63,10 @@ class Admission:
             self._charge(address)
             self._check_host(headers)
             return
+        # Metrics tell by themselves that the queue cannot be read.
+        if self._fitting.trouble is not None and path != _METRICS:
+            self._charge(address)
+            raise problems.busy(self._fitting.trouble)
         identity = await self._identify(token, headers, address)
         self._charge(address if identity.token_id is None else f"token {identity.token_id}")
         scope[IDENTITY] = identity

@@ -22,6 +22,7 @@ from pgvec_queue.gateway.auth import Access, Tokens
 from pgvec_queue.gateway.bodies import Bodies
 from pgvec_queue.gateway.context import Context
 from pgvec_queue.gateway.envelope import Envelope
+from pgvec_queue.gateway.fitting import Fitting
 from pgvec_queue.gateway.guards import Guards, Streams
 from pgvec_queue.gateway.housekeeping import keep_house
 from pgvec_queue.gateway.limits import Limits
@@ -77,6 +78,7 @@ def create_app(
     chosen = limits or Limits()
     pool = async_pool(database, "gateway", size=chosen.pool_size, timeout=chosen.connection_seconds)
     tokens = Tokens(pool, timeout=chosen.connection_seconds)
+    fitting = Fitting()
     measures = Measures()
     measures.pool = lambda: _of_pool(pool)
     queue = QueueCollector(database)
@@ -95,6 +97,7 @@ def create_app(
                 shown = app.state.overview = Overview(reader(pool))
                 plans = app.state.plans = Plans(database)
                 house = [
+                    asyncio.create_task(fitting.run(pool)),
                     asyncio.create_task(keep_house(pool, chosen.keep_tasks_days)),
                     asyncio.create_task(prepare(pool, queries)),
                 ]
@@ -133,7 +136,12 @@ def create_app(
     app.add_middleware(Guards, limits=chosen, streams=app.state.streams, measures=measures)
     app.add_middleware(Bodies, limits=chosen, measures=measures)
     app.add_middleware(
-        Admission, access=access or Access(), tokens=tokens, rates=Rates(chosen.per_minute), measures=measures
+        Admission,
+        access=access or Access(),
+        tokens=tokens,
+        rates=Rates(chosen.per_minute),
+        fitting=fitting,
+        measures=measures,
     )
     app.add_middleware(Envelope, measures=measures)
     for module in (health, docs, dashboard):

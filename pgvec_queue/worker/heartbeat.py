@@ -4,7 +4,8 @@ jobs.
 A worker whose row is not fresh for a lease is declared gone by any other; its jobs go back to the queue, and it may
 beat no more: then it gives up what it has and registers afresh. The same happens where it finds itself in another world
 (a standby was promoted, a dump restored). With each beat it learns what people want of it: to leave, to begin nothing
-more of a vectorizer, or to keep within a limit, whose measures it takes; a notification makes it ask at once. A worker
+more of a vectorizer, or to keep within a limit, whose measures it takes; a notification makes it ask at once. It learns
+as well that somebody has upgraded the schema: where that is no longer one for this program, the session ends. A worker
 judges others only after its own heartbeat was unbroken for one
 lease, so that the first one back after an outage does not declare everybody dead. It beats no more once a call hangs.
 """
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from pgvec_queue import process, queue, vectorizer
+from pgvec_queue import process, queue, schema, vectorizer
 from pgvec_queue.database import Connection, Database, kind_of, one_line, statement
-from pgvec_queue.errors import DatabaseError, Kind
+from pgvec_queue.errors import DatabaseError, Kind, SchemaOutdatedError
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
 from pgvec_queue.route import sever
@@ -76,6 +77,7 @@ class Heartbeat:
     _housekept_at: float = 0.0
     _reclaim_at: float = 0.0
     _told_to_leave: bool = False
+    _revision: str = ""
     _replication: Replication = field(default_factory=Replication)
     _commit_seconds: float | None = None
     _lag_seconds: float | None = None
@@ -99,6 +101,7 @@ class Heartbeat:
 
     def run(self) -> None:
         self._beat_at = time.monotonic()
+        self._revision = self.state.revision
         try:
             while not self._ended:
                 try:
@@ -113,7 +116,8 @@ class Heartbeat:
 
     @property
     def _ended(self) -> bool:
-        return self._stop.is_set() or self.state.lease_lost.is_set() or self.state.stalled is not None
+        lost = self.state.lease_lost.is_set() or self.state.outgrown.is_set()
+        return self._stop.is_set() or lost or self.state.stalled is not None
 
     def _once(self) -> None:
         connection = self._open()
@@ -129,8 +133,10 @@ class Heartbeat:
             self.state.wake.set()
             return
         self.state.goes_on(_NAME)
-        self.state.fleet, overdue, leave, stopped, limits = row
+        self.state.fleet, overdue, leave, stopped, limits, revision = row
         self.state.measures.beat(began)
+        if revision != self._revision and not self._fits(connection, revision):
+            return
         now = time.monotonic()
         self._keep_limits(connection, now, taken, limits)
         self._obey(connection, now, leave=leave, stopped=stopped)
@@ -140,6 +146,19 @@ class Heartbeat:
         self._beat_at = now
         self._judge(connection, now, overdue=overdue)
         self._listen(connection, now + self.period)
+
+    def _fits(self, connection: Connection, revision: str | None) -> bool:
+        """Whether the program works with the schema that somebody has made meanwhile; ends the session where not."""
+        self._revision = revision or ""
+        try:
+            with self._watched(connection):
+                schema.require(connection)
+        except SchemaOutdatedError as error:
+            log.warning("schema is no longer one for this program; jobs go back", error=str(error))
+            self.state.outgrow()
+            return False
+        log.info("schema was upgraded; this program works with it", revision=revision)
+        return True
 
     def _beat(self) -> dict[str, object]:
         embedder = self.models.latest

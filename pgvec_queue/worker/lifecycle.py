@@ -5,12 +5,16 @@ Second: stop at once; the lease runs out and others take over. Neither counts an
 
 A worker whose process has become unfit (a device that does not give memory back) is recycled: it leaves as on the first
 signal, and whoever runs it begins afresh with a new process.
+
+A worker that is too old or too new for the schema says so and waits, unless it is to drain. Where somebody upgrades the
+schema beneath it, it goes on if its program works with that, else it gives back what it has and waits.
 """
 
 from __future__ import annotations
 
 import enum
 import functools
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -19,9 +23,9 @@ import psycopg
 import tenacity
 from structlog.contextvars import bound_contextvars
 
-from pgvec_queue import embedders, process, queue
+from pgvec_queue import embedders, process, queue, schema
 from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line
-from pgvec_queue.errors import DatabaseError, Kind
+from pgvec_queue.errors import DatabaseError, Kind, SchemaMissingError, SchemaOutdatedError
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Membership, Pending
 from pgvec_queue.worker.cache import Cache
@@ -47,6 +51,8 @@ LEAVE_SECONDS = 7.0
 """After being told to leave: longer than a slice may still take, shorter than a supervisor's patience."""
 BY_SIGNAL, BY_COMMAND, BY_SUPERVISOR = "a signal", "pgvec workers stop", "its supervisor"
 """Who may tell a worker to leave."""
+_SCHEMA_LOOK = (2.0, 5.0)
+"""Seconds between looks at a schema that is not one for this program."""
 _WRITERS = ("writer", "writer-2")
 """The second has a connection only while the first cannot keep up."""
 _READ_AHEAD, _CUT_AHEAD, _WRITTEN_BEHIND = 2, 4, 6
@@ -88,6 +94,8 @@ class Worker:
         self._left_to_others = False
         self._has_begun = False
         self._state: State | None = None
+        self._schema: str | None = None
+        """Why it waits for the schema, if it does."""
 
     def stop(self, by: str = BY_SIGNAL) -> None:
         """Asks the worker to leave; safe to call from a signal handler and from any thread.
@@ -123,6 +131,7 @@ class Worker:
             peak_memory=process.peak_memory(),
             lease=self._options.lease,
             stalled=state.stalled if state else None,
+            schema=self._schema,
         )
 
     @property
@@ -141,17 +150,12 @@ class Worker:
     def run(self) -> Outcome:
         """Works until stopped or recycled, or until nothing is left when draining.
 
-        Raises ``PgvecError`` when the database cannot be used, the schema is outdated, or this machine lacks what every
-        vectorizer needs; anything unexpected that ended a stage is raised as it is.
+        Waits for a schema that its program works with. Raises ``PgvecError`` when the database cannot be used, there is
+        no schema, draining is asked for and it is not one for this program, or this machine lacks what every vectorizer
+        needs; anything unexpected that ended a stage is raised as it is.
         """
         embedders.check_device(self._options.device)
-        refused = check(self._database, self._options)
-        for name in refused.values():
-            log.warning(
-                "vectorizer is left to other workers",
-                vectorizer=name,
-                error="packages are missing; to serve it here: pip install 'pgvec-queue[worker]'",
-            )
+        refused: dict[int, str] | None = None
         try:
             while True:
                 state = State(self.measures)
@@ -159,22 +163,80 @@ class Worker:
                 if self._leaving:
                     return self._leaving
                 try:
+                    self._await_schema(state)
+                    if refused is None:
+                        refused = self._refused()
                     self._session(state, dict.fromkeys(refused, "packages are missing"))
                 except StoppedError:
                     return self._leaving or Outcome.STOPPED
                 if state.lease_lost.is_set():
                     self.measures.lost_lease()
-                if state.failure is not None:
+                if state.failure is not None and not self._is_outgrown(state, state.failure):
                     raise state.failure
-                if not state.lease_lost.is_set() or self._leaving:
+                if not (state.lease_lost.is_set() or state.outgrown.is_set()) or self._leaving:
                     break
         finally:
             if not self.hung:
                 self._models.close()
         return self._leaving or self._outcome()
 
+    def _refused(self) -> dict[int, str]:
+        """Makes sure that the worker can begin; returns the vectorizers that it cannot serve here."""
+        refused = check(self._database, self._options)
+        for name in refused.values():
+            log.warning(
+                "vectorizer is left to other workers",
+                vectorizer=name,
+                error="packages are missing; to serve it here: pip install 'pgvec-queue[worker]'",
+            )
+        return refused
+
+    def _await_schema(self, state: State) -> None:
+        """Returns when the program works with the schema, and takes down which that is.
+
+        Raises ``SchemaOutdatedError`` where it does not and is not waited for; ``StoppedError`` when told to leave.
+        """
+
+        def look(connection: Connection) -> tuple[str, SchemaOutdatedError | None]:
+            try:
+                return schema.require(connection), None
+            except SchemaOutdatedError as error:
+                return "", error
+
+        told: str | None = None
+        try:
+            while True:
+                state.revision, error = self._patiently(state, "looking at the schema", look)
+                if error is None:
+                    break
+                if self._options.drain or isinstance(error, SchemaMissingError):
+                    raise error
+                self._schema = f"waiting for the schema: {error}"
+                # From here on an outage is waited for as well.
+                self._has_begun = True
+                if str(error) != told:
+                    log.warning("waiting for a schema that this program works with", error=str(error))
+                told = str(error)
+                state.pause(random.uniform(*_SCHEMA_LOOK))  # noqa: S311 - jitter
+        finally:
+            self._schema = None
+        if told is not None:
+            log.info("schema is there; the worker begins", revision=state.revision)
+
+    def _is_outgrown(self, state: State, failure: BaseException) -> bool:
+        """Whether a session has failed in the database while the schema became another one."""
+        if state.outgrown.is_set():
+            return True
+        if not isinstance(failure, psycopg.Error) or kind_of(failure) is Kind.PASSING:
+            return False
+        # Where there is none any more, the failure says it.
+        if self._patiently(State(), "looking at the schema", schema.revision) not in ("", state.revision):
+            log.info("schema was upgraded; the worker begins afresh", error=one_line(failure))
+            state.outgrown.set()
+        return state.outgrown.is_set()
+
     def _session(self, state: State, refused: dict[int, str]) -> None:
-        """Works under one worker id until told to stop, drained, or the lease is lost."""
+        """Works under one worker id until told to stop, drained, the lease is lost, or the schema is another one."""
         options = self._options
         member = self._patiently(
             state, "registering", lambda c: queue.register(c, names=options.names, lease=options.lease)
@@ -256,7 +318,8 @@ class Worker:
             while stage.is_alive():
                 stage.join(0.1)
                 self._tell_of_leaving(state)
-                if state.lease_lost.is_set() and not state.stopping.is_set() and state.stalled is None:
+                afresh = state.lease_lost.is_set() or state.outgrown.is_set()
+                if afresh and not state.stopping.is_set() and state.stalled is None:
                     # The next session needs the model that this stage is still using.
                     continue
                 if state.stopping.is_set() or state.aborted.is_set():

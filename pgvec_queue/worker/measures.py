@@ -94,6 +94,8 @@ class Look:
     lease: float
     stalled: str | None
     """The call that does not come back."""
+    schema: str | None
+    """That it waits for a schema that its program works with, and why."""
 
 
 class _Stopwatch:

@@ -108,6 +108,9 @@ def health(worker: Worker) -> tuple[bool, str]:
     why = f": {worker.measures.beat_error}" if worker.measures.beat_error else ""
     if look.stalled is not None:
         return False, f"{look.stalled} does not come back; the worker is ending"
+    if look.schema is not None:
+        # Another start would not help.
+        return True, look.schema
     if age is None:
         return False, f"there was no heartbeat yet; the worker is {look.activity}{why}"
     line = f"the last heartbeat was {age:.1f} s ago; the lease is {look.lease:g} s"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from pgvec_queue import queue, vectorizer
+from pgvec_queue import queue, schema, vectorizer
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Claimer, Membership
 from pgvec_queue.worker.link import Link
-from pgvec_queue.worker.state import State
+from pgvec_queue.worker.state import State, StoppedError
 from pgvec_queue.worker.work import Run
 
 log = get_logger("pgvec.worker")
@@ -36,10 +36,14 @@ def leave_to_others(link: Link, state: State, claimer: Claimer, run: Run, reason
 def block(link: Link, state: State, member: Membership, run: Run, reason: str, shown: str | None = None) -> None:
     """Blocks the run's vectorizer with the reason, and gives back all of its jobs.
 
-    ``shown`` is the reason without what it repeats of a document, where it may do so.
+    ``shown`` is the reason without what it repeats of a document, where it may do so. Raises ``StoppedError`` where the
+    schema has become another one since the session began: that may be the reason, and blocks nothing.
     """
     name = run.fragments.vectorizer.name
     state.drop_vectorizer(run.job.vectorizer_id)
+    if link.call(schema.revision) != state.revision:
+        state.outgrow()
+        raise StoppedError
     if not link.call(lambda connection: vectorizer.by_ids(connection, [run.job.vectorizer_id])):
         # Dropped with its destination, in the middle of what was being done for it.
         log.warning("vectorizer of a job was dropped", job=run.job.id)

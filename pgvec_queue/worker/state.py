@@ -53,8 +53,12 @@ class State:
         self.stopping = threading.Event()
         """Told to leave: claim nothing, finish the slice in hand."""
         self.aborted = threading.Event()
-        """The lease is lost or a stage failed: write nothing more."""
+        """The lease is lost, the schema another one, or a stage failed: write nothing more."""
         self.lease_lost = threading.Event()
+        self.outgrown = threading.Event()
+        """The schema has become another one meanwhile: the session ends, and what it has in hand goes back."""
+        self.revision = ""
+        """Of the schema, when the session began."""
         self.drained = threading.Event()
         self.wake = threading.Event()
         """Something may be claimable."""
@@ -105,6 +109,12 @@ class State:
         with self._lock:
             if self.failure is None:
                 self.failure = error
+        self.aborted.set()
+        self.wake.set()
+
+    def outgrow(self) -> None:
+        """Ends the session because the schema has become another one; whether it fits is found out before the next."""
+        self.outgrown.set()
         self.aborted.set()
         self.wake.set()
 

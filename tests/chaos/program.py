@@ -20,12 +20,15 @@ from pgvec_queue import resources
 class Program:
     """``pgvec`` in a directory of the harness."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, checkout: Path | None = None) -> None:
+        """``checkout`` is that of another version; None: the program as it is here."""
         self.directory = directory
-        package = Path(pgvec_queue.__file__).parent
-        shutil.copytree(package, directory / "pgvec_queue", dirs_exist_ok=True)
+        package = checkout / "pgvec_queue" if checkout else Path(pgvec_queue.__file__).parent
+        left_out = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, directory / "pgvec_queue", dirs_exist_ok=True, ignore=left_out)
         for name in ("sql", "alembic"):
-            shutil.copytree(resources.directory(name), directory / "pgvec_queue" / name, dirs_exist_ok=True)
+            source = checkout / name if checkout else resources.directory(name)
+            shutil.copytree(source, directory / "pgvec_queue" / name, dirs_exist_ok=True, ignore=left_out)
 
     def environment(self, dsn: str, extra: Mapping[str, str]) -> dict[str, str]:
         return {

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def free_port() -> int:
 class Server:
     """One cluster in a directory of its own. Used by one thread; ``dsn``, ``up`` and ``accepts_since`` by any."""
 
+    settings: Mapping[str, str] = _SETTINGS
+
     def __init__(self) -> None:
         memory = Path("/dev/shm")
         self.directory = Path(tempfile.mkdtemp(prefix="pgvec-chaos-", dir=memory if memory.is_dir() else None))
@@ -71,8 +74,8 @@ class Server:
         """As superuser, past every proxy."""
         return self.dsn_at(self.port)
 
-    def dsn_at(self, port: int) -> str:
-        return f"postgresql://postgres@127.0.0.1:{port}/chaos"
+    def dsn_at(self, port: int, database: str = "chaos") -> str:
+        return f"postgresql://postgres@127.0.0.1:{port}/{database}"
 
     @property
     def up(self) -> bool:
@@ -90,11 +93,11 @@ class Server:
         )
         if status:
             raise RuntimeError(f"initdb: {embedded_programs.reason(output)}")
-        lines = [f"{name} = {value}" for name, value in {**_SETTINGS, "port": self.port}.items()]
+        lines = [f"{name} = {value}" for name, value in {**self.settings, "port": self.port}.items()]
         with (data / "postgresql.conf").open("a") as file:
             file.write("\n".join(lines) + "\n")
         self._launch()
-        postgres = self.dsn.rpartition("/")[0] + "/postgres"
+        postgres = self.dsn_at(self.port, "postgres")
         self._wait_for(postgres)
         with psycopg.connect(postgres, autocommit=True) as connection:
             connection.execute("CREATE DATABASE chaos")
@@ -138,17 +141,25 @@ class Server:
     def _launch(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._programs / "postgres"), "-D", str(self.directory / "data")],
+                self._command(str(self._programs / "postgres"), "-D", str(self.directory / "data")),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
                 env={"LC_ALL": "C", "PATH": os.environ.get("PATH", "")},
                 start_new_session=True,
-                user=self._account.uid if self._account else None,
-                group=self._account.gid if self._account else None,
-                extra_groups=[] if self._account else None,
+                **self._identity(),
             )
+
+    def _command(self, *words: str) -> list[str]:
+        """What is run to run this."""
+        return list(words)
+
+    def _identity(self) -> dict[str, Any]:
+        """As whom, as ``Popen`` wants it."""
+        if self._account is None:
+            return {}
+        return {"user": self._account.uid, "group": self._account.gid, "extra_groups": []}
 
     def _wait_for(self, dsn: str) -> None:
         assert self._process is not None

@@ -39,6 +39,20 @@ def test_another_schema_is_not_ready_and_told_in_a_line(bench: Bench, gateway: S
     assert int(answer.headers["retry-after"]) >= 1
 
 
+def test_with_another_schema_nothing_is_done_until_it_fits(bench: Bench, gateway: Served) -> None:
+    bench.upgrade_to("9999")
+    wait_until(lambda: gateway.get("/api/v1/workers").status_code == 503, 20, what="the gateway's look")
+    for path in ("/api/v1/workers", "/api/v1/vectorizers"):
+        assert gateway.get(path).json()["detail"].startswith("the pgvec schema is at revision 9999, newer than this")
+    assert gateway.get("/health").status_code == 200
+    assert gateway.get("/dashboard").status_code == 200
+    assert "pgvec_up 0" in gateway.get("/metrics").text
+    bench.upgrade_to("9999", schema.HEAD)
+    wait_until(lambda: gateway.get("/api/v1/workers").status_code == 200, 20, what="the gateway's look")
+    wait_until(lambda: gateway.get("/ready").status_code == 200)
+    assert gateway.get("/ready").json() == {"status": "ready", "revision": "9999"}
+
+
 def test_a_database_without_the_schema_is_not_ready(bench: Bench, gateway: Served) -> None:
     bench.sql("DROP TABLE pgvec.alembic_version")
     assert gateway.get("/ready").json()["detail"] == "there is no pgvec schema; run: pgvec init"

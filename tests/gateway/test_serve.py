@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from pgvec_queue import schema
 from tests.commandline import CommandLine, assert_one_line
 from tests.support import Bench, pgvec, run_pgvec
 from tests.waiting import wait_until
@@ -114,10 +115,23 @@ def test_a_port_in_use_and_an_address_of_somebody_else_are_one_line(bench: Bench
     assert_one_line(ran)
 
 
-def test_an_outdated_schema_is_one_line(cli: CommandLine, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_schema_is_one_line(cli: CommandLine, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGVEC_DSN", database)
+    assert cli.refused("serve") == "there is no pgvec schema; run: pgvec init"
+
+
+def test_it_begins_with_an_outdated_schema_and_waits_for_the_next(bench: Bench, start: Start) -> None:
     bench.sql("UPDATE pgvec.alembic_version SET version_num = '0001'")
-    monkeypatch.setenv("PGVEC_DSN", bench.dsn)
-    assert cli.refused("serve").endswith("run: pgvec init")
+    process, url = start("--dsn", bench.dsn)
+    assert get(f"{url}/health").status_code == 200
+    assert get(f"{url}/ready").status_code == 503
+    wait_until(lambda: get(f"{url}/api/v1/workers").status_code == 503, 20, what="the gateway's look")
+    bench.sql("UPDATE pgvec.alembic_version SET version_num = %s", schema.HEAD)
+    wait_until(lambda: get(f"{url}/api/v1/workers").status_code == 200, 20, what="the gateway's look")
+    process.terminate()
+    told = process.communicate(timeout=15)[1]
+    assert "warning: gateway waits for a schema that its program works with: the pgvec schema is at" in told
+    assert "schema is there; the gateway goes on" in told
 
 
 def test_missing_packages_are_one_line(cli: CommandLine, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

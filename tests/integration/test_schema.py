@@ -252,15 +252,30 @@ def test_another_version_of_the_schema_is_refused(bench: Bench, found: str | Non
     elif found == "":
         bench.sql("DELETE FROM pgvec.alembic_version")
     else:
-        bench.sql("UPDATE pgvec.alembic_version SET version_num = %s", found)
+        bench.upgrade_to(found)
     assert schema.revision(bench.connection) == (found or "")
     with pytest.raises(SchemaOutdatedError) as refused:
         schema.require(bench.connection)
     assert words in str(refused.value)
 
 
-def test_a_newer_schema_is_left_as_it_is(bench: Bench) -> None:
-    bench.sql("UPDATE pgvec.alembic_version SET version_num = '9999'")
+def test_a_newer_schema_that_says_so_is_worked_with(bench: Bench) -> None:
+    for oldest in ("0008", schema.HEAD, "0001"):
+        bench.upgrade_to("9999", oldest)
+        assert schema.require(bench.connection) == "9999"
+        with pytest.raises(SchemaOutdatedError, match="newer than this program's"):
+            schema.require(bench.connection, exactly=True)
+    bench.upgrade_to("9999", "9998")
+    with pytest.raises(SchemaOutdatedError, match="newer than this program's"):
+        schema.require(bench.connection)
+    bench.sql("DROP FUNCTION pgvec.oldest_program CASCADE")
+    with pytest.raises(SchemaOutdatedError, match="newer than this program's"):
+        schema.require(bench.connection)
+
+
+@pytest.mark.parametrize("oldest", [schema.HEAD, "9999"])
+def test_a_newer_schema_is_left_as_it_is(bench: Bench, oldest: str) -> None:
+    bench.upgrade_to("9999", oldest)
     bench.sql("DROP VIEW pgvec.progress")
     made = _made(bench.connection)
     with pytest.raises(SchemaOutdatedError, match="newer than this program's"):

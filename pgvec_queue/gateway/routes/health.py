@@ -16,13 +16,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
-from pgvec_queue import __version__, schema
-from pgvec_queue.async_database import AsyncConnection, async_transaction
+from pgvec_queue import __version__
+from pgvec_queue.async_database import async_transaction
 from pgvec_queue.database import one_line, statement
 from pgvec_queue.errors import SchemaOutdatedError
 from pgvec_queue.exposition import CONTENT_TYPE
 from pgvec_queue.gateway.auth import requires
 from pgvec_queue.gateway.context import Context, context_of
+from pgvec_queue.gateway.fitting import require_schema
 from pgvec_queue.gateway.problems import busy
 from pgvec_queue.log import get_logger
 
@@ -61,6 +62,8 @@ class Readiness:
         self._until = 0.0
         self._trouble: str | None = None
         self._told: str | None = None
+        self.revision = ""
+        """Of the schema, as it was seen last."""
 
     async def trouble(self, context: Context) -> str | None:
         """Returns why requests cannot be done; None where they can."""
@@ -74,7 +77,7 @@ class Readiness:
     async def _look(self, context: Context) -> str | None:
         try:
             async with asyncio.timeout(_PATIENCE), context.connection() as connection:
-                await _require_schema(connection)
+                self.revision = await require_schema(connection)
                 async with async_transaction(connection, read_only=True):
                     row = await (await connection.execute(statement("health", "queue"))).fetchone()
         except TimeoutError:
@@ -98,13 +101,6 @@ class Readiness:
         self._told = self._trouble
 
 
-async def _require_schema(connection: AsyncConnection) -> None:
-    if await (await connection.execute(statement("schema", "version_table"))).fetchone() is None:
-        schema.check("")
-    row = await (await connection.execute(statement("schema", "revision"))).fetchone()
-    schema.check(str(row[0]) if row else "")
-
-
 def readiness_of(request: Request) -> Readiness:
     """What the gateway knows of it: a dependency of the endpoint."""
     found = request.app.state.readiness
@@ -124,11 +120,11 @@ async def health() -> Health:
     responses={503: {"description": "They cannot; `detail` says why."}},
 )
 async def ready(context: In, readiness: Annotated[Readiness, Depends(readiness_of)]) -> Ready:
-    """The database answers and takes writes, the schema is the one that this program needs, the queue can be read."""
+    """The database answers and takes writes, the schema is one that this program works with, the queue can be read."""
     trouble = await readiness.trouble(context)
     if trouble is not None:
         raise busy(trouble)
-    return Ready(status="ready", revision=schema.HEAD)
+    return Ready(status="ready", revision=readiness.revision)
 
 
 @router.get(

@@ -1,0 +1,4 @@
+-- Indexes on tables of ours that may be large by the time they are added: `pgvec init` makes each concurrently, outside of
+-- the migrations' transaction, when it is not there or was not finished. The name of the statement is that of the index,
+-- which lies in the schema pgvec. An index that belongs to a new table stands in the migration that makes the table; one
+-- that is no longer wanted goes from here, and a migration drops it. There is none at present.
