@@ -74,15 +74,18 @@ def room(connection: Connection, vectorizer: Vectorizer, wish: Wish) -> Room:
     return decide(server(connection), vectorizer, wish, vector_index.vectors(connection, vectorizer))
 
 
-def decide(there: Server, vectorizer: Vectorizer, wish: Wish, vectors: float) -> Room:
-    """Decides what a build over so many vectors takes. Raises ``IndexRefusedError`` where it cannot fit."""
+def decide(there: Server, vectorizer: Vectorizer, wish: Wish, vectors: float, *, on_disk: float | None = None) -> Room:
+    """Decides what a build over so many vectors takes; ``on_disk`` are those of all builds, where it is one of several.
+
+    Raises ``IndexRefusedError`` where it cannot fit.
+    """
     needed = _needed(vectorizer, wish.store, wish.m, vectors)
     may = wish.memory or max(
         there.maintenance,
         there.buffers // _SHARE_OF_BUFFERS,
         (there.machine or 0) // _SHARE_OF_MACHINE,
     )
-    _check_disk(there, vectorizer, wish, vectors)
+    _check_disk(there, vectorizer, wish, vectors if on_disk is None else on_disk)
     remark = None
     if needed > may:
         said = f"its graph needs about {size(needed)} of memory to build, and {size(may)} may be used"

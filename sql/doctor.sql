@@ -136,7 +136,9 @@ FROM pg_replication_slots ORDER BY 1;
 
 -- name: size
 -- Bytes of a destination with its indexes and long values.
-SELECT pg_total_relation_size(c.oid)
+SELECT coalesce(nullif(pg_total_relation_size(c.oid), 0),
+                -- A partitioned table has nothing of its own.
+                (SELECT sum(pg_total_relation_size(t.relid))::bigint FROM pg_partition_tree(c.oid) t), 0)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
 

@@ -833,7 +833,7 @@ GUARDS = [
     Guard(
         "index: what a build has left is dropped",
         "pgvec_queue/index_building.py",
-        "    _drop_leftovers(connection, target, attendant)\n    there",
+        "    _drop_leftovers(connection, target, attendant, wish)\n    there",
         "    there",
         "tests/integration/test_index.py::test_a_worker_that_is_told_to_leave_ends_the_build_and_leaves",
     ),
@@ -891,7 +891,7 @@ GUARDS = [
         "pgvec_queue/index_building.py",
         "    old = [one for one in there if one.valid and one.is_ours]\n",
         "    old = [one for one in there if one.valid and one.is_ours]\n"
-        "    for one in old:\n        drop(connection, one.label, attendant)\n",
+        "    for one in old:\n        remove(connection, target, one.label, attendant)\n",
         "tests/integration/test_index_command.py"
         "::test_another_definition_takes_the_place_of_the_old_one_when_it_is_valid",
     ),
