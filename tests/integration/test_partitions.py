@@ -235,7 +235,8 @@ def test_a_key_is_looked_up_in_its_partition_alone(bench: Bench) -> None:
 def test_a_search_goes_through_the_index_of_each_partition(bench: Bench, store: str) -> None:
     one = _loaded(bench, 1_600, model="hashing-32", store=store, index=True)
     search = "SELECT key FROM pgvec.search(1, %s::real[], max_hits => 50, exact => {})"
-    scans = "SELECT count(*) FROM pg_class WHERE relkind = 'i' AND relname ~ '_hnsw_' AND pg_stat_get_xact_numscans(oid) > 0"
+    scans = "SELECT count(*) FROM pg_class WHERE relkind = 'i' AND relname ~ '_hnsw_'"
+    scans += " AND pg_stat_get_xact_numscans(oid) > 0"
     found = 0
     for number in range(5):
         query = bench.value("SELECT embedding::real[] FROM docs_vectors WHERE id = %s", number * 97 + 1)
