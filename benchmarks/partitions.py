@@ -196,7 +196,7 @@ def _memory(pid: int) -> float:
         return 0.0
     kilobytes = 0
     for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", text, flags=re.MULTILINE):
-        kinds = "Rss" if "/dev/shm/PostgreSQL." in mapping else "Private_Dirty|Private_Clean"  # noqa: S108
+        kinds = "Rss" if "/dev/shm/PostgreSQL." in mapping else "Private_Dirty|Private_Clean"
         kilobytes += sum(map(int, re.findall(rf"^(?:{kinds}): +([0-9]+) kB", mapping, re.MULTILINE)))
     return kilobytes / 1024
 
@@ -204,13 +204,13 @@ def _memory(pid: int) -> float:
 def _searches(connection: Connection, table: str, chosen: argparse.Namespace) -> dict[int, Searched]:
     row = connection.execute("SELECT id FROM pgvec.vectorizers WHERE name = %s", [table]).fetchone()
     assert row is not None
-    ids = random.Random(0).sample(range(1, chosen.rows + 1), chosen.queries)  # noqa: S311
+    ids = random.Random(0).sample(range(1, chosen.rows + 1), chosen.queries)
     # Between two vectors, so that no query is a vector that is there.
     queries = [
         vector
         for (vector,) in connection.execute(
             f"SELECT (a.embedding + b.embedding)::real[] FROM {table}_vectors a JOIN {table}_vectors b"
-            f" ON b.id = a.id % {chosen.rows} + 1 WHERE a.id = ANY (%s) ORDER BY a.id".encode(),
+            f" ON b.id = a.id %% {chosen.rows} + 1 WHERE a.id = ANY (%s) ORDER BY a.id".encode(),
             [ids],
         )
     ]
