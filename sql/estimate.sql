@@ -98,6 +98,12 @@ FROM pg_catalog.pg_class c
 WHERE c.oid = coalesce((SELECT t.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.isleaf AND t.level > 0
                         ORDER BY t.relid LIMIT 1), %(oid)s::oid);
 
+-- name: partitions
+-- How many partitions hold rows of a table, and which share of them the largest one has.
+SELECT count(*), max(size) / nullif(sum(size), 0)
+FROM (SELECT pg_catalog.pg_table_size(t.relid)::float8 AS size
+      FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.isleaf AND t.relid <> %(oid)s::oid) leaves;
+
 -- name: indexes
 -- The columns of each B-tree index of a table, expressions left out; no columns for an index of another kind.
 SELECT CASE WHEN am.amname = 'btree' THEN

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgvec_queue import index_building, index_room, vector_index, vectorizer, verify
+from pgvec_queue import (
+    index_building,
+    index_room,
+    model_migration,
+    model_migration_begin,
+    model_migration_end,
+    vector_index,
+    vectorizer,
+    verify,
+)
 from pgvec_queue.database import statement, versions
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.index_room import Room
@@ -16,6 +27,7 @@ from pgvec_queue.index_statements import BuildStoppedError, Step
 from pgvec_queue.vector_index import IndexRefusedError
 from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker import Outcome
+from tests.commandline import CommandLine
 from tests.support import Bench, pgvec
 from tests.waiting import wait_until
 
@@ -444,3 +456,123 @@ def test_verify_finds_and_repairs_what_is_wrong_in_any_partition(bench: Bench) -
     assert bench.drain() is Outcome.COMPLETE
     assert _is_right(bench, one)
     assert bench.value("SELECT count(*) FROM docs_vectors") == 400
+
+
+def test_another_model_keeps_the_partitions_or_takes_others(bench: Bench) -> None:
+    one = _loaded(bench, 60)
+
+    def begun(**given: Any) -> Vectorizer:
+        found = model_migration_begin.begin(bench.connection, "docs", given, versions(bench.connection))
+        bench.plan(found.migration.new)
+        return found.migration.new
+
+    kept = begun(model="hashing-16")
+    assert kept.partitions == PARTITIONS
+    assert begun(model="hashing-16").id == kept.id, "again goes on"
+    assert bench.drain() is Outcome.COMPLETE
+    assert _is_right(bench, kept)
+    with pytest.raises(DefinitionError, match="--partitions was 16, now it is 4"):
+        begun(model="hashing-16", partitions=4)
+    model_migration_end.abandon(bench.connection, model_migration.get(bench.connection, "docs"))
+    assert bench.sql("SELECT FROM pg_class WHERE relname ~ '^docs_vectors_hashing'") == []
+    assert begun(partitions=1).partitions is None, "the same model, in one table"
+    model_migration_end.abandon(bench.connection, model_migration.get(bench.connection, "docs"))
+    into_column = begun(into_column="vector")
+    assert (into_column.partitions, into_column.into_column) == (None, True)
+    bench.drain()
+    model_migration.switch(bench.connection, model_migration.get(bench.connection, "docs"))
+    removed = model_migration_end.finish(bench.connection, model_migration.get(bench.connection, "docs"))
+    assert (removed.why, removed.destination) == (None, one.destination)
+    assert bench.sql("SELECT FROM pg_class WHERE relname ~ '^docs_vectors'") == [], "its partitions go with it"
+
+
+# From the command line
+
+
+@pytest.fixture
+def here(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setenv("PGVEC_DSN", bench.dsn)
+    _fill(bench, 300)
+    return bench
+
+
+_OPTIONS = ("--text", "body", "--model", "hashing-8", "--no-chunking", "--partitions", "16")
+
+
+def test_a_dry_run_tells_of_partitions_and_the_memory_of_one(here: Bench, cli: CommandLine) -> None:
+    ran = cli("enqueue", "docs", *_OPTIONS, "--dry-run")
+    assert "destination: public.docs_vectors (new, 16 partitions by hash of id)" in ran.out
+    assert "for each of 16 partitions" in ran.out
+    parts = json.loads(cli("enqueue", "docs", *_OPTIONS, "--dry-run", "--json").out)
+    whole = json.loads(cli("enqueue", "docs", *_OPTIONS[:-2], "--dry-run", "--json").out)
+    memory = "hnsw_vector_memory_bytes"
+    assert (parts["partitions"], whole["partitions"]) == (16, 0)
+    assert parts[memory]["estimate"] == pytest.approx(whole[memory]["estimate"] / 16, rel=0.01)
+    assert here.sql("SELECT FROM pgvec.vectorizers") == []
+    # Of one that is there, by what its partitions hold.
+    assert cli("enqueue", "docs", *_OPTIONS).code == 0
+    here.drain()
+    here.sql("UPDATE docs SET body = body || ' again'")
+    again = json.loads(cli("enqueue", "docs", "--dry-run", "--json").out)
+    assert again["partitions"] == 16
+    assert whole[memory]["estimate"] / 16 <= again[memory]["estimate"] < whole[memory]["estimate"] / 8
+
+
+def test_the_index_is_built_shown_and_dropped(here: Bench, cli: CommandLine) -> None:
+    assert cli("enqueue", "docs", *_OPTIONS, "--no-index").code == 0
+    assert cli("work", "--drain").code == 0
+    ran = cli("index", "docs")
+    assert ran.code == 0
+    assert "(16 of 16 partitions) with 64.0 MB of memory" in ran.err
+    assert re.search(r"docs: public\.docs_vectors_hnsw_\d+_4, hnsw \(m 16.*\n.*recall@10 1.000", ran.out)
+    assert "index public.docs_vectors_hnsw_" in cli("status", "docs").out
+    here.sql("DROP INDEX public.docs_vectors_hnsw_" + str(here.value("SELECT 'docs_vectors'::regclass::oid")) + "_4")
+    one = vectorizer.get(here.connection, "docs")
+    with pytest.raises(BuildStoppedError):
+        _build(here, one, _Attendant(most=7))
+    here.sql("CREATE INDEX docs_vectors_p15_hnsw_1_4b ON docs_vectors_p15 USING hnsw (embedding vector_cosine_ops)")
+    vector_index.want(here.connection, one, vector_index.default_wish(one))
+    assert "(8 of 16 partitions are)" in cli("status", "docs").out
+    told = json.loads(cli("status", "docs", "--json").out)["index"]
+    assert (told["state"], told["partitions"], told["partitions_built"]) == ("wanted", 16, 8)
+    ran = cli("index", "docs", "--drop", "--yes")
+    assert "dropped" in ran.out
+    assert here.value("SELECT count(*) FROM pg_class WHERE relname ~ '_hnsw_'") == 0
+    assert cli("doctor").code in (0, 1)
+
+
+def test_what_is_left_of_a_build_goes_when_none_is_wanted_any_more(bench: Bench) -> None:
+    one = _loaded(bench, 100)
+    with pytest.raises(BuildStoppedError):
+        _build(bench, one, _Attendant(most=7))
+    with bench.database.connect("test") as connection:
+        index_building.clear(connection, one, _Attendant())
+    assert bench.value("SELECT count(*) FROM pg_class WHERE relname ~ '_hnsw_'") == 0
+
+
+def test_what_a_doctor_and_a_report_say_of_sizes_counts_partitions(here: Bench, cli: CommandLine) -> None:
+    assert cli("enqueue", "docs", *_OPTIONS).code == 0
+    here.drain()
+    (size,) = here.connection.execute(
+        statement("doctor", "size"), {"schema": "public", "table": "docs_vectors"}
+    ).fetchone() or (0,)
+    assert size == here.value("SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('docs_vectors')")
+    assert size > 16 * 8192
+
+
+def test_vectors_in_partitions_are_taken_over(here: Bench, cli: CommandLine) -> None:
+    assert cli("enqueue", "docs", *_OPTIONS, "--index").code == 0
+    here.drain()
+    assert cli("drop", "docs", "--yes").code == 0
+    here.sql("ALTER TABLE docs_vectors ALTER source_hash DROP NOT NULL; UPDATE docs_vectors SET source_hash = NULL")
+    ran = cli("enqueue", "docs", *_OPTIONS[:-2], "--adopt", "--into", "docs_vectors")
+    assert ran.code == 0, ran
+    assert "300" in ran.err + ran.out
+    here.drain()
+    one = vectorizer.get(here.connection, "docs")
+    assert one.partitions is None, "it was there"
+    assert here.value("SELECT coalesce(sum(rows_embedded), 0) FROM pgvec.counters") == 0
+    assert here.value("SELECT sum(rows_adopted) FROM pgvec.counters") == 300
+    assert here.value("SELECT count(*) FROM docs_vectors WHERE source_hash IS NULL") == 0
+    assert cli("uninstall", "--yes").code == 0
+    assert here.value("SELECT count(*) FROM docs_vectors") == 300
