@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
 from typing import Any
 
 import psycopg
@@ -372,6 +373,33 @@ def test_the_old_index_is_dropped_when_nobody_uses_it(bench: Bench) -> None:
                     other.rollback()
 
         assert _build(bench, one, Waiting(), m=8).index.m == 8
+    assert bench.value(VALID) == PARTITIONS
+
+
+def test_whoever_builds_an_index_on_a_partition_is_waited_for(bench: Bench) -> None:
+    one = _loaded(bench, 50)
+    said: list[str] = []
+    with psycopg.connect(bench.dsn) as holder, psycopg.connect(bench.dsn, autocommit=True) as other:
+        holder.execute("LOCK docs_vectors_p03 IN ROW EXCLUSIVE MODE")
+
+        class Waiting(_Attendant):
+            def waits(self, what: str | None) -> None:
+                if what is not None and "has been building an index on public.docs_vectors" in what:
+                    said.append(what)
+                    holder.rollback()
+
+            def begins(self, index: str, given: Room, step: Step) -> None:
+                holder.rollback()
+                super().begins(index, given, step)
+
+        thread = threading.Thread(
+            target=other.execute, args=["CREATE INDEX CONCURRENTLY mine ON docs_vectors_p03 (chunk)"]
+        )
+        thread.start()
+        wait_until(lambda: bench.sql(BUILDING), what="somebody's build")
+        _build(bench, one, Waiting())
+        thread.join()
+    assert said
     assert bench.value(VALID) == PARTITIONS
 
 
