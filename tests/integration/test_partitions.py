@@ -265,6 +265,27 @@ def test_a_search_goes_through_the_index_of_each_partition(bench: Bench, store: 
     assert one.partitions == PARTITIONS
 
 
+def test_vectors_that_are_too_long_for_an_index_are_searched_as_halfvec(bench: Bench) -> None:
+    _fill(bench, 80)
+    bench.enqueue("docs", "body", partitions=4, model="hashing-2001", index=True)
+    assert bench.drain() is Outcome.COMPLETE
+    there = bench.progress("docs").index
+    assert there is not None
+    assert (there["state"], there["store"], there["partitions_built"], there["recall"]) == ("built", "halfvec", 4, 1.0)
+
+
+def test_half_an_index_is_searched_through_and_finds_all(bench: Bench) -> None:
+    one = _loaded(bench, 400, model="hashing-32")
+    with pytest.raises(BuildStoppedError):
+        _build(bench, one, _Attendant(most=7))
+    search = (
+        "SELECT key, score FROM pgvec.search(1, (SELECT embedding::real[] FROM docs_vectors WHERE id = 1), exact => {})"
+    )
+    with bench.connection.transaction():
+        bench.sql("SET LOCAL enable_seqscan = off")
+        assert bench.sql(search.format("false")) == bench.sql(search.format("true"))
+
+
 def test_pages_through_partitions_fit_together(bench: Bench) -> None:
     _loaded(bench, 400, model="hashing-32", index=True)
     query = bench.value("SELECT embedding::real[] FROM docs_vectors WHERE id = 1")
@@ -512,6 +533,42 @@ def test_another_model_keeps_the_partitions_or_takes_others(bench: Bench) -> Non
     removed = model_migration_end.finish(bench.connection, model_migration.get(bench.connection, "docs"))
     assert (removed.why, removed.destination) == (None, one.destination)
     assert bench.sql("SELECT FROM pg_class WHERE relname ~ '^docs_vectors'") == [], "its partitions go with it"
+
+
+def test_a_row_that_no_partition_takes_is_put_into_quarantine_and_tried_again(bench: Bench) -> None:
+    """A table of somebody's own, by ranges of the key."""
+    _fill(bench, 30)
+    bench.sql(
+        "CREATE TABLE own (id bigint, chunk text, embedding vector(8), source_hash bytea) PARTITION BY RANGE (id)"
+    )
+    bench.sql("CREATE INDEX ON own (id); CREATE TABLE own_a PARTITION OF own FOR VALUES FROM (0) TO (29)")
+    one = bench.enqueue("docs", "body", into="own")
+    assert bench.drain() is Outcome.QUARANTINED
+    assert bench.sql("SELECT key, message FROM pgvec.failures ORDER BY key") == [
+        ([key], 'no partition of relation "own" found for row') for key in ("29", "30")
+    ]
+    bench.sql("CREATE TABLE own_b PARTITION OF own FOR VALUES FROM (29) TO (100)")
+    assert vectorizer.retry(bench.connection, "docs") == 2
+    assert bench.drain() is Outcome.COMPLETE
+    assert _is_right(bench, one)
+
+
+def test_a_table_may_be_partitioned_by_what_is_not_in_the_key(bench: Bench) -> None:
+    _fill(bench, 60)
+    bench.sql(
+        "CREATE TABLE own (id bigint, chunk text, embedding vector(8), source_hash bytea,"
+        " region int DEFAULT (random() * 2)::int) PARTITION BY LIST (region)"
+    )
+    bench.sql("CREATE INDEX ON own (id)")
+    for region in range(3):
+        bench.sql(f"CREATE TABLE own_{region} PARTITION OF own FOR VALUES IN ({region})")
+    one = bench.enqueue("docs", "body", into="own", sync=True, index=True)
+    assert bench.drain() is Outcome.COMPLETE
+    bench.sql("UPDATE docs SET body = body || ' again' WHERE id % 2 = 0; DELETE FROM docs WHERE id % 3 = 0")
+    assert bench.drain() is Outcome.COMPLETE
+    assert _is_right(bench, one)
+    assert bench.value("SELECT count(*) FROM own") == 40
+    assert bench.progress("docs").index["partitions_built"] == 3  # type: ignore[index]
 
 
 # From the command line
