@@ -17,6 +17,7 @@ from pgvec_queue import (
     model_migration,
     model_migration_begin,
     model_migration_end,
+    recall,
     vector_index,
     vectorizer,
     verify,
@@ -301,7 +302,8 @@ def test_pages_through_partitions_fit_together(bench: Bench) -> None:
 # Indexed
 
 
-def test_a_worker_builds_partition_by_partition(bench: Bench) -> None:
+def test_a_worker_builds_partition_by_partition(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "_READ_WHOLE", 100)  # of more, vectors are sampled from some pages
     _loaded(bench, 800, model="hashing-32", index=True)
     there = bench.progress("docs").index
     assert there is not None
