@@ -175,6 +175,7 @@ def _propose(
         rows_per_job=options.rows_per_job or DEFAULT_ROWS_PER_JOB,
         priority=options.priority or 0,
         sync=False,
+        partitions=options.partitions if where_to.partitioned else None,
     )
     return proposed, where_to
 
@@ -256,6 +257,11 @@ def _destination(
     unknown = sorted(set(options.columns) - set(ROLES))
     if unknown:
         raise DefinitionError(f"--column {unknown[0]}=… names no role; roles are {', '.join(ROLES)}")
+    if options.into_column is not None and options.partitions is not None:
+        raise DefinitionError(
+            f"--into-column {options.into_column} keeps the vectors in {source.label}, which stays as it is; "
+            "leave --partitions out"
+        )
     if options.into_column is not None:
         found = destination.resolve_column(
             source,
@@ -279,6 +285,7 @@ def _destination(
             vector_schema=versions.vector_schema,
             chunked=options.chunked,
             adopt=options.adopt,
+            partitions=options.partitions,
         )
     taken = connection.execute(
         statement("catalog", "destination_taken"),

@@ -71,6 +71,7 @@ def _said(
     yield "--document-prompt", known.document_prompt, options.document_prompt
     yield "--dimensions", known.dimensions, options.dimensions
     yield "--too-long", known.too_long, options.too_long
+    yield "--partitions", known.partitions or 1, options.partitions
     if options.into is not None:
         into = destination.named_table(connection, source, options.into)
         yield "--into", None if known.into_column else known.destination, into

@@ -11,10 +11,12 @@ from pgvec_queue.errors import DefinitionError
 DEFAULT_CHUNK_SIZE = 128
 DEFAULT_CHUNK_OVERLAP = 20
 DEFAULT_ROWS_PER_JOB = 1_000
+MOST_PARTITIONS = 256
+"""A search looks into each of them, and locks it and its indexes."""
 MIGRATED = (
     *("model", "revision", "embedder", "endpoint", "tokenizer", "query_prompt", "document_prompt", "dimensions"),
     *("trust_remote_code", "template", "chunk_size", "chunk_overlap", "no_chunking", "too_long", "store"),
-    *("into", "into_column"),
+    *("into", "into_column", "partitions"),
 )
 """The options that `pgvec migrate-model` takes: they need new vectors, of the same rows and texts."""
 
@@ -30,6 +32,8 @@ class Options:
     where: str | None = None
     into: str | None = None
     into_column: str | None = None
+    partitions: int | None = None
+    """Of a destination that is made, by hash of the key; 1: one table."""
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     model: str | None = None
     revision: str | None = None

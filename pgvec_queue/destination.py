@@ -23,6 +23,7 @@ from pgvec_queue.catalog import (
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.destination_checks import (
     check_cast,
+    check_hash,
     check_key_count,
     check_length,
     check_required,
@@ -57,6 +58,8 @@ class Destination:
     statements: tuple[sql.Composed, ...] = ()
     remarks: tuple[str, ...] = ()
     """What the user should know, a line each."""
+    partitioned: bool = False
+    """It is made with partitions."""
 
 
 def resolve_table(
@@ -71,6 +74,7 @@ def resolve_table(
     vector_schema: str,
     chunked: bool,
     adopt: bool = False,
+    partitions: int | None = None,
 ) -> Destination:
     """Finds or designs the table of chunks; with ``adopt`` it is to be there, and gets a column for the hash.
 
@@ -82,6 +86,10 @@ def resolve_table(
     if existing is not None:
         if existing.oid == source.oid:
             raise DefinitionError(f"{existing.label} is the source itself; name another table with --into")
+        if partitions is not None:
+            raise DefinitionError(
+                f"{existing.label} exists, and stays as it is; leave --partitions out, or name a new table with --into"
+            )
         return _check_table(connection, existing, key, column_map, store, dimensions, chunked, adopt)
     if adopt:
         raise _nothing_there(named_table(connection, source, name), "--into TABLE")
@@ -90,7 +98,10 @@ def resolve_table(
         raise DefinitionError(
             f"there is no schema {schema!r} for the destination; make it, or name another with --into"
         )
-    return _design_table(source, key, name, column_map, store, dimensions, vector_schema)
+    count = partitions or 1
+    if count > 1:
+        check_hash(connection, key)
+    return _design_table(source, key, name, column_map, store, dimensions, vector_schema, count)
 
 
 def named_table(connection: Connection, source: Relation, into: str) -> str:
@@ -118,9 +129,13 @@ def _design_table(
     store: str,
     dimensions: int,
     vector_schema: str,
+    partitions: int,
 ) -> Destination:
     schema, table = split_name(name)
     check_length(table, "the destination's name", "--into")
+    parts = partition_names(table, partitions) if partitions > 1 else []
+    if parts:
+        check_length(parts[-1], "a partition's name", "--into")
     roles = Roles(
         key=tuple(column_map.get("key", [c.attname for c in key])),
         chunk_id=mapped(column_map, "chunk_id", None),
@@ -136,7 +151,7 @@ def _design_table(
         (name_, _key_definition(c)) for name_, c in zip(roles.key, key, strict=True)
     ]
     for role, definition in (
-        ("chunk_id", sql.SQL("text NOT NULL UNIQUE")),
+        ("chunk_id", sql.SQL("text NOT NULL" if parts else "text NOT NULL UNIQUE")),
         ("chunk_index", sql.SQL("int NOT NULL")),
         ("chunk", sql.SQL("text NOT NULL")),
         ("embedding", sql.SQL("{} NOT NULL").format(vector)),
@@ -156,16 +171,35 @@ def _design_table(
             "give the chunk's another name, such as --column chunk=chunk_text"
         )
     destination = identifier(schema or source.schema, table)
-    create = statement("destination", "create_table").format(
+    create = statement("destination", "create_partitioned" if parts else "create_table").format(
         destination=destination,
         columns=sql.SQL(", ").join(
             sql.SQL("{} {}").format(identifier(name_), definition) for name_, definition in columns
         ),
         unique=sql.SQL(", ").join(identifier(name_) for name_ in (*roles.key, roles.chunk_index or "chunk_index")),
+        key=sql.SQL(", ").join(map(identifier, roles.key)),
     )
     statements = [create]
+    if parts and roles.chunk_id is not None:
+        statements.append(
+            statement("destination", "create_chunk_id_index").format(
+                destination=destination, chunk_id=identifier(roles.chunk_id)
+            )
+        )
+    stored = [identifier(schema or source.schema, part) for part in parts]
+    for number, part in enumerate(stored):
+        statements.append(
+            statement("destination", "create_partition").format(
+                partition=part,
+                destination=destination,
+                count=sql.Literal(partitions),
+                number=sql.Literal(number),
+            )
+        )
     if keeps_vectors_in_rows(store, dimensions):
-        statements.append(statement("destination", "set_toast_target").format(destination=destination))
+        statements.extend(
+            statement("destination", "set_toast_target").format(destination=one) for one in stored or [destination]
+        )
     return Destination(
         "table",
         schema or source.schema,
@@ -175,7 +209,14 @@ def _design_table(
         ordered=True,
         created=True,
         statements=tuple(statements),
+        partitioned=bool(parts),
     )
+
+
+def partition_names(table: str, count: int) -> list[str]:
+    """Returns what the partitions of a table that is made are called, in the order of their remainders."""
+    digits = max(len(str(count - 1)), 2)
+    return [f"{table}_p{number:0{digits}}" for number in range(count)]
 
 
 def keeps_vectors_in_rows(store: str, dimensions: int) -> bool:

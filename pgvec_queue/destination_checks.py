@@ -144,6 +144,21 @@ def check_cast(connection: Connection, mine: Column, table: Relation, theirs: Co
         )
 
 
+def check_hash(connection: Connection, key: Sequence[Column]) -> None:
+    """Raises ``DefinitionError`` for a key that a table cannot be partitioned by the hash of."""
+    for column in key:
+        try:
+            with transaction(connection, read_only=True):
+                connection.execute(
+                    statement("destination", "check_hash").format(type=literal_sql(column.base_type)), {}
+                )
+        except psycopg.errors.UndefinedFunction as error:
+            raise DefinitionError(
+                f"the key {column.attname} ({column.type}) has no hash to partition by ({one_line(error)}); "
+                "leave --partitions out, or make a partitioned table yourself and name it with --into"
+            ) from error
+
+
 def check_unique(connection: Connection, table: Relation, roles: Roles, chunked: bool) -> None:
     """Raises ``DefinitionError`` where the table has no room for several chunks of a document."""
     for _, columns in unique_keys(connection, table):

@@ -9,10 +9,12 @@ memory. ``--memory`` says it instead.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from pgvec_queue import process, route, vector_index
 from pgvec_queue.database import Connection, statement
+from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.estimate import hnsw
 from pgvec_queue.vector_index import IndexRefusedError, Wish
 from pgvec_queue.vectorizer import Vectorizer
@@ -74,20 +76,23 @@ def room(connection: Connection, vectorizer: Vectorizer, wish: Wish) -> Room:
     return decide(server(connection), vectorizer, wish, vector_index.vectors(connection, vectorizer))
 
 
-def decide(there: Server, vectorizer: Vectorizer, wish: Wish, vectors: float) -> Room:
-    """Decides what a build over so many vectors takes. Raises ``IndexRefusedError`` where it cannot fit."""
+def decide(there: Server, vectorizer: Vectorizer, wish: Wish, vectors: float, *, on_disk: float | None = None) -> Room:
+    """Decides what a build over so many vectors takes; ``on_disk`` are those of all builds, where it is one of several.
+
+    Raises ``IndexRefusedError`` where it cannot fit.
+    """
     needed = _needed(vectorizer, wish.store, wish.m, vectors)
     may = wish.memory or max(
         there.maintenance,
         there.buffers // _SHARE_OF_BUFFERS,
         (there.machine or 0) // _SHARE_OF_MACHINE,
     )
-    _check_disk(there, vectorizer, wish, vectors)
+    _check_disk(there, vectorizer, wish, vectors if on_disk is None else on_disk)
     remark = None
     if needed > may:
         said = f"its graph needs about {size(needed)} of memory to build, and {size(may)} may be used"
         if needed > TOO_LARGE * may and not wish.anyway:
-            raise IndexRefusedError(f"{said}; {_remedies(vectorizer, wish, vectors, needed)}")
+            raise IndexRefusedError(f"{said}; {_remedies(vectorizer, wish, vectors, needed, may)}")
         remark = f"{said}: the rest is built many times slower; `--memory {_flag(needed)}` would give it all"
     memory = min(max(round(needed), _LEAST_MEMORY), may)
     # A parallel build takes all of it at once, and a process needs its part.
@@ -108,14 +113,22 @@ def _check_disk(there: Server, vectorizer: Vectorizer, wish: Wish, vectors: floa
         )
 
 
-def _remedies(vectorizer: Vectorizer, wish: Wish, vectors: float, needed: float) -> str:
+def _remedies(vectorizer: Vectorizer, wish: Wish, vectors: float, needed: float, may: float) -> str:
     name = vectorizer.name
     halved = _needed(vectorizer, "halfvec", wish.m, vectors)
     less = f", `--store halfvec` needs {size(halved)}" if wish.store == "vector" else ""
     return (
         f"if the machine has it: `pgvec index {name} --memory {_flag(needed)}`{less}, "
-        "`--anyway` builds in what there is, many times slower"
+        f"`--anyway` builds in what there is, many times slower{_in_partitions(vectorizer, needed / may)}"
     )
+
+
+def _in_partitions(vectorizer: Vectorizer, times: float) -> str:
+    """What a table of ours could be instead: so many partitions that each fits."""
+    count = math.ceil((vectorizer.partitions or 1) * times)
+    if vectorizer.into_column or not vectorizer.destination_created or count > MOST_PARTITIONS:
+        return ""
+    return f", `pgvec migrate-model {vectorizer.name} --partitions {count}` embeds all again, into partitions that fit"
 
 
 def _workers(there: Server, wish: Wish) -> int:

@@ -24,9 +24,9 @@ from pgvec_queue.vectorizer import Vectorizer
 OTHER = "@other"
 """Ends the name of the one that waits: the new one before the switch, the old one after it."""
 _LONGEST_NAME = 190
-_LONGEST_TABLE = 60
+_LONGEST_TABLE = 57
 _LONGEST_COLUMN = 55
-"""With room for a number, and for what the column of hashes is called."""
+"""With room for a number, for a partition's, and for what the column of hashes is called."""
 _LONGEST_SHORT = 30
 
 OF_THE_MODEL = ("revision", "query_prompt", "document_prompt", "dimensions", "tokenizer")
@@ -106,8 +106,10 @@ def _wanted(
     into = None if options.into is None else _existing(connection, source, options.into)
     if into is not None:
         # Its columns have names of their own; those of the old one's say nothing about them.
-        options = replace(options, columns={})
+        options = replace(options, columns={}, partitions=given.get("partitions"))
     _refuse_for_collection(connection, old, half_made, options, into)
+    if half_made is not None:
+        options = replace(options, partitions=given.get("partitions"))
     if open_ is not None:
         return old, open_, replace(options, name=open_.new.name, **_where_it_is(open_.new, options))
     options = replace(options, name=_other_name(old.name), rows_per_job=old.rows_per_job, priority=old.priority)
@@ -126,6 +128,7 @@ def _options(old: Vectorizer, given: Mapping[str, Any]) -> Options:
         "no_chunking": old.chunk_size is None,
         "too_long": old.too_long,
         "store": old.store,
+        "partitions": old.partitions,
         "embedder": old.embedder,
         "endpoint": old.endpoint,
         "model": old.model,
@@ -144,6 +147,8 @@ def _options(old: Vectorizer, given: Mapping[str, Any]) -> Options:
             kept["chunk_overlap"] = None
     if given.get("no_chunking") or given.get("into_column") is not None:
         kept |= {"no_chunking": True, "chunk_size": None, "chunk_overlap": None}
+    if given.get("into_column") is not None:
+        kept["partitions"] = None
     roles = old.destination_roles.as_json()
     return Options(
         source=quoted_name(old.source_schema, old.source_table),

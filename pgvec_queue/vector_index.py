@@ -79,6 +79,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of the table whose vectors are indexed, or of one of its partitions."""
+
+    target: Target
+    parent: int
+    """What it is a partition of, the oid."""
+    bytes: int
+    foreign: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Existing:
     """An index that a search could go through."""
 
@@ -93,6 +104,9 @@ class Existing:
     m: int
     ef_construction: int
     size_bytes: int
+    parent: int | None
+    """Of the partitioned table's index that it is a part of, the oid."""
+    oid: int
 
     @property
     def is_ours(self) -> bool:
@@ -147,6 +161,28 @@ def target(connection: Connection, vectorizer: Vectorizer) -> Target:
         raise IndexRefusedError(f"{vectorizer.destination} has no column {embedding}, or is gone")
     oid, schema, table, kind, attnum, owner, owned, may_create = row
     return Target(oid, schema, table, kind == "p", attnum, embedding, owner, owned, may_create)
+
+
+def partitions(connection: Connection, found: Target) -> list[Partition]:
+    """Returns the partitions of a table, each after what it is a partition of; none where it is not partitioned."""
+    if not found.partitioned:
+        return []
+    rows = connection.execute(statement("index", "tree"), {"oid": found.oid, "embedding": found.embedding}).fetchall()
+    return [
+        Partition(
+            Target(oid, schema, table, kind == "p", attnum, found.embedding, owner, owned, may_create),
+            parent,
+            size,
+            kind == "f",
+        )
+        for oid, schema, table, kind, attnum, owner, owned, may_create, parent, size in rows
+    ]
+
+
+def hindrance(connection: Connection, found: Target) -> str | None:
+    """Why this session's role may not build an index on the table and all of its partitions; None: it may."""
+    tables = (found, *(partition.target for partition in partitions(connection, found)))
+    return next((one.hindrance for one in tables if one.hindrance is not None), None)
 
 
 def existing(connection: Connection, found: Target) -> list[Existing]:

@@ -89,6 +89,8 @@ class Vectorizer:
     priority: int
     sync: bool
     """Triggers of the source queue its changes; set once they are there."""
+    partitions: int | None = None
+    """Of the destination that was made for it, by hash of the key; None: one table, or somebody else's."""
 
     @property
     def spec(self) -> ModelSpec:

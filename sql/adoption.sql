@@ -29,7 +29,11 @@ SELECT i.indexrelid::regclass::text
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_am am ON am.oid = c.relam
-WHERE i.indrelid = to_regclass(%(table)s) AND am.amname IN ('hnsw', 'ivfflat', 'diskann')
+WHERE (i.indrelid = to_regclass(%(table)s)
+       -- Of partitions those that are no part of the table's own.
+       OR NOT c.relispartition
+          AND i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(to_regclass(%(table)s)) t))
+  AND am.amname IN ('hnsw', 'ivfflat', 'diskann')
 ORDER BY 1;
 
 -- name: window

@@ -3,6 +3,21 @@
 -- name: create_table
 CREATE TABLE {destination} ({columns}, UNIQUE ({unique}));
 
+-- name: create_partitioned
+CREATE TABLE {destination} ({columns}, UNIQUE ({unique})) PARTITION BY HASH ({key});
+
+-- name: create_partition
+-- What a table is stored by is a partition's own: the partitioned table has nothing of it to hand down.
+CREATE TABLE {partition} PARTITION OF {destination} FOR VALUES WITH (MODULUS {count}, REMAINDER {number});
+
+-- name: create_chunk_id_index
+-- In the place of a unique one, which would have to hold the columns that the table is partitioned by.
+CREATE INDEX ON {destination} ({chunk_id});
+
+-- name: check_hash
+-- Fails where a type cannot be hashed.
+SELECT pg_catalog.hash_array_extended(ARRAY[]::{type}[], 0);
+
 -- name: set_toast_target
 -- Keeps vectors in the row where three rows fit a page: no second look-up per vector.
 ALTER TABLE {destination} SET (toast_tuple_target = 8160);

@@ -153,9 +153,23 @@ FROM pg_replication_slots ORDER BY 1;
 
 -- name: size
 -- Bytes of a destination with its indexes and long values.
-SELECT pg_total_relation_size(c.oid)
+SELECT coalesce(nullif(pg_total_relation_size(c.oid), 0),
+                -- A partitioned table has nothing of its own.
+                (SELECT sum(pg_total_relation_size(t.relid))::bigint FROM pg_partition_tree(c.oid) t), 0)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
+
+-- name: partitions
+-- Of each destination in partitions: how many hold rows, which share the largest has, and how many tables and indexes a search locks.
+SELECT v.name::text, count(*) FILTER (WHERE t.isleaf)::integer,
+       coalesce(max(own.bytes) / nullif(sum(own.bytes), 0), 1.0)::float8, (count(*) + sum(own.indexes))::integer
+FROM pgvec.vectorizers v
+JOIN pg_namespace n ON n.nspname = v.destination_schema
+JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.destination_table AND c.relkind = 'p'
+CROSS JOIN LATERAL pg_partition_tree(c.oid) t
+CROSS JOIN LATERAL (SELECT pg_table_size(t.relid)::float8 AS bytes,
+                           (SELECT count(*) FROM pg_index i WHERE i.indrelid = t.relid) AS indexes) own
+GROUP BY v.id, v.name ORDER BY v.name;
 
 -- name: text_width
 -- Bytes of the text columns of a row on average, as ANALYZE has found; NULL where it has not looked.

@@ -93,7 +93,16 @@ SELECT coalesce((SELECT o.option_value::int FROM pg_catalog.pg_options_to_table(
                  WHERE o.option_name = 'toast_tuple_target'), 0),
        coalesce((SELECT o.option_value::int FROM pg_catalog.pg_options_to_table(c.reloptions) o
                  WHERE o.option_name = 'fillfactor'), 100)
-FROM pg_catalog.pg_class c WHERE c.oid = %(oid)s::oid;
+FROM pg_catalog.pg_class c
+-- A partitioned table is stored as its partitions are, whose options are their own.
+WHERE c.oid = coalesce((SELECT t.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.isleaf AND t.level > 0
+                        ORDER BY t.relid LIMIT 1), %(oid)s::oid);
+
+-- name: partitions
+-- How many partitions hold rows of a table, and which share of them the largest one has.
+SELECT count(*), max(size) / nullif(sum(size), 0)
+FROM (SELECT pg_catalog.pg_table_size(t.relid)::float8 AS size
+      FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.isleaf AND t.relid <> %(oid)s::oid) leaves;
 
 -- name: indexes
 -- The columns of each B-tree index of a table, expressions left out; no columns for an index of another kind.

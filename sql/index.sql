@@ -9,6 +9,18 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %(embedding)s AND NOT a.attisdropped
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s AND c.relkind IN ('r', 'p');
 
+-- name: tree
+-- All partitions of a table, those of partitions included, each after what it is a partition of.
+SELECT c.oid, n.nspname, c.relname, c.relkind::text, a.attnum, pg_catalog.pg_get_userbyid(c.relowner),
+       pg_catalog.pg_has_role(c.relowner, 'USAGE'), pg_catalog.has_schema_privilege(n.oid, 'CREATE'),
+       t.parentrelid::oid, CASE WHEN c.relkind = 'r' THEN pg_catalog.pg_table_size(c.oid) ELSE 0 END
+FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t
+JOIN pg_catalog.pg_class c ON c.oid = t.relid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = %(embedding)s AND NOT a.attisdropped
+WHERE t.relid <> %(oid)s::oid
+ORDER BY t.level, n.nspname, c.relname;
+
 -- name: existing
 -- Indexes that a search by cosine could go through: over the column as it is, or cast to halfvec; ours or somebody's.
 SELECT c.relname AS name, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) AS label,
@@ -18,7 +30,8 @@ SELECT c.relname AS name, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog
                  WHERE option_name = 'ef_construction'), 64) AS ef_construction,
        CASE c.relkind WHEN 'i' THEN pg_catalog.pg_relation_size(c.oid)
             ELSE (SELECT sum(pg_catalog.pg_relation_size(part.relid))::bigint FROM pg_catalog.pg_partition_tree(c.oid) part)
-       END AS size_bytes
+       END AS size_bytes,
+       (SELECT h.inhparent FROM pg_catalog.pg_inherits h WHERE h.inhrelid = c.oid)::oid AS parent, c.oid
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -57,7 +70,9 @@ SELECT a.pid, coalesce(nullif(a.application_name, ''), a.usename, 'somebody'),
 FROM pg_catalog.pg_stat_activity a
 CROSS JOIN LATERAL (
     SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_progress_create_index p
-                   JOIN pg_catalog.pg_locks l ON l.pid = p.pid AND l.relation = %(oid)s::oid AND l.granted
+                   JOIN pg_catalog.pg_locks l ON l.pid = p.pid AND l.granted
+                                             AND (l.relation = %(oid)s::oid
+                                                  OR l.relation IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t))
                                              AND l.mode = 'ShareUpdateExclusiveLock'
                    WHERE p.pid = a.pid AND p.datname = current_database()) AS builds,
            EXISTS (SELECT FROM pg_catalog.pg_locks l
@@ -100,8 +115,19 @@ SELECT set_config('maintenance_work_mem', %(memory)s, false),
 -- name: create
 CREATE INDEX CONCURRENTLY {index} ON {table} USING hnsw ({value} {opclass}) WITH (m = {m}, ef_construction = {ef_construction});
 
+-- name: create_on_only
+-- Of a partitioned table: no index but that of its partitions, which are attached to it one by one. Valid with the last one.
+CREATE INDEX {index} ON ONLY {table} USING hnsw ({value} {opclass}) WITH (m = {m}, ef_construction = {ef_construction});
+
+-- name: attach
+ALTER INDEX {index} ATTACH PARTITION {part};
+
 -- name: drop
 DROP INDEX CONCURRENTLY IF EXISTS {index};
+
+-- name: drop_partitioned
+-- With those of all partitions; PostgreSQL drops no such index concurrently.
+DROP INDEX IF EXISTS {index};
 
 -- name: building
 -- What a build is at, by its server process.
@@ -246,6 +272,13 @@ RETURNING j.id, j.vectorizer_id, j.epoch, j.attempts;
 SELECT FROM pgvec.jobs
 WHERE id = %(id)s AND state = 'running' AND epoch = %(epoch)s AND worker_id = %(worker)s AND pgvec.world() = %(world)s
 FOR UPDATE;
+
+-- name: advanced
+-- A part of it is done for good: whoever died before, or failed, did so of something else.
+WITH job AS (
+    UPDATE pgvec.jobs SET attempts = 0 WHERE id = %(id)s RETURNING vectorizer_id
+)
+UPDATE pgvec.indexes i SET failures = 0 FROM job WHERE i.vectorizer_id = job.vectorizer_id AND i.failures > 0;
 
 -- name: done
 UPDATE pgvec.jobs SET state = 'done', worker_id = NULL, finished_at = clock_timestamp() WHERE id = %(id)s;

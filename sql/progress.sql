@@ -8,7 +8,8 @@ LEFT JOIN LATERAL (
                'state', i.state, 'reason', i.reason, 'name', i.index_name, 'm', i.m, 'ef_construction', i.ef_construction,
                'store', i.store, 'phase', i.phase, 'share', round(i.share::numeric, 3), 'waiting_for', i.waiting_for,
                'seconds', round(i.seconds::numeric, 1), 'size_bytes', i.size_bytes,
-               'recall', round(i.recall::numeric, 4), 'recall_queries', i.recall_queries) AS told
+               'recall', round(i.recall::numeric, 4), 'recall_queries', i.recall_queries,
+               'partitions', i.partitions, 'partitions_built', i.partitions_built) AS told
     FROM pgvec.index_status i WHERE i.vectorizer_id = p.vectorizer_id
 ) index ON true
 WHERE %(name)s::text IS NULL OR p.name = %(name)s

@@ -15,7 +15,7 @@ INSERT INTO pgvec.vectorizers (
     destination_kind, destination_schema, destination_table, destination_roles, destination_key_types,
     destination_ordered, destination_created, store,
     embedder, model, revision, endpoint, tokenizer, query_prompt, document_prompt, dimensions, trust_remote_code,
-    template, chunk_size, chunk_overlap, too_long, max_document_bytes, rows_per_job, priority, sync, chunks_base)
+    template, chunk_size, chunk_overlap, too_long, max_document_bytes, rows_per_job, priority, sync, partitions, chunks_base)
 VALUES (
     %(name)s, %(source_schema)s, %(source_table)s, %(source_is_view)s, %(key_columns)s, %(key_types)s,
     %(text_columns)s, %(filter)s,
@@ -24,7 +24,7 @@ VALUES (
     %(embedder)s, %(model)s, %(revision)s, %(endpoint)s, %(tokenizer)s, %(query_prompt)s, %(document_prompt)s,
     %(dimensions)s, %(trust_remote_code)s,
     %(template)s, %(chunk_size)s, %(chunk_overlap)s, %(too_long)s, %(max_document_bytes)s, %(rows_per_job)s,
-    %(priority)s, %(sync)s, %(chunks_base)s)
+    %(priority)s, %(sync)s, %(partitions)s, %(chunks_base)s)
 RETURNING {columns};
 
 -- name: is_limited

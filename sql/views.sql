@@ -393,9 +393,14 @@ SELECT v.id AS vectorizer_id, v.name,
        coalesce(i.reason, CASE WHEN i.state = 'built' AND index_class.oid IS NULL
                                THEN 'it was dropped; to have it again: pgvec index ' || v.name END) AS reason,
        i.index_name, i.m, i.ef_construction, i.store,
-       build.phase, build.share, build.waiting_for, i.started_at, i.built_at,
+       build.phase,
+       CASE WHEN parts.count > 0 THEN (parts.built + CASE WHEN parts.built < parts.count THEN coalesce(build.share, 0) ELSE 0 END)
+                                      / parts.count ELSE build.share END AS share,
+       build.waiting_for, i.started_at, i.built_at,
        coalesce(i.seconds, CASE WHEN build.pid IS NOT NULL THEN extract(epoch FROM clock_timestamp() - i.started_at) END)::float8 AS seconds,
-       coalesce(size.bytes, i.size_bytes) AS size_bytes, i.recall, i.recall_queries, i.recall_at
+       coalesce(size.bytes, i.size_bytes) AS size_bytes, i.recall, i.recall_queries, i.recall_at,
+       nullif(parts.count, 0)::integer AS partitions,
+       CASE WHEN parts.count > 0 THEN parts.built::integer END AS partitions_built
 FROM pgvec.indexes i
 JOIN pgvec.vectorizers v ON v.id = i.vectorizer_id
 -- By name, not by regclass: that is an error for whoever may not look into the schema, and would hide all the others.
@@ -424,7 +429,23 @@ LEFT JOIN LATERAL (
                      WHERE n.nspname = v.destination_schema AND c.relname = v.destination_table)
       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
     LIMIT 1
-) build ON true;
+) build ON true
+CROSS JOIN LATERAL (
+    -- Of the index that is there, else of the one that is on its way: what an older one has, which is valid, does not count.
+    SELECT count(*)::float8 AS count, count(*) FILTER (WHERE EXISTS (
+               SELECT FROM pg_index x
+               JOIN pg_class xc ON xc.oid = x.indexrelid
+               JOIN pg_am am ON am.oid = xc.relam AND am.amname = 'hnsw'
+               LEFT JOIN pg_index whole ON whole.indexrelid = pg_partition_root(x.indexrelid)
+               WHERE x.indrelid = part.relid AND x.indisvalid
+                 AND CASE WHEN i.state = 'built' THEN coalesce(whole.indisvalid, false)
+                          ELSE NOT coalesce(whole.indisvalid, false) AND (xc.relispartition OR xc.relname ~ '_hnsw_[0-9]+_[0-9]+b?$')
+                     END))::float8 AS built
+    FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = v.destination_schema
+    CROSS JOIN LATERAL pg_partition_tree(c.oid) part
+    WHERE c.relname = v.destination_table AND c.relkind = 'p' AND part.isleaf
+) parts;
 COMMENT ON VIEW pgvec.index_status IS 'One row per vectorizer with an index, or with the wish for one or for none: what it is, and how far its build is';
 COMMENT ON COLUMN pgvec.index_status.vectorizer_id IS 'Of pgvec.vectorizers';
 COMMENT ON COLUMN pgvec.index_status.name IS 'The vectorizer''s name';
@@ -435,7 +456,7 @@ COMMENT ON COLUMN pgvec.index_status.m IS 'Of HNSW: neighbours of each element';
 COMMENT ON COLUMN pgvec.index_status.ef_construction IS 'Of HNSW: candidates that are looked at for each element';
 COMMENT ON COLUMN pgvec.index_status.store IS 'What is indexed: the vectors as vector, or as halfvec';
 COMMENT ON COLUMN pgvec.index_status.phase IS 'What a build is at, as PostgreSQL calls it';
-COMMENT ON COLUMN pgvec.index_status.share IS 'Of the table, 0 to 1, that a build has read';
+COMMENT ON COLUMN pgvec.index_status.share IS 'How far a build is, 0 to 1: the part of the table that it has read, of a partitioned one partitions that are done';
 COMMENT ON COLUMN pgvec.index_status.waiting_for IS 'Whose transaction a build waits for';
 COMMENT ON COLUMN pgvec.index_status.started_at IS 'When its last build began';
 COMMENT ON COLUMN pgvec.index_status.built_at IS 'When it was built, or met';
@@ -444,3 +465,5 @@ COMMENT ON COLUMN pgvec.index_status.size_bytes IS 'Its size';
 COMMENT ON COLUMN pgvec.index_status.recall IS 'Share of the ten nearest, by exact search, that a search through it finds, on a sample';
 COMMENT ON COLUMN pgvec.index_status.recall_queries IS 'Searches in that sample';
 COMMENT ON COLUMN pgvec.index_status.recall_at IS 'When that was measured';
+COMMENT ON COLUMN pgvec.index_status.partitions IS 'Of the destination, each of which has an index of its own; NULL: one table';
+COMMENT ON COLUMN pgvec.index_status.partitions_built IS 'Of these, that have theirs: of the index that is wanted, or is there';

@@ -124,6 +124,12 @@ def bench(postgres: embedded.Server, administration: psycopg.Connection[tuple[An
         bench.close()
 
 
+@pytest.fixture(params=[None, 16], ids=["one table", "16 partitions"])
+def either_way(bench: Bench, request: pytest.FixtureRequest) -> None:
+    """Has what the test says hold for a destination in partitions as well."""
+    bench.partitions = request.param
+
+
 @pytest.fixture
 def connect(database: str) -> Iterator[Connect]:
     """Opens autocommit connections to the test's database (arguments as of ``psycopg.connect``), closed at its end."""

@@ -34,6 +34,8 @@ class Bench:
     dsn: str
     database: Database = field(init=False)
     connection: Connection = field(init=False)
+    partitions: int | None = None
+    """Of destinations that are made, where nothing else is said."""
 
     def __post_init__(self) -> None:
         self.database = Database(self.dsn)
@@ -63,6 +65,8 @@ class Bench:
     def define(self, source: str, *text: str, **options: Any) -> Defined:
         """Defines a vectorizer; the hashing embedder and whole documents where nothing else is said."""
         options.setdefault("model", "hashing-8")
+        if "into_column" not in options:
+            options.setdefault("partitions", self.partitions)
         options.setdefault("no_chunking", "chunk_size" not in options and "into_column" not in options)
         return definition.define(
             self.connection, Options(source=source, text=text, **options), versions(self.connection)

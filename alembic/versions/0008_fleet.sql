@@ -2,7 +2,7 @@
 
 -- Partitioned destinations.
 ALTER TABLE pgvec.vectorizers
-    ADD COLUMN partitions integer CHECK (partitions BETWEEN 2 AND 1024);
+    ADD COLUMN partitions integer CHECK (partitions BETWEEN 2 AND 256);
 COMMENT ON COLUMN pgvec.vectorizers.partitions IS 'Of the destination that was made for it, by hash of the key; NULL: one table';
 
 -- Versions side by side.

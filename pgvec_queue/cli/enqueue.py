@@ -16,6 +16,7 @@ from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
+from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
@@ -48,6 +49,12 @@ class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
 @click.option("--into", type=Text(), metavar="TABLE", help="Table for the chunks.  [default: <source>_vectors]")
 @click.option(
     "--into-column", type=Text(), metavar="COLUMN", help="A vector column of the source instead; documents stay whole."
+)
+@click.option(
+    "--partitions",
+    type=Whole(1, MOST_PARTITIONS),
+    metavar="N",
+    help="Partition a new table by hash of the key.  [default: one table]",
 )
 @click.option(
     "--column",
@@ -237,6 +244,14 @@ def _destination(vectorizer: Vectorizer) -> str:
     return vectorizer.destination
 
 
+def _state(vectorizer: Vectorizer) -> str:
+    if not vectorizer.destination_created:
+        return "exists"
+    if vectorizer.partitions is None:
+        return "new"
+    return f"new, {vectorizer.partitions} partitions by hash of {', '.join(vectorizer.destination_roles.key)}"
+
+
 def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
     chunking = (
         f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
@@ -247,7 +262,7 @@ def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
         ("key", ", ".join(f"{c} {t}" for c, t in zip(vectorizer.key_columns, vectorizer.key_types, strict=True))),
         ("text", ", ".join(vectorizer.text_columns)),
         ("where", vectorizer.filter or "all rows"),
-        ("destination", f"{_destination(vectorizer)} ({'new' if vectorizer.destination_created else 'exists'})"),
+        ("destination", f"{_destination(vectorizer)} ({_state(vectorizer)})"),
         (
             "model",
             f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}",

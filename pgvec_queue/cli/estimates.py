@@ -78,10 +78,11 @@ def _every(found: Estimate) -> Iterator[tuple[str, Interval | None, _Unit, str]]
 
 
 def _memory(wanted: Interval | None, found: Estimate) -> str:
-    """What the session has for it, where that is less."""
-    if wanted is None or wanted.high <= found.maintenance_work_mem:
-        return ""
-    return f"maintenance_work_mem is {size(found.maintenance_work_mem)}"
+    """Of what it is, and what the session has for it, where that is less."""
+    said = [f"for each of {found.partitions} partitions"] if found.partitions else []
+    if wanted is not None and wanted.high > found.maintenance_work_mem:
+        said.append(f"maintenance_work_mem is {size(found.maintenance_work_mem)}")
+    return "; ".join(said)
 
 
 def _notes(found: Estimate) -> Iterator[str]:

@@ -21,6 +21,7 @@ from pgvec_queue.vectorizer import Vectorizer
 
 if TYPE_CHECKING:
     from pgvec_queue.index_room import Room
+    from pgvec_queue.index_statements import Step
 
 _DEFINITION = ("m", "ef_construction", "store")
 _BUILD = (*_DEFINITION, "memory", "workers", "anyway")
@@ -188,7 +189,7 @@ class _Shown:
         self._connection = connection
         self._vectorizer = one
         self._bar = bar
-        self._vectors = vector_index.vectors(connection, one)
+        self._step: Step | None = None
         self._look_at = 0.0
         self._told: str | None = None
 
@@ -201,10 +202,16 @@ class _Shown:
             click.echo(f"pgvec: waiting, since {plain(what)}; Ctrl-C leaves it", err=True)
         self._told = who
 
-    def begins(self, index: str, given: Room) -> None:
-        vector_index.note_begun(self._connection, self._vectorizer)
+    def begins(self, index: str, given: Room, step: Step) -> None:
+        if self._step is None:
+            vector_index.note_begun(self._connection, self._vectorizer)
+        self._step = step
         by = f"up to {given.workers + 1} processes" if given.workers else "one process"
-        click.echo(f"pgvec: building {plain(index)} with {size(given.memory)} of memory, by {by}", err=True)
+        part = f" ({step.number} of {step.of} partitions)" if step.of > 1 else ""
+        click.echo(f"pgvec: building {plain(index)}{part} with {size(given.memory)} of memory, by {by}", err=True)
+
+    def built(self, step: Step) -> None:
+        self._bar(round(step.before + step.vectors), None)
 
     def goes_on(self, backend: int) -> None:
         now = time.monotonic()
@@ -216,7 +223,8 @@ class _Shown:
             return
         phase, share, _, pid, who, seconds = row
         self.waits(None if pid is None else f"a transaction of {who} (pid {pid}) has been open for {seconds:.0f} s")
-        self._bar(round((share or 0.0) * self._vectors), phase)
+        step = self._step
+        self._bar(round(step.before + (share or 0.0) * step.vectors) if step is not None else 0, phase)
 
 
 def _described(there: Existing) -> str:
@@ -232,7 +240,9 @@ def _drop(connection: Connection, direct: Connection, one: Vectorizer, *, yes: b
     if other is not None:
         raise PgvecError(f"{plain(other[1])} (pid {other[0]}) is building an index on {target.label}; end that first")
     there = vector_index.existing(connection, target)
-    ours = [index for index in there if index.is_ours]
+    ours = [index_building.Leftover(target, index.label) for index in there if index.is_ours]
+    # Of partitions: what is not a part of the table's index yet.
+    ours += [left for left in index_building.leftovers(connection, target) if left not in ours]
     if ours:
         confirm(f"Drop {', '.join(index.label for index in ours)}? Searches then read every vector.", yes=yes)
     with transaction(connection):
@@ -242,13 +252,13 @@ def _drop(connection: Connection, direct: Connection, one: Vectorizer, *, yes: b
         vector_index.unqueue(connection, one)
     with RowBar("dropping", one.name, None) as bar:
         for index in ours:
-            index_building.drop(direct, index.label, _Shown(connection, one, bar))
+            index_building.remove(direct, index.target, index.label, _Shown(connection, one, bar))
     click.echo(
         f"{one.name}: " + (", ".join(plain(index.label) for index in ours) or "no index of pgvec's") + " dropped"
     )
-    for index in there:
-        if not index.is_ours:
-            click.echo(f"pgvec: {plain(index.label)} stays: pgvec has not made it", err=True)
+    for other_index in there:
+        if not other_index.is_ours:
+            click.echo(f"pgvec: {plain(other_index.label)} stays: pgvec has not made it", err=True)
 
 
 def _measure(connection: Connection, one: Vectorizer, seconds: float | None) -> None:

@@ -19,7 +19,7 @@ from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
 from pgvec_queue.cli.texts import duration, plain, size
 from pgvec_queue.cli.types import SETTINGS, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
-from pgvec_queue.definition_options import MIGRATED
+from pgvec_queue.definition_options import MIGRATED, MOST_PARTITIONS
 from pgvec_queue.embedders import DeviceOptions
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import Fragments
@@ -57,6 +57,12 @@ _MOST_QUERIES = 1_000
 )
 @click.option("--store", type=click.Choice(["vector", "halfvec"]), help="Type of the vectors.  [default: as before]")
 @click.option("--into", type=Text(), metavar="TABLE", help="Table for the new chunks.  [default: named by the model]")
+@click.option(
+    "--partitions",
+    type=Whole(1, MOST_PARTITIONS),
+    metavar="N",
+    help="Of the new table; 1: none.  [default: as before]",
+)
 @click.option("--into-column", type=Text(), metavar="COLUMN", help="Column of the source for the new vectors.")
 @click.option("--dry-run", is_flag=True, help="Check everything and estimate what it would mean; write nothing.")
 @click.option("--switch", is_flag=True, help="Search with the new model from now on.")

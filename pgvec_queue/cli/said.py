@@ -8,10 +8,10 @@ import click
 from click.core import ParameterSource
 
 WHOLE_DOCUMENTS = (
-    ("into_column", ("into", "chunk_size", "chunk_overlap")),
+    ("into_column", ("into", "chunk_size", "chunk_overlap", "partitions")),
     ("no_chunking", ("chunk_size", "chunk_overlap")),
 )
-"""What makes no sense with documents that stay whole."""
+"""What makes no sense with documents that stay whole, or with vectors in their source."""
 
 
 def said_options(context: click.Context) -> dict[str, str]:

@@ -122,9 +122,12 @@ def _index(index: dict[str, Any]) -> str:
         case "building":
             waits = f", waits for {plain(index['waiting_for'])}" if index["waiting_for"] else ""
             share = f" {100 * index['share']:.0f} %" if index["share"] is not None else ""
-            return f"index is being built{share} ({plain(index['phase'] or 'begins')}){waits}"
+            parts = f"{index['partitions_built']} of {index['partitions']} partitions; " if index["partitions"] else ""
+            return f"index is being built{share} ({parts}{plain(index['phase'] or 'begins')}){waits}"
         case "wanted":
-            return f"index is built when no range is unfinished{reason}"
+            done = f" ({index['partitions_built']} of {index['partitions']} partitions are)"
+            built = done if index["partitions_built"] else ""
+            return f"index is built when no range is unfinished{built}{reason}"
         case "refused" | "missing":
             return f"no index{reason}"
     return ""

@@ -37,6 +37,7 @@ _BASICS: Sequence[tuple[str, Check]] = (
 _WITH_SCHEMA: Sequence[tuple[str, Check]] = (
     ("connections", server.connections),
     ("index memory", server.memory),
+    ("locks", server.locks),
     ("direct_dsn", way.direct),
     ("tables", rights.on_tables),
     ("standbys", rights.on_statistics),

@@ -93,11 +93,13 @@ def memory(examined: Examined) -> Iterator[Finding]:
     values = _settings(examined, "maintenance_work_mem", "shared_buffers")
     there = values["maintenance_work_mem"]
     rows = {one.name: one for one in progress.read(examined.connection)} if examined.vectorizers else {}
+    largest = {name: share for name, _, share, _ in examined.rows("partitions")}
     wanted = {}
     for vectorizer in examined.vectorizers:
         one = rows[vectorizer.name]
         chunks = max(one.chunks, one.rows_total)
-        wanted[vectorizer.name] = chunks * (
+        # Partitions are built one after the other.
+        wanted[vectorizer.name] = (largest.get(vectorizer.name, 1.0) * chunks) * (
             vectorizer.dimensions * (2 if vectorizer.store == "halfvec" else 4) + _GRAPH_BYTES
         )
     large = {name: need for name, need in wanted.items() if need > there}
@@ -119,6 +121,25 @@ def memory(examined: Examined) -> Iterator[Finding]:
         )
     else:
         yield ok("shared_buffers", size(buffers))
+
+
+def locks(examined: Examined) -> Iterator[Finding]:
+    """Whether every session could search in all partitions at once, each of which it locks with its indexes."""
+    found = examined.rows("partitions")
+    if not found:
+        return
+    room = _settings(examined, "max_locks_per_transaction")["max_locks_per_transaction"]
+    many = {name: (count, locked) for name, count, _, locked in found if locked > room}
+    for name, (count, locked) in many.items():
+        yield note(
+            "locks",
+            f"a search in its {count} partitions locks {locked} tables and indexes; max_locks_per_transaction is "
+            f"{room:.0f}, so with many at once the server may run out of locks",
+            f"ALTER SYSTEM SET max_locks_per_transaction = {locked}, then restart the server",
+            vectorizer=name,
+        )
+    if not many:
+        yield ok("locks", f"max_locks_per_transaction is {room:.0f}")
 
 
 def write_ahead_log(examined: Examined) -> Iterator[Finding]:

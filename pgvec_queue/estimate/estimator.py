@@ -89,6 +89,8 @@ class Estimate:
     workers: int = 0
     """That ``seconds`` is told by."""
     cost: Interval | None = None
+    partitions: int = 0
+    """Whose HNSW indexes are built one after the other: memory is that of the largest; 0: one table."""
     maintenance_work_mem: int = 0
     """Bytes, as this session has it."""
     notes: list[str] = field(default_factory=list)
@@ -258,13 +260,26 @@ class _Estimator:
                 f"{found.destination} has {needed.other_indexes} indexes of other kinds than B-tree, which grow besides"
             )
         elements = repeats.distinct(documents, weights, totals.scale, found.chunks)
-        vector, halfvec = (space.of_hnsw(vectorizer, found.chunks, elements, store) for store in ("vector", "halfvec"))
+        found.partitions, largest = self._partitions(destination)
+        vector, halfvec = (
+            space.of_hnsw(vectorizer, found.chunks, elements, store, largest) for store in ("vector", "halfvec")
+        )
         if vector is not None:
             found.hnsw_vector_bytes, found.hnsw_vector_memory_bytes = vector.index_bytes, vector.memory_bytes
         if halfvec is not None:
             found.hnsw_halfvec_bytes, found.hnsw_halfvec_memory_bytes = halfvec.index_bytes, halfvec.memory_bytes
         own = vector or halfvec if vectorizer.store == "vector" else halfvec
         found.hnsw_wal_bytes = own.wal_bytes if own is not None else None
+
+    def _partitions(self, destination: Relation | None) -> tuple[int, float]:
+        """Returns how many partitions the destination has, and the share of the largest; 0 and 1 for one table."""
+        if destination is None:
+            count = self._vectorizer.partitions or 0
+            return count, 1 / max(count, 1)
+        with reading(self._connection):
+            row = self._connection.execute(statement("estimate", "partitions"), {"oid": destination.oid}).fetchone()
+        count, largest = row or (0, None)
+        return count, largest or 1 / max(count, 1)
 
     def _settings(self, found: Estimate) -> None:
         """Says where the server is set otherwise than the arithmetic takes it to be."""

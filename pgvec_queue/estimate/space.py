@@ -40,6 +40,8 @@ _LEAST_FULL = 0.4
 _SPARE_PAGES = Interval(24, 0, 64)
 """By which a heap was extended ahead of its rows."""
 _SPARE_SHARE = Interval(0.05, 0.0, 0.1)
+_EMPTY_TABLE, _EMPTY_TREE = 4.0 * PAGE, 2.0 * PAGE
+"""Of each partition but the first: the maps and pages that are begun anew."""
 _FILL_ROWS = 4_096
 """Rows that a heap is filled with to see how full its pages get."""
 
@@ -98,11 +100,14 @@ def of_table(
 
     chunks = total(np.ones(len(kept)))
     table = _each(table_bytes, total(stored.heap), total(stored.toast), total(stored.toast_rows))
-    table = table.plus(_at_most(_SPARE_PAGES.times(PAGE), table, _SPARE_SHARE))
+    tables = (vectorizer.partitions or 1) if existing is None else 1
+    table = table.plus(_at_most(_SPARE_PAGES.times(tables * PAGE), table, _SPARE_SHARE))
+    table = table.plus(Interval.exactly((tables - 1) * _EMPTY_TABLE))
     trees = [_each(storage.index_bytes, total(entry), chunks) for entry in entries]
     if jobs.estimate > 1:
         partial = _each(operator.mul, _PARTIAL_LEAVES.times(PAGE), jobs.plus(Interval.exactly(-1)))
         trees = [tree.plus(_at_most(partial, tree, Interval.exactly(_LEAST_FULL))) for tree in trees]
+    trees = [tree.plus(Interval.exactly((tables - 1) * _EMPTY_TREE)) for tree in trees]
     slices = todo.times(_SLICE_WAL / _slice_rows(vectorizer, pace))
     wal = total(storage.copied_wal(stored, entries)).plus(slices).plus(jobs.times(_JOB_WAL))
     if chunks.estimate:
@@ -138,15 +143,18 @@ def of_column(vectorizer: Vectorizer, parts: Sequence[Part], rows: Interval, tod
     )
 
 
-def of_hnsw(vectorizer: Vectorizer, chunks: Interval, elements: Interval, store: str) -> Hnsw | None:
+def of_hnsw(
+    vectorizer: Vectorizer, chunks: Interval, elements: Interval, store: str, largest: float = 1.0
+) -> Hnsw | None:
     """What an HNSW index over the vectors as ``store`` takes; None where pgvector indexes no so many dimensions.
 
-    Equal chunks share an element, but a build has memory for each.
+    Equal chunks share an element, but a build has memory for each. Of a table in partitions one is built at a time; the
+    largest has this share of the chunks.
     """
     if vectorizer.dimensions > INDEXABLE[store]:
         return None
     index = elements.times(hnsw.element_bytes(vectorizer.dimensions, store))
-    memory = chunks.times(hnsw.memory_bytes(vectorizer.dimensions, store))
+    memory = chunks.times(largest * hnsw.memory_bytes(vectorizer.dimensions, store))
     wal = elements.times(hnsw.wal_bytes(vectorizer.dimensions, store))
     return Hnsw(index.within(_HNSW_SPREAD), memory.within(_MEMORY_SPREAD), wal.within(_WAL_SPREAD))
 

@@ -20,8 +20,9 @@ import psycopg
 from pgvec_queue import index_building, recall, route, vector_index, vectorizer
 from pgvec_queue.database import Connection, Database, kind_of, one_line, statement, transaction, versions
 from pgvec_queue.errors import DatabaseError, Kind
-from pgvec_queue.index_building import BuildStoppedError, Built
+from pgvec_queue.index_building import Built
 from pgvec_queue.index_room import Room
+from pgvec_queue.index_statements import BuildStoppedError, Step, attended
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
 from pgvec_queue.vector_index import IndexRefusedError, Wish
@@ -186,7 +187,7 @@ class Indexer:
         if route.finds_pooler(connection):
             return "CREATE INDEX CONCURRENTLY needs a connection without a pooler between: give workers --direct-dsn"
         try:
-            return vector_index.target(connection, one).hindrance
+            return vector_index.hindrance(connection, vector_index.target(connection, one))
         except IndexRefusedError:
             # That is to be told when it is refused.
             return None
@@ -222,7 +223,7 @@ class Indexer:
     def _do(self, connection: Connection, one: Vectorizer, run: IndexRun) -> None:
         self._state.index = run
         server: object = None
-        attendant = _Watcher(self._link, self._state, run, one)
+        attendant = _Watcher(self._link, self._state, run, one, lambda: self._fenced(run, _note_advanced(run)))
         began = time.monotonic()
         log.debug("job is claimed", vectorizer=one.name, job=run.job, kind="index")
         try:
@@ -256,9 +257,7 @@ class Indexer:
         built = index_building.build(connection, one, wish, versions(connection).vector_schema, attendant)
         self._fenced(run, lambda own: _note_built(own, one, built))
         # One that is stopped begins anew: the index is there, and its recall is not known.
-        measured = index_building.attended(
-            connection, lambda: recall.measure(connection, one, stopped=attendant.stopped), attendant
-        )
+        measured = attended(connection, lambda: recall.measure(connection, one, stopped=attendant.stopped), attendant)
         if attendant.stopped():
             raise BuildStoppedError("the index is there; its recall is not known yet")
         self._fenced(run, lambda own: recall.note(own, one, measured), done=True)
@@ -326,12 +325,12 @@ class Indexer:
         with suppress(psycopg.Error, IndexRefusedError, BuildStoppedError):
             index_building.clear(connection, one, _Clearing(self._state))
         with suppress(psycopg.Error, IndexRefusedError):
-            for label in self._link.call(lambda own: index_building.leftovers(own, vector_index.target(own, one))):
+            for left in self._link.call(lambda own: index_building.leftovers(own, vector_index.target(own, one))):
                 log.warning(
                     "build of an index has left something; drop it",
                     vectorizer=one.name,
-                    index=label,
-                    statement=f"DROP INDEX CONCURRENTLY IF EXISTS {label}",
+                    index=left.label,
+                    statement=left.removal,
                 )
 
     def _fenced(self, run: IndexRun, write: Callable[[Connection], None], *, done: bool = False) -> None:
@@ -359,6 +358,13 @@ class Indexer:
 
 def _note_built(connection: Connection, one: Vectorizer, built: Built) -> None:
     vector_index.note_found(connection, one, built.index, seconds=built.seconds, remark=built.remark)
+
+
+def _note_advanced(run: IndexRun) -> Callable[[Connection], None]:
+    def note(connection: Connection) -> None:
+        connection.execute(statement("index", "advanced"), {"id": run.job})
+
+    return note
 
 
 def _server(connection: Connection) -> object:
@@ -398,7 +404,10 @@ class _Clearing:
     def waits(self, what: str | None) -> None:
         """Nobody waits for it."""
 
-    def begins(self, index: str, given: Room) -> None:
+    def begins(self, index: str, given: Room, step: Step) -> None:
+        """Nothing is built."""
+
+    def built(self, step: Step) -> None:
         """Nothing is built."""
 
     def goes_on(self, backend: int) -> None:
@@ -408,12 +417,13 @@ class _Clearing:
 class _Watcher:
     """Attends to a build for a worker: ends it with the worker, and tells `status` what it waits for."""
 
-    def __init__(self, link: Link, state: State, run: IndexRun, one: Vectorizer) -> None:
+    def __init__(self, link: Link, state: State, run: IndexRun, one: Vectorizer, advanced: Callable[[], None]) -> None:
         self._link = link
         self._state = state
         self._run = run
         self._vectorizer = one.name
         self._one = one
+        self._advanced = advanced
         self._look_at = self._wanted_at = 0.0
         self.name = f"the index of {one.name}"
 
@@ -438,13 +448,23 @@ class _Watcher:
         else:
             self._state.waits[self.name] = f"{self.name}: waits, since {what}"
 
-    def begins(self, index: str, given: Room) -> None:
+    def built(self, step: Step) -> None:
+        self._advanced()
+        log.info(
+            "index of a partition is built",
+            vectorizer=self._vectorizer,
+            part=f"{step.number} of {step.of}",
+            rows=round(step.vectors),
+        )
+
+    def begins(self, index: str, given: Room, step: Step) -> None:
         log.info(
             "index is being built",
             vectorizer=self._vectorizer,
             index=index,
             memory=given.memory,
             workers=given.workers,
+            part=f"{step.number} of {step.of}" if step.of > 1 else None,
             error=given.remark,
         )
 

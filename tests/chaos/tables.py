@@ -1,8 +1,8 @@
 """The sources: what they look like, how each is enqueued, and texts for them, poisonous ones among them.
 
-Three shapes of key and both kinds of destination: ``docs`` (bigint, two text columns, a filter, chunks), ``places``
-(uuid and text, whole documents), ``cards`` (integer, a vector column of its own) and ``tags`` (small, truncated now and
-then). Keys are drawn from a wide space, so that new ones fall between old ones.
+Three shapes of key and all kinds of destination: ``docs`` (bigint, two text columns, a filter, chunks), ``places``
+(uuid and text, whole documents, in partitions), ``cards`` (integer, a vector column of its own) and ``tags`` (small,
+truncated now and then). Keys are drawn from a wide space, so that new ones fall between old ones.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ PLACES = Table(
     ("tenant", "code"),
     ("uuid", "text"),
     _pair,
-    ("--text", "body", "--rows-per-job", "150", "--no-chunking", *_HASHING),
+    ("--text", "body", "--rows-per-job", "150", "--no-chunking", "--partitions", "16", *_HASHING),
     rows=3_000,
 )
 CARDS = Table(

@@ -110,11 +110,12 @@ PLANNING = {
 WORKING = {**PLANNING, "search_path": "", "TimeZone": "America/New_York", "DateStyle": "SQL, DMY"}
 
 
-@pytest.mark.parametrize("sync", [False, True], ids=["", "sync"])
+@pytest.mark.parametrize(("sync", "partitions"), [(False, None), (True, 3)], ids=["", "sync, in partitions"])
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
 def test_each_kind_of_key_gives_exactly_the_right_vectors_and_then_embeds_only_what_changed(
-    bench: Bench, keys: Keys, sync: bool
+    bench: Bench, keys: Keys, sync: bool, partitions: int | None
 ) -> None:
+    bench.partitions = partitions
     bench.sql("CREATE SCHEMA own")
     _set(bench, PLANNING)
     bench.sql(keys.before)

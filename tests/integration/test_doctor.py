@@ -448,6 +448,23 @@ def test_an_index_that_would_not_be_built_in_memory_is_a_note(bench: Bench, doct
     assert str(remedy).startswith("SET maintenance_work_mem = '")
 
 
+def test_of_partitions_one_is_built_at_a_time_and_all_are_locked_by_a_search(bench: Bench, doctor: Doctor) -> None:
+    bench.partitions = 40
+    fill(bench)
+    found = doctor(bench.dsn)
+    level, message, remedy = only(found, "locks")
+    assert level == "note"
+    # Each with its unique index, and so the table itself.
+    assert message.startswith(
+        "a search in its 40 partitions locks 82 tables and indexes; max_locks_per_transaction is 64"
+    )
+    assert remedy == "ALTER SYSTEM SET max_locks_per_transaction = 82, then restart the server"
+    bench.sql("UPDATE pgvec.vectorizers SET rows_planned = 100000000, dimensions = 384")
+    _, message, _ = only(doctor(bench.dsn), "index memory")
+    gigabytes = float(message.partition("about ")[2].partition(" GB")[0])
+    assert 208 / 40 <= gigabytes < 208 / 10, message
+
+
 # Rights
 
 

@@ -65,6 +65,7 @@ def vectors(bench: Bench, table: str = "docs_vectors") -> dict[tuple[int, str], 
 # Rows
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_second_run_gives_the_model_nothing_and_says_how_many_rows_were_unchanged(bench: Bench) -> None:
     fill(bench, [f"text {i}" for i in range(100)] + ["", "  "])
     bench.enqueue("docs", "body", rows_per_job=30)
@@ -78,6 +79,7 @@ def test_a_second_run_gives_the_model_nothing_and_says_how_many_rows_were_unchan
     assert bench.progress("docs").rows_unchanged == 104
 
 
+@pytest.mark.usefixtures("either_way")
 def test_of_a_list_of_keys_what_is_as_it_was_is_unchanged(bench: Bench) -> None:
     fill(bench, ["one", "two", "three"])
     bench.enqueue("docs", "body", sync=True)
@@ -271,6 +273,7 @@ def test_a_repeated_text_is_embedded_once_however_far_it_is_from_itself(bench: B
     assert bench.progress("docs").chunks_cached == saved["chunks_cached"]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_what_the_model_was_given_is_what_was_written_less_what_was_known(bench: Bench) -> None:
     fill(bench, [" ".join(f"w{(i * 7 + j) % 50}" for j in range(30)) for i in range(120)])
     options: dict[str, Any] = {"chunk_size": 8, "chunk_overlap": 2, "rows_per_job": 40}

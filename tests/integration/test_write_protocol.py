@@ -22,6 +22,7 @@ def _documents(bench: Bench, count: int = 10, **options: Any) -> Vectorizer:
     return bench.enqueue("docs", "body", **options)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_vectors_become_visible_in_the_transaction_that_records_their_progress(bench: Bench) -> None:
     vectorizer = _documents(bench)
     worker = bench.register()
@@ -51,6 +52,7 @@ def test_chunks_that_took_an_identical_one_s_vector_are_counted_with_what_was_wr
     assert bench.progress("docs").as_json()["chunks_reused"] == 3
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_late_worker_writes_nothing(bench: Bench) -> None:
     vectorizer = _documents(bench)
     late, next_ = bench.register(), bench.register()
@@ -64,6 +66,7 @@ def test_a_late_worker_writes_nothing(bench: Bench) -> None:
     assert bench.value("SELECT attempts FROM pgvec.jobs") == 1
 
 
+@pytest.mark.usefixtures("either_way")
 def test_an_old_epoch_of_the_same_worker_writes_nothing(bench: Bench) -> None:
     vectorizer = _documents(bench)
     worker = bench.register()
@@ -75,6 +78,7 @@ def test_an_old_epoch_of_the_same_worker_writes_nothing(bench: Bench) -> None:
     assert bench.value("SELECT count(*) FROM docs_vectors") == 0
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_slice_is_refused_when_the_jobs_bound_has_moved(bench: Bench) -> None:
     vectorizer = _documents(bench)
     worker = bench.register()
@@ -84,6 +88,7 @@ def test_a_slice_is_refused_when_the_jobs_bound_has_moved(bench: Bench) -> None:
     assert bench.write(vectorizer, part, embedded, worker).fate is Fate.LOST
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_slice_that_was_committed_is_not_written_again(bench: Bench) -> None:
     vectorizer = _documents(bench)
     worker = bench.register()
@@ -98,6 +103,7 @@ def test_a_slice_that_was_committed_is_not_written_again(bench: Bench) -> None:
     assert bench.value("SELECT count(*) FROM docs_vectors") == 4
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_row_that_changed_since_the_read_is_left_alone_and_queued_by_its_key(bench: Bench) -> None:
     vectorizer = _documents(bench)
     worker = bench.register()
@@ -114,6 +120,7 @@ def test_a_row_that_changed_since_the_read_is_left_alone_and_queued_by_its_key(b
     assert bench.progress("docs").rows_done == bench.progress("docs").rows_total == 10
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_row_that_was_inserted_since_the_read_is_queued_by_its_key(bench: Bench) -> None:
     bench.sql("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     bench.sql("INSERT INTO docs SELECT 2 * i, 'document ' || i FROM generate_series(1, 5) i")
@@ -128,6 +135,7 @@ def test_a_row_that_was_inserted_since_the_read_is_queued_by_its_key(bench: Benc
     assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_settled_row_that_changed_since_the_read_is_queued_too(bench: Bench) -> None:
     vectorizer = _documents(bench)
     bench.drain()
@@ -142,6 +150,7 @@ def test_a_settled_row_that_changed_since_the_read_is_queued_too(bench: Bench) -
     assert bench.value("SELECT keys FROM pgvec.jobs WHERE kind = 'keys'") == [["8"]]
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_row_that_was_deleted_since_the_read_gets_no_vectors_and_loses_its_old_ones(bench: Bench) -> None:
     vectorizer = _documents(bench)
     bench.drain()
@@ -155,6 +164,7 @@ def test_a_row_that_was_deleted_since_the_read_gets_no_vectors_and_loses_its_old
     assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("change", ["DELETE FROM docs WHERE id = 7", "UPDATE docs SET body = 'x' WHERE id = 7"])
 def test_a_list_of_keys_waits_for_a_range_that_is_being_written(bench: Bench, change: str) -> None:
     """Without the lock, a deleted or changed row's list is written first, and the range then writes what is old."""
@@ -195,6 +205,7 @@ def test_a_list_of_keys_waits_for_a_range_that_is_being_written(bench: Bench, ch
     assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_failed_document_goes_into_quarantine_and_its_old_chunks_go(bench: Bench) -> None:
     vectorizer = _documents(bench)
     bench.drain()

@@ -182,6 +182,8 @@ BAD = [
     ("enqueue docs", "--column", "colour=red", "roles are key, chunk_id"),
     ("enqueue docs", "--embedder", "llm", "'sentence-transformers', 'openai', 'hashing'"),
     ("enqueue docs", "--dimensions", "0", "x>=1"),
+    ("enqueue docs", "--partitions", "257", "1<=x<=256"),
+    ("migrate-model docs", "--partitions", "0", "1<=x<=256"),
     ("enqueue docs", "--dimensions", "eight", "'eight' is not a valid integer"),
     ("enqueue docs", "--chunk-size", "3", "4<=x"),
     ("enqueue docs", "--chunk-size", "99999999999", "4<=x"),

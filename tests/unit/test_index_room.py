@@ -37,6 +37,33 @@ def test_a_build_takes_what_its_graph_needs_and_no_more() -> None:
     assert decide(LARGE, DOCS, WISH, 10).memory == 64 * MB
 
 
+def test_a_table_of_ours_could_be_in_partitions_that_fit() -> None:
+    ours = _vectorizer(destination_created=True, partitions=None, destination_kind="table")
+
+    def said(one: Vectorizer, times: float) -> str:
+        with pytest.raises(IndexRefusedError) as refused:
+            decide(PLAIN, one, WISH, times * 64 * MB / VECTOR / 1.1)
+        return str(refused.value)
+
+    assert said(ours, 9.5).endswith(
+        "`pgvec migrate-model docs --partitions 10` embeds all again, into partitions that fit"
+    )
+    assert "--partitions 159" in said(replace(ours, partitions=16), 9.9)
+    for other in (
+        replace(ours, destination_created=False),
+        replace(ours, destination_kind="column"),
+        replace(ours, partitions=64),
+    ):
+        assert "--partitions" not in said(other, 9.5)
+
+
+def test_of_several_builds_the_disk_has_to_take_all() -> None:
+    tight = replace(LARGE, free_disk=GB)
+    assert decide(tight, DOCS, WISH, 100_000).remark is None
+    with pytest.raises(IndexRefusedError, match="the index takes about"):
+        decide(tight, DOCS, WISH, 100_000, on_disk=1_600_000)
+
+
 def test_it_may_take_what_the_administrator_gives_or_half_of_the_buffers_or_an_eighth_of_this_machine() -> None:
     for there, may in (
         (PLAIN, 64 * MB),

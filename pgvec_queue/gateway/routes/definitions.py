@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pgvec_queue.database import one_line
 from pgvec_queue.definition import Options
+from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.errors import DatabaseError, DefinitionDiffersError, EmbedderError, Kind, PgvecError
 from pgvec_queue.gateway.auth import requires
@@ -44,6 +45,9 @@ class NewVectorizer(BaseModel):
     name: Identifier | None = Field(None, description="The vectorizer's name; the source's where none is given.")
     key: list[Identifier] = Field([], max_length=32, description="Unique key; the primary key where none is given.")
     into: Identifier | None = Field(None, description="Table for the chunks; `<source>_vectors` where none is given.")
+    partitions: int | None = Field(
+        None, ge=1, le=MOST_PARTITIONS, description="Of a new table, by hash of the key; one table where none is given."
+    )
     model: Annotated[str, Field(min_length=1, max_length=300)] = Field(
         DEFAULT_MODEL, description="One of those that this gateway allows."
     )

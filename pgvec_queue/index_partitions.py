@@ -1,0 +1,246 @@
+"""Builds the index of a partitioned table: an index on each partition, one after the other.
+
+So each needs the memory of the largest partition at most, and a build that ends early loses the one that it was at.
+PostgreSQL builds no such index concurrently by itself. First the index of the table is made, which is invalid and has
+nothing; then one on each partition, concurrently, which is attached to it; with the last one it is valid. What is built
+already is kept: one partition after the other is looked at, and what it lacks is made. Partitions that are partitioned
+themselves have such an index as well.
+
+A partition's index that somebody else has made is neither attached nor doubled: the build is refused, and says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pgvec_queue import vector_index
+from pgvec_queue.database import Connection
+from pgvec_queue.index_room import Room, decide, server
+from pgvec_queue.index_statements import (
+    Attendant,
+    BuildStoppedError,
+    Step,
+    attach,
+    create,
+    create_on_only,
+)
+from pgvec_queue.vector_index import Existing, IndexRefusedError, Partition, Target, Wish
+from pgvec_queue.vectorizer import Vectorizer
+
+_PASSES = 3
+"""Over all partitions, since somebody may add one meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A partition that lacks its index."""
+
+    target: Target
+    index: Existing | None
+    """There already, and to be attached."""
+    given: Room | None
+    """For its build, where there is none."""
+    vectors: float
+
+
+class Tree:
+    """A partitioned table with its partitions, and the indexes that they have."""
+
+    def __init__(self, connection: Connection, target: Target) -> None:
+        self.target = target
+        self.partitions: Sequence[Partition] = vector_index.partitions(connection, target)
+        self.indexes = {
+            one.oid: vector_index.existing(connection, one)
+            for one in (target, *(partition.target for partition in self.partitions))
+        }
+        self._ours: set[int] = set()
+        for one in self._every():
+            if one.is_ours or one.parent in self._ours:
+                self._ours.add(one.oid)
+
+    def _every(self) -> Iterator[Existing]:
+        """Yields each index after the one that it belongs to."""
+        for indexes in self.indexes.values():
+            yield from indexes
+
+    def leftovers(self, wish: Wish | None) -> Iterator[tuple[Target, Existing]]:
+        """Yields indexes of ours that serve nobody, but for what a build of ``wish`` would go on with."""
+        for table in (self.target, *(partition.target for partition in self.partitions)):
+            for one in self.indexes[table.oid]:
+                serves = one.valid and table is self.target
+                goes_on = wish is not None and one.fits(wish) and (one.valid or table.partitioned)
+                if one.is_ours and one.parent is None and not serves and not goes_on:
+                    yield table, one
+
+    def check(self) -> None:
+        """Raises ``IndexRefusedError`` for what no index of all partitions can be made of."""
+        for partition in self.partitions:
+            table = partition.target
+            if partition.foreign:
+                raise IndexRefusedError(f"{table.label} is a foreign table, which can have no index")
+            for one in self.indexes[table.oid]:
+                if one.valid and one.oid not in self._ours:
+                    raise IndexRefusedError(
+                        f"{one.label} ({one.method}) is there, on a partition of {self.target.label}, and pgvec has "
+                        "not made it; drop it, or attach all of yours to one: CREATE INDEX … ON ONLY "
+                        f"{self.target.label}"
+                    )
+                if one.parent is not None and not one.valid and not table.partitioned:
+                    raise IndexRefusedError(
+                        f"{one.label} is broken; to mend it: REINDEX INDEX CONCURRENTLY {one.label}"
+                    )
+
+
+def build(
+    connection: Connection,
+    vectorizer: Vectorizer,
+    target: Target,
+    wish: Wish,
+    vector_schema: str,
+    attendant: Attendant,
+) -> tuple[str, list[str]]:
+    """Builds what the partitions lack; returns the name of the table's index, and what there is to say.
+
+    What is left of other builds has to be dropped before. Raises ``IndexRefusedError``, ``BuildStoppedError``, and what
+    the database says.
+    """
+    remarks: list[str] = []
+    for _ in range(_PASSES):
+        tree = Tree(connection, target)
+        tree.check()
+        leaves = _lacking(connection, vectorizer, tree, wish)
+        root = _index_of(connection, vectorizer, tree, target, wish, vector_schema, attendant)
+        tops = {target.oid: root}
+        for partition in tree.partitions:
+            if partition.target.partitioned:
+                tops[partition.target.oid] = _middle(
+                    connection, vectorizer, tree, partition, tops[partition.parent], wish, vector_schema, attendant
+                )
+        parents = {partition.target.oid: tops[partition.parent] for partition in tree.partitions}
+        before = vector_index.vectors(connection, vectorizer) - sum(leaf.vectors for leaf in leaves)
+        count = sum(not partition.target.partitioned for partition in tree.partitions)
+        for number, leaf in enumerate(leaves, count - len(leaves) + 1):
+            step = Step(number, count, before, leaf.vectors)
+            remarks += _build_leaf(
+                connection, vectorizer, leaf, parents[leaf.target.oid], wish, step, vector_schema, attendant
+            )
+            before += leaf.vectors
+            attendant.built(step)
+        if any(one.valid and one.oid == root.oid for one in vector_index.existing(connection, target)):
+            return root.name, list(dict.fromkeys(remarks))
+    raise IndexRefusedError(
+        f"{root.label} is still invalid, though each partition has its index; drop it (DROP INDEX {root.label}), then "
+        f"run: pgvec index {vectorizer.name}"
+    )
+
+
+def _lacking(connection: Connection, vectorizer: Vectorizer, tree: Tree, wish: Wish) -> list[_Leaf]:
+    """Returns the partitions that are not done, with what the build of each is given.
+
+    Raises ``IndexRefusedError`` where one of them cannot fit, before anything is made.
+    """
+    tables = [partition for partition in tree.partitions if not partition.target.partitioned]
+    every = vector_index.vectors(connection, vectorizer)
+    size = sum(partition.bytes for partition in tables)
+    done = _attached(tree, wish)
+    there = server(connection)
+    lacking = []
+    for partition in tables:
+        if partition.target.oid in done:
+            continue
+        vectors = every * partition.bytes / size if size else every / len(tables)
+        ready = next(
+            (one for one in tree.indexes[partition.target.oid] if one.parent is None and one.valid and one.fits(wish)),
+            None,
+        )
+        lacking.append((partition, ready, vectors))
+    unbuilt = sum(vectors for _, ready, vectors in lacking if ready is None)
+    return [
+        _Leaf(
+            partition.target,
+            ready,
+            None if ready is not None else decide(there, vectorizer, wish, vectors, on_disk=unbuilt),
+            vectors,
+        )
+        for partition, ready, vectors in lacking
+    ]
+
+
+def _attached(tree: Tree, wish: Wish) -> set[int]:
+    """Returns the partitions whose index belongs to that of the table which is being built."""
+    tops = {one.oid for one in tree.indexes[tree.target.oid] if one.is_ours and not one.valid and one.fits(wish)}
+    done = set()
+    for partition in tree.partitions:
+        for one in tree.indexes[partition.target.oid]:
+            if one.parent in tops:
+                tops.add(one.oid)
+                done.add(partition.target.oid)
+    return done
+
+
+def _index_of(
+    connection: Connection,
+    vectorizer: Vectorizer,
+    tree: Tree,
+    table: Target,
+    wish: Wish,
+    vector_schema: str,
+    attendant: Attendant,
+) -> Existing:
+    """Returns the index of a partitioned table that is not complete, making it where there is none."""
+    there = tree.indexes[table.oid]
+    for one in there:
+        # That of a partition may be complete before it is attached.
+        if one.is_ours and one.parent is None and one.fits(wish) and (not one.valid or table is not tree.target):
+            return one
+    name = next(one for one in table.names if one not in {index.name for index in there})
+    create_on_only(connection, vectorizer, table, name, wish, vector_schema, attendant)
+    return _named(connection, table, name)
+
+
+def _middle(
+    connection: Connection,
+    vectorizer: Vectorizer,
+    tree: Tree,
+    partition: Partition,
+    parent: Existing,
+    wish: Wish,
+    vector_schema: str,
+    attendant: Attendant,
+) -> Existing:
+    """Returns the index of a partition that is partitioned itself, as a part of its parent's."""
+    for one in tree.indexes[partition.target.oid]:
+        if one.parent == parent.oid:
+            return one
+    made = _index_of(connection, vectorizer, tree, partition.target, wish, vector_schema, attendant)
+    attach(connection, partition.target, parent.label, made.label, attendant)
+    return made
+
+
+def _build_leaf(
+    connection: Connection,
+    vectorizer: Vectorizer,
+    leaf: _Leaf,
+    parent: Existing,
+    wish: Wish,
+    step: Step,
+    vector_schema: str,
+    attendant: Attendant,
+) -> list[str]:
+    if attendant.stopped():
+        raise BuildStoppedError("the build of the index was stopped")
+    remarks: list[str] = []
+    index = leaf.index
+    if index is None:
+        assert leaf.given is not None
+        taken = {one.name for one in vector_index.existing(connection, leaf.target)}
+        name = next(one for one in leaf.target.names if one not in taken)
+        remarks = create(connection, vectorizer, leaf.target, name, wish, leaf.given, step, vector_schema, attendant)
+        index = _named(connection, leaf.target, name)
+    attach(connection, leaf.target, parent.label, index.label, attendant)
+    return remarks
+
+
+def _named(connection: Connection, table: Target, name: str) -> Existing:
+    return next(one for one in vector_index.existing(connection, table) if one.name == name)
