@@ -215,6 +215,8 @@ class SimulatedWorker:
         with self._database.connect("worker") as connection:
             member = queue.register(connection, names=settings.names, lease=settings.lease)
         state.worker = member.worker
+        # As of a worker that has had the model before: nobody is to wait for the first slices to be of the right size.
+        state.measured(settings.rate, 1.0)
         pool = self._database.pool("worker", size=_CONNECTIONS)
         claimer = _TimedClaimer(member, settings.names)
         claimer.recorder = recorder

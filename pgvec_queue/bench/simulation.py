@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -74,6 +75,8 @@ class _Found:
     workers: int
     idle: list[Window] = field(default_factory=list)
     told: list[Window] = field(default_factory=list)
+    began: list[float] = field(default_factory=list)
+    """Seconds from the first job's being claimable until nearly all have one."""
     busy: list[Window] = field(default_factory=list)
 
 
@@ -158,8 +161,9 @@ def _measure(own: Arena, count: int, options: Options, *, pooled: bool, say: Say
         if options.listen:
             what = f"{count:,} idle workers that are told each second"
             _rounds(found.told, options, say, what, lambda: fleet.watch(options.seconds, notify=True))
-        _open(own, work)
+        opened = _open(own, work)
         fleet.wait("starting to work", _CALM_SECONDS, lambda: _count(own, "busy_workers") >= _MOST * count)
+        found.began.append(time.monotonic() - opened)
         fleet.watch(min(_WARM_SECONDS, options.seconds), notify=False)
         _rounds(found.busy, options, say, f"{count:,} busy workers", lambda: _busy(own, work, fleet, options))
     return found
@@ -191,10 +195,12 @@ def _part(own: Arena, rows: int, rows_per_job: int) -> Part:
     return made
 
 
-def _open(own: Arena, work: Part) -> None:
+def _open(own: Arena, work: Part) -> float:
+    """Makes its jobs claimable; returns when, by this process's clock."""
     with own.connection.transaction():
         own.connection.execute(statement("bench", "renumber"), {"id": work.vectorizer.id})
     vectorizer.steer(own.connection, work.vectorizer.name, "resume")
+    return time.monotonic()
 
 
 def _count(own: Arena, what: str) -> int:
@@ -207,6 +213,7 @@ def _figures(found: _Found, options: Options) -> list[Figure]:
     ideal = count * options.rate
     figures: dict[str, list[float]] = {
         "share_of_ideal": [one.per_second(one.recorded.rows) / ideal for one in busy],
+        "seconds_until_all_work": found.began,
         "claims_per_second": [one.per_second(len(one.recorded.claims)) for one in busy],
         "claim_p50_ms": _percentiles(busy, "claims", 50),
         "claim_p99_ms": _percentiles(busy, "claims", 99),
