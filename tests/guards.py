@@ -1113,6 +1113,48 @@ GUARDS = [
         "            pass",
         "tests/integration/test_index.py::test_what_a_build_leaves_goes_with_its_vectorizer",
     ),
+    Guard(
+        "large fleets: who hears of plenty of jobs looks at once",
+        "pgvec_queue/worker/heartbeat.py",
+        "            self.state.told_of_plenty()",
+        "            pass",
+        "tests/integration/test_large_fleets.py::test_an_idle_worker_looks_when_another_knows_of_plenty",
+    ),
+    Guard(
+        "large fleets: who finds plenty of jobs says so",
+        "pgvec_queue/worker/reader.py",
+        "self._state.plenty = self._state.fleet > 1 and",
+        "self._state.plenty = False and",
+        "tests/integration/test_large_fleets.py::test_whoever_finds_more_than_two_jobs_per_worker_says_so_until_it_is_idle",
+    ),
+    Guard(
+        "large fleets: the word of plenty ends with the jobs",
+        "pgvec_queue/worker/reader.py",
+        "            self._state.plenty = False\n",
+        "",
+        "tests/integration/test_large_fleets.py::test_whoever_finds_more_than_two_jobs_per_worker_says_so_until_it_is_idle",
+    ),
+    Guard(
+        "large fleets: what others had is not looked for again at once",
+        "pgvec_queue/worker/state.py",
+        "                self._looked_in_vain = time.monotonic()",
+        "                pass",
+        "tests/unit/test_fleet_hints.py::test_whoever_was_told_and_found_nothing_waits_before_it_looks_again",
+    ),
+    Guard(
+        "large fleets: several hints are one look",
+        "pgvec_queue/worker/state.py",
+        "            if self._is_to_look:\n                return\n",
+        "",
+        "tests/unit/test_fleet_hints.py::test_several_hints_before_a_look_are_one",
+    ),
+    Guard(
+        "large fleets: a hint during a look is not lost",
+        "pgvec_queue/worker/state.py",
+        "            self._is_to_look = False\n            self._is_told",
+        "            self._is_told",
+        "tests/unit/test_fleet_hints.py::test_a_hint_during_a_look_is_another_one",
+    ),
 ]
 
 

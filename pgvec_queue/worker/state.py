@@ -104,7 +104,9 @@ class State:
         self._in_flight = 0
         self._rate = Rate()
         self._is_to_look = False
+        self._is_told = False
         self._looked_in_vain: float | None = None
+        """When it was told of work last and found none."""
 
     @property
     def ending(self) -> bool:
@@ -241,7 +243,11 @@ class State:
     def looked(self, *, in_vain: bool) -> None:
         """The queue was asked for a job."""
         with self._lock:
-            self._looked_in_vain = time.monotonic() if in_vain else None
+            if not in_vain:
+                self._looked_in_vain = None
+            elif self._is_told:
+                self._looked_in_vain = time.monotonic()
+            self._is_told = False
 
     def _spread(self) -> float:
         return random.uniform(0, min(self.fleet * _SPREAD_PER_WORKER, _LONGEST_SPREAD))  # noqa: S311
@@ -250,6 +256,7 @@ class State:
         with self._lock:
             # Before it looks: what it is told meanwhile is another thing.
             self._is_to_look = False
+            self._is_told = True
         self.wake.set()
 
     @staticmethod
