@@ -1,8 +1,8 @@
 """Where a fleet stops scaling, and why: judged by the figures of each size alone.
 
 A size is beyond the knee where one of the bars below is missed. Why is told by what is full at that size, in this
-order: the processors of the machine, pgbouncer's one thread, the simulated workers' own interpreters, the pool's
-connections to the server, and else what sessions of the server waited for.
+order: the processors of the machine, pgbouncer's one thread, the simulated workers' own processes (their interpreters,
+or the time that they get), the pool's connections to the server, and else what sessions of the server waited for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ MOST_CLAIM_MS = 100.0
 MOST_LATE_SHARE = 0.01
 LATE_SECONDS = 1.0
 """A heartbeat that begins so much later than it was due is late; with the usual lease, a third of what it may be."""
+CLIENT = "the client"
+"""Among what sessions wait for: a client that has a transaction open and says nothing."""
 _FULL = 0.9
 _FULL_INTERPRETER = 0.85
 _LATE_CLOCK_MS = 100.0
@@ -93,6 +95,11 @@ def _why(step: Step, cores: int) -> str:
         return "pgbouncer's one thread is full: run several (so_reuseport), or let fewer workers share one"
     if step.busiest_core >= _FULL_INTERPRETER or step.lag_p99_ms > _LATE_CLOCK_MS:
         return f"the simulated workers themselves are late, by {step.lag_p99_ms:,.0f} ms (p99): use more --processes"
+    if step.waits.get(CLIENT, 0.0) > sum(step.waits.values()) / 2:
+        return (
+            "most transactions wait for the simulated workers' next statement: their processes get too little of this "
+            f"machine's {cores} cores, of which they have {step.simulator_cores:.2f}"
+        )
     if step.waiting:
         return f"{step.waiting:,} clients of pgbouncer wait for one of its connections: a larger --pool-size"
     waits = [f"{name} {count:.1f}" for name, count in step.waits.items() if name != "CPU"]

@@ -14,6 +14,7 @@ from pgvec_queue.bench import DEFAULT_ROUNDS, claim, encode, load, memory, plan,
 from pgvec_queue.bench.database import Place
 from pgvec_queue.bench.report import Figure, Report
 from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.cost import cost
 from pgvec_queue.cli.texts import console
 from pgvec_queue.cli.types import Device, Number, Size, Text, Whole
 from pgvec_queue.embedders import DEFAULT_MODEL
@@ -205,6 +206,9 @@ def memory_(
     """
     options = memory.Options(model, device, document, job_rows, rows, rounds)
     _show(memory.run(_place(session), options, _say), as_json=as_json)
+
+
+bench.add_command(cost)
 
 
 def _place(session: Session) -> Place:

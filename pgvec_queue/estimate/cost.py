@@ -24,6 +24,8 @@ from pgvec_queue.estimate.storage import Attribute
 
 MOST_TABLE_BYTES = 32 * 2**40
 """Of one table, or one partition, with pages of 8 kB: PostgreSQL counts them with 32 bits."""
+CONNECTIONS, MOST_CONNECTIONS = 4, 300
+"""Of a worker; and of all, from where on a server without a pooler spends more on them than they are worth."""
 _KEY = Attribute("key0", 8, "d", "p")
 _HOUR = 3_600.0
 _MONTH_HOURS = 730.0
@@ -194,6 +196,7 @@ def _speed(plan: Plan, space: Mapping[str, float]) -> tuple[dict[str, float], st
     bottleneck = max(times, key=lambda name: times[name])
     seconds = times[bottleneck]
     return {
+        "connections": float(plan.devices * CONNECTIONS),
         "slices": slices,
         "device_hours": device_seconds / _HOUR,
         "write_hours": core_seconds / _HOUR,
@@ -246,8 +249,13 @@ def _breaks(plan: Plan, figures: Mapping[str, float], bottleneck: str) -> list[s
         )
     if bottleneck != "devices":
         found.append(
-            f"{bottleneck} are full: {figures['devices_that_fill_the_server']:,.0f} such devices are all that it serves; "
-            "halfvec, a larger server, or several"
+            f"{bottleneck} {'is' if bottleneck.endswith('disk') else 'are'} full: "
+            f"{figures['devices_that_fill_the_server']:,.1f} such devices are all that it serves; halfvec, a larger "
+            "server, or several"
+        )
+    if figures["connections"] > MOST_CONNECTIONS:
+        found.append(
+            f"workers hold {figures['connections']:,.0f} connections: a pgbouncer in transaction mode before the server"
         )
     if figures["coordination_cores"] > 1:
         found.append(

@@ -1,4 +1,4 @@
-"""What workers of a large fleet tell each other with their heartbeats, so that it is soon at work without LISTEN too."""
+"""What workers of a large fleet tell each other with their heartbeats, so that it is soon at work, LISTEN or not."""
 
 from __future__ import annotations
 

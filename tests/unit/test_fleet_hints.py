@@ -1,4 +1,4 @@
-"""When a worker looks for jobs because it was told of some: at once in a small fleet, and not all together in a large one."""
+"""When a worker looks for jobs since it was told of some: at once in a small fleet, not all together in a large one."""
 
 from __future__ import annotations
 
