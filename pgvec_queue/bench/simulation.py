@@ -33,6 +33,7 @@ from pgvec_queue.bench.report import Figure, Report, percentile, report
 from pgvec_queue.bench.simulated import DIMENSIONS, Settings
 from pgvec_queue.database import statement
 from pgvec_queue.errors import PgvecError
+from pgvec_queue.worker.options import DEFAULT_LEASE
 
 WORKERS = (1, 10, 30, 100, 300, 1_000)
 _TABLE = "crowd"
@@ -66,6 +67,7 @@ class Options:
     pooled: bool = True
     listen: bool = False
     """Heartbeats listen on direct connections, one per worker."""
+    lease: float = DEFAULT_LEASE
 
 
 @dataclass(slots=True)
@@ -117,9 +119,8 @@ def _check(own: Arena, options: Options, *, pooled: bool) -> None:
     elif pooled:
         advice = "give a smaller --pool-size, or raise max_connections"
     else:
-        advice = (
-            "install pgbouncer, which this machine does not have, measure fewer --workers, or raise max_connections"
-        )
+        way = "install pgbouncer" if options.pooled else "leave --no-pooler out"
+        advice = f"{way}, measure fewer --workers, or raise max_connections"
     raise PgvecError(f"{most:,} simulated workers need {needed:,} connections, and the server has {row[0]:,}: {advice}")
 
 
@@ -154,7 +155,7 @@ def _measure(own: Arena, count: int, options: Options, *, pooled: bool, say: Say
             dsn = pooler.dsn(own.dsn)
         direct = own.dsn if options.listen else None
         say(f"starting {count:,} simulated workers")
-        settings = Settings(dsn, direct, (work.vectorizer.name,), count, options.rate)
+        settings = Settings(dsn, direct, (work.vectorizer.name,), count, options.rate, options.lease)
         fleet = stack.enter_context(crowd(own, settings, options.processes, pooler))
         fleet.wait("settling down", _CALM_SECONDS, lambda: _count(own, "idle_workers") >= count)
         _rounds(found.idle, options, say, f"{count:,} idle workers", lambda: fleet.watch(options.seconds, notify=False))

@@ -229,7 +229,7 @@ def _show(report: Report, *, as_json: bool) -> None:
         click.echo(json.dumps(report.as_json()))
         return
     out = console()
-    out.print(_by_size(report) if report.parameters.get("simulated") else _table(report))
+    out.print(by_size(report) if report.parameters.get("simulated") else _table(report))
     for note in report.notes:
         out.print(note)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
@@ -252,7 +252,7 @@ def _table(report: Report) -> Table:
     return table
 
 
-def _by_size(report: Report) -> Table:
+def by_size(report: Report) -> Table:
     """The medians of fleets of several sizes, one column each."""
     sizes = list(report.parameters["workers"])
     medians = {figure.name: figure.median for figure in report.figures}

@@ -73,9 +73,7 @@ def _price(name: str, what: str) -> Any:
 @click.option(
     "--partitions", type=Whole(1, 1_024), metavar="N", default=1, show_default=True, help="Of the destination."
 )
-@click.option(
-    "--devices", "--gpus", type=Whole(1, 1_000_000), metavar="N", default=1, show_default=True, help="GPUs, or Macs."
-)
+@click.option("--devices", type=Whole(1, 1_000_000), metavar="N", default=1, show_default=True, help="GPUs, or Macs.")
 @click.option(
     "--tokens-per-second",
     type=_Count(1, _LARGEST),

@@ -7,7 +7,7 @@ import math
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgvec_queue.errors import DefinitionError
@@ -44,6 +44,7 @@ GROWS_WITH_ROWS = (
 )
 
 
+@settings(max_examples=40)
 @given(PLANS)
 def test_every_figure_is_a_number_and_none_is_negative(plan: Plan) -> None:
     found = cost(plan)
@@ -53,6 +54,7 @@ def test_every_figure_is_a_number_and_none_is_negative(plan: Plan) -> None:
     assert found["devices_busy_share"] <= 1.000001
 
 
+@settings(max_examples=40)
 @given(PLANS, st.floats(1.5, 100))
 def test_more_rows_never_take_less(plan: Plan, times: float) -> None:
     smaller, larger = cost(plan), cost(replace(plan, rows=plan.rows * times))
@@ -61,6 +63,7 @@ def test_more_rows_never_take_less(plan: Plan, times: float) -> None:
     assert larger["index_hours"] > smaller["index_hours"] * times * 0.99, "n log n"
 
 
+@settings(max_examples=40)
 @given(PLANS)
 def test_more_of_anything_never_makes_it_slower(plan: Plan) -> None:
     before = cost(plan)["hours"]
@@ -73,6 +76,7 @@ def test_more_of_anything_never_makes_it_slower(plan: Plan) -> None:
         assert cost(better)["hours"] <= before * 1.000001
 
 
+@settings(max_examples=40)
 @given(PLANS)
 def test_embedding_takes_as_long_as_the_slowest_part(plan: Plan) -> None:
     found = cost(plan)
@@ -146,11 +150,11 @@ def test_every_constant_can_be_given(cli: CommandLine) -> None:
 
 
 def test_the_command_prints_one_object_or_a_table(cli: CommandLine) -> None:
-    ran = cli("bench", "cost", "--rows", "100M", "--gpus", "10", "--tokens-per-second", "1e6", "--json")
+    ran = cli("bench", "cost", "--rows", "100M", "--devices", "10", "--tokens-per-second", "1e6", "--json")
     found = json.loads(ran.out)
     assert (found["plan"]["rows"], found["plan"]["devices"]) == (1e8, 10)
     assert found["figures"]["jobs"] == 100_000
-    table = cli("bench", "cost", "--rows", "1e9", "--gpus", "100", "--price-device-hour", "2")
+    table = cli("bench", "cost", "--rows", "1e9", "--devices", "100", "--price-device-hour", "2")
     assert (table.code, table.err) == (0, "")
     assert "devices money" in table.out
     assert "server money" not in table.out
