@@ -65,7 +65,7 @@ SELECT i, left((SELECT string_agg(md5(i::text || '/' || k), ' ') FROM generate_s
 FROM generate_series(%(first)s::bigint, %(last)s::bigint) i;
 
 -- name: make_short_documents
-INSERT INTO {table} (id, body) SELECT i, 'document ' || i FROM generate_series(1::bigint, %(rows)s::bigint) i;
+INSERT INTO {table} (id, body) SELECT i, 'document ' || i FROM generate_series(%(first)s::bigint, %(rows)s::bigint) i;
 
 -- name: create_bare
 -- What somebody would make who has only the vectors to keep.
@@ -89,9 +89,6 @@ SELECT chunk FROM {table} ORDER BY id, chunk_index;
 -- name: index_scan
 -- The least that any plan has to do.
 SELECT count(*) FROM {table} WHERE id > 0;
-
--- name: queue_bytes
-SELECT pg_catalog.pg_total_relation_size('pgvec.jobs');
 
 -- name: insert_jobs
 INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)

@@ -187,7 +187,7 @@ def _busy(own: Arena, work: Part, fleet: Crowd, options: Options) -> Window:
 def _part(own: Arena, rows: int, rows_per_job: int) -> Part:
     table = sql.Identifier(_TABLE)
     own.connection.execute(statement("bench", "create_documents").format(table=table))
-    own.connection.execute(statement("bench", "make_short_documents").format(table=table), {"rows": rows})
+    own.connection.execute(statement("bench", "make_short_documents").format(table=table), {"first": 1, "rows": rows})
     options = definition.Options(
         source=_TABLE, text=("body",), model=f"hashing-{DIMENSIONS}", no_chunking=True, rows_per_job=rows_per_job
     )
