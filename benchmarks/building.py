@@ -3,8 +3,8 @@
     python -m benchmarks.building [--rows 20000,40000,80000] [--dimensions 384] [--processes 1,2] [--store vector]
 
 Vectors are random: the worst that a graph can meet. All of it fits into ``maintenance_work_mem``; beyond that a build
-is many times slower. What is printed per size is the rate by the time of the whole build, and what the cost model makes of
-it: the rate of one core at 100,000 vectors of 384 dimensions, as if time went with n log n.
+is many times slower. What is printed per size is the rate by the time of the whole build, and what the cost model makes
+of it: the rate of one core at 100,000 vectors of 384 dimensions, as if time went with n log n.
 """
 
 from __future__ import annotations

@@ -1155,6 +1155,20 @@ GUARDS = [
         "            self._is_told",
         "tests/unit/test_fleet_hints.py::test_a_hint_during_a_look_is_another_one",
     ),
+    Guard(
+        "slices: chunks that lie in one are replaced",
+        "sql/writing.sql",
+        "AND {selected} AND NOT {blank})),\n       EXISTS (SELECT FROM {destination} d WHERE {destination_scope}),",
+        "AND {selected} AND NOT {blank})),\n       false,",
+        "tests/integration/test_write_protocol.py::test_a_slice_that_is_no_whole_range_replaces_the_chunks_that_lie_in_it",
+    ),
+    Guard(
+        "slices: what is written leaves the quarantine",
+        "sql/writing.sql",
+        "EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = %(vectorizer)s);\n\n-- name: present_keys",
+        "false AND %(vectorizer)s > 0;\n\n-- name: present_keys",
+        "tests/integration/test_write_protocol.py::test_a_slice_that_is_no_whole_range_frees_from_quarantine_what_it_writes",
+    ),
 ]
 
 
