@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import costs
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.estimate import hnsw
 from pgvec_queue.estimate.cost import CONNECTIONS, Constants, Plan, Prices, cost
@@ -33,6 +35,7 @@ PLANS = st.builds(
     build_processes=st.integers(1, 64),
     prices=st.builds(Prices, st.floats(0, 100), st.floats(0, 100), st.floats(0, 10)),
 )
+PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 GROWS_WITH_ROWS = (
     "jobs",
     "queue_bytes",
@@ -184,3 +187,14 @@ def test_an_index_that_cannot_be_is_one_line(cli: CommandLine) -> None:
 def test_another_type_is_refused() -> None:
     with pytest.raises(DefinitionError, match="no type 'bit' of vectors"):
         cost(Plan(store="bit"))
+
+
+def test_the_table_of_the_documentation_is_what_the_model_says() -> None:
+    page = PAGE.read_text()
+    assert costs.replaced(page, costs.table()) == page, "run: python -m benchmarks.costs --write docs/scaling.md"
+
+
+def test_the_documentation_names_every_constant() -> None:
+    page = PAGE.read_text()
+    for one in fields(Constants):
+        assert f"`{one.name}`" in page, one.name
