@@ -6,8 +6,8 @@ bench starts; where there is none on this machine, directly. Rows are short and 
 coordination, not the write path (``load`` measures that).
 
 For each number of workers, first the fleet has nothing to do (``idle``), then more than it can do (``busy``), each for
-a few windows of time. A slice is about a second of a device's work and a job two, so that 1,000 workers ask for 500
-claims and 1,000 writes a second. While they are busy, somebody sends a NOTIFY each second; with ``listen``, workers
+a few windows of time. A slice is about a second of a device's work (8 rows at least) and a job two, so that 1,000 workers
+ask for 500 claims and 1,000 writes a second; at a rate below 8, and with more rows to a job, they ask for less. While they are busy, somebody sends a NOTIFY each second; with ``listen``, workers
 hear it on direct connections, and a third kind of window (``told``) shows what it makes an idle fleet do.
 """
 
@@ -41,8 +41,8 @@ _JOB_SECONDS = 2.0
 _WARM_SECONDS = 10.0
 """Of a device's work: the first slice is larger than the others, since nobody knows the device's rate yet."""
 _SPARE = 1.3
-_SPARE_JOBS = 6
-"""Per worker: with fewer left to claim, workers begin to hold less, and to steal."""
+_SPARE_JOBS, _SPARE_SLICES, _LEAST_SLICE = 6, 8, 8
+"""Per worker, beside what it does: what it reads ahead, and so many jobs that none begins to hold less, or to steal."""
 _CONNECTIONS = 3
 _OTHERS = 10
 _FILES_PER_WORKER = 12
@@ -61,6 +61,8 @@ class Options:
     rounds: int = 3
     rate: float = 8.0
     """Rows per second of a device."""
+    rows_per_job: int | None = None
+    """None: two seconds of a device's work."""
     processes: int = 4
     pool_size: int = 40
     """Connections of pgbouncer to the server."""
@@ -140,9 +142,11 @@ def _files(count: int) -> Generator[None]:
 
 def _measure(own: Arena, count: int, options: Options, *, pooled: bool, say: Say) -> _Found:
     seconds = options.rounds * options.seconds
-    rows = round(count * options.rate * ((seconds + _WARM_SECONDS) * _SPARE + _SPARE_JOBS * _JOB_SECONDS))
+    rows_per_job = options.rows_per_job or max(1, round(options.rate * _JOB_SECONDS))
+    ahead = _SPARE_SLICES * max(_LEAST_SLICE, options.rate) + _SPARE_JOBS * rows_per_job
+    rows = round(count * (options.rate * (seconds + _WARM_SECONDS) * _SPARE + ahead))
     say(f"making {rows:,} rows for {count:,} workers")
-    work = _part(own, rows, max(1, round(options.rate * _JOB_SECONDS)))
+    work = _part(own, rows, rows_per_job)
     found = _Found(count)
     with ExitStack() as stack:
         pooler: Pooler | None = None

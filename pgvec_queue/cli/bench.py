@@ -158,6 +158,9 @@ def claim_(session: Session, *, as_json: bool, jobs: int, samples: int, rounds: 
     help="Rows per second of a device.  [default: 500, or what fits; simulated: 8]",
 )
 @click.option("--rounds", type=Whole(1), metavar="N", help="How often each is run.  [default: 5; simulated: 3]")
+@click.option(
+    "--rows-per-job", type=Whole(1), metavar="N", help="Of simulated workers.  [default: two seconds of a device's]"
+)
 @click.option("--processes", type=Whole(1, 256), metavar="N", help="Of simulated workers.  [default: 4]")
 @click.option(
     "--pool-size", type=Whole(1, 10_000), metavar="N", help="pgbouncer's connections to the server.  [default: 40]"
@@ -178,7 +181,7 @@ def scale_(session: Session, *, as_json: bool, simulated: bool, no_pooler: bool,
     if simulated:
         shown = simulation.run(_place(session), simulation.Options(**given, pooled=not no_pooler, listen=listen), _say)
     else:
-        only = [f"--{name.replace('_', '-')}" for name in ("processes", "pool_size") if name in given]
+        only = [f"--{name.replace('_', '-')}" for name in ("rows_per_job", "processes", "pool_size") if name in given]
         only += [name for name, is_given in (("--no-pooler", no_pooler), ("--listen", listen)) if is_given]
         if only:
             raise click.UsageError(f"{only[0]} says how simulated workers run; give --simulated as well")

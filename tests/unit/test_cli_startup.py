@@ -291,6 +291,7 @@ BAD = [
     ("bench scale", "--workers", "", "write it like 1,2,4"),
     ("bench scale", "--rate", "0", "0.1<=x"),
     ("bench memory", "--document", "much", "write it like 800M or 4G"),
+    ("bench scale", "--rows-per-job", "0", "x>=1"),
     ("bench scale", "--processes", "0", "1<=x<=256"),
     ("bench scale", "--pool-size", "0", "1<=x<=10000"),
     ("bench cost", "--rows", "0", "1<=x"),
