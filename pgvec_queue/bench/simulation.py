@@ -6,9 +6,10 @@ bench starts; where there is none on this machine, directly. Rows are short and 
 coordination, not the write path (``load`` measures that).
 
 For each number of workers, first the fleet has nothing to do (``idle``), then more than it can do (``busy``), each for
-a few windows of time. A slice is about a second of a device's work (8 rows at least) and a job two, so that 1,000 workers
-ask for 500 claims and 1,000 writes a second; at a rate below 8, and with more rows to a job, they ask for less. While they are busy, somebody sends a NOTIFY each second; with ``listen``, workers
-hear it on direct connections, and a third kind of window (``told``) shows what it makes an idle fleet do.
+a few windows of time. A slice is about a second of a device's work (8 rows at least) and a job two, so that 1,000
+workers ask for 500 claims and 1,000 writes a second; at a rate below 8, and with more rows to a job, they ask for less.
+While they are busy, somebody sends a NOTIFY each second; with ``listen``, workers hear it on direct connections, and a
+third kind of window (``told``) shows what it makes an idle fleet do.
 """
 
 from __future__ import annotations
