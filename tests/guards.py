@@ -1169,6 +1169,13 @@ GUARDS = [
         "false AND %(vectorizer)s > 0;\n\n-- name: present_keys",
         "tests/integration/test_write_protocol.py::test_a_slice_that_is_no_whole_range_frees_from_quarantine_what_it_writes",
     ),
+    Guard(
+        "errors: a session that a pooler has ended is tried again",
+        "pgvec_queue/database.py",
+        "psycopg.OperationalError | psycopg.InternalError)",
+        "psycopg.OperationalError)",
+        "tests/unit/test_error_kinds.py::test_an_error_without_sqlstate_has_a_kind_too",
+    ),
 ]
 
 

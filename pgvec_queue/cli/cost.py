@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.table import Table
@@ -12,6 +13,8 @@ from rich.table import Table
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console
 from pgvec_queue.cli.types import Number, Size, Whole
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _LARGEST = 1e15
 _FACTORS = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
@@ -46,7 +49,7 @@ class _Constant(click.ParamType):  # type: ignore[type-arg]
         return name, Number(0, _LARGEST, min_open=True).convert(number, param, ctx)
 
 
-def _price(name: str, what: str) -> Any:
+def _price(name: str, what: str) -> Callable[[F], F]:
     return click.option(name, type=Number(0, 1e9), metavar="N", default=0.0, show_default=True, help=what)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from pgvec_queue.worker import state as module
 from pgvec_queue.worker.state import State
 
 
@@ -28,7 +27,7 @@ class Timers:
             def start(self) -> None:
                 timers.set.append(self._what)
 
-        monkeypatch.setattr(module.threading, "Timer", Timer)
+        monkeypatch.setattr(threading, "Timer", Timer)
 
     def go_off(self) -> float:
         """Lets the only one go off; returns after how many seconds it would have."""
