@@ -213,8 +213,8 @@ def kind_of(error: BaseException) -> Kind:
     if isinstance(error, psycopg.Error):
         code = error.sqlstate
         if code is None:
-            # The second is the driver's own word for an answer that nobody waits for: the server, or a pooler, has ended
-            # the session of a client that was silent for too long inside a transaction.
+            # The second is the driver's own word for an answer that nobody waits for: the server has ended the session
+            # of a client that was silent for too long inside a transaction, and a pooler has passed that on.
             lost = isinstance(error, psycopg.OperationalError | psycopg.InternalError)
             return Kind.PASSING if lost else Kind.ROW
         # A class that PostgreSQL does not have is one that a trigger of the user's chose for its RAISE.

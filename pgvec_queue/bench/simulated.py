@@ -49,6 +49,7 @@ _CONNECTIONS = 2
 _STACK = 512 * 1024
 _LOOK = 0.2
 _LEAVE_SECONDS = 10.0
+_SWITCH_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,8 @@ def main() -> int:
                 if left.is_set():
                     return
             process.settle()
+            # Hundreds of threads that ask for the interpreter a thousand times a second leave nothing of it.
+            sys.setswitchinterval(_SWITCH_SECONDS)
             while not left.wait(_LOOK):
                 for worker in workers:
                     worker.look()
