@@ -243,7 +243,10 @@ def kind_of(error: BaseException) -> Kind:
     if isinstance(error, psycopg.Error):
         code = error.sqlstate
         if code is None:
-            return Kind.PASSING if isinstance(error, psycopg.OperationalError) else Kind.ROW
+            # The second is the driver's own word for an answer that nobody waits for: the server has ended the session
+            # of a client that was silent for too long inside a transaction, and a pooler has passed that on.
+            lost = isinstance(error, psycopg.OperationalError | psycopg.InternalError)
+            return Kind.PASSING if lost else Kind.ROW
         # A class that PostgreSQL does not have is one that a trigger of the user's chose for its RAISE.
         return _KIND_OF_STATE.get(code) or _KIND_OF_STATE.get(code[:2]) or Kind.ROW
     if isinstance(error, DatabaseError | OSError):

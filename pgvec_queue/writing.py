@@ -142,28 +142,27 @@ def _look_again(connection: Connection, fragments: Fragments, part: Slice, embed
     plan = _survey(connection, fragments, part, embedded)
     if plan is not None:
         return plan
-    scope = fragments.bounds("s", lower=part.lower is not None, upper=part.upper is not None)
+    has_lower, has_upper = part.lower is not None, part.upper is not None
     bounds = {"lower": part.lower, "upper": part.upper}
     moved = {
         tuple(key): (hash_, blank, settled)
         for key, _, hash_, blank, settled in connection.execute(
-            fragments.compose("writing", "moved_in_range", scope=scope), {**bounds, "horizon": part.horizon}
+            fragments.of_range(connection, "writing", "moved_in_range", lower=has_lower, upper=has_upper),
+            {**bounds, "horizon": part.horizon},
         )
     }
     counted = connection.execute(
-        fragments.compose(
-            "writing",
-            "count_and_gone",
-            scope=scope,
-            listed=fragments.listed(),
-            listed_is_source=fragments.listed_is("s"),
-        ),
-        {**bounds, **fragments.key_lists([item.document.key for item in embedded])},
+        fragments.of_range(connection, "writing", "count_and_gone", lower=has_lower, upper=has_upper),
+        {
+            **bounds,
+            **fragments.key_lists([item.document.key for item in embedded]),
+            "vectorizer": fragments.vectorizer.id,
+        },
     ).fetchone()
     assert counted is not None
-    selected, gone_positions = counted
+    selected, gone_positions, has_chunks, has_failures = counted
     gone = {embedded[i - 1].document.key for i in gone_positions}
-    plan = Plan(selected=selected)
+    plan = Plan(selected=selected, has_chunks=has_chunks, has_failures=has_failures)
     for item in embedded:
         key = item.document.key
         now = moved.pop(key, None)

@@ -65,7 +65,7 @@ SELECT i, left((SELECT string_agg(md5(i::text || '/' || k), ' ') FROM generate_s
 FROM generate_series(%(first)s::bigint, %(last)s::bigint) i;
 
 -- name: make_short_documents
-INSERT INTO {table} (id, body) SELECT i, 'document ' || i FROM generate_series(1::bigint, %(rows)s::bigint) i;
+INSERT INTO {table} (id, body) SELECT i, 'document ' || i FROM generate_series(%(first)s::bigint, %(rows)s::bigint) i;
 
 -- name: create_bare
 -- What somebody would make who has only the vectors to keep.
@@ -89,9 +89,6 @@ SELECT chunk FROM {table} ORDER BY id, chunk_index;
 -- name: index_scan
 -- The least that any plan has to do.
 SELECT count(*) FROM {table} WHERE id > 0;
-
--- name: queue_bytes
-SELECT pg_catalog.pg_total_relation_size('pgvec.jobs');
 
 -- name: insert_jobs
 INSERT INTO pgvec.jobs (vectorizer_id, kind, lower_key, upper_key, rows)
@@ -120,3 +117,34 @@ SELECT count(*) > %(least)s FROM (
 
 -- name: backend
 SELECT pg_catalog.pg_backend_pid();
+
+-- name: max_connections
+SELECT pg_catalog.current_setting('max_connections')::int - pg_catalog.current_setting('superuser_reserved_connections')::int;
+
+-- name: transactions
+-- Of this database, as far as its sessions have told: within a second of now.
+SELECT xact_commit + xact_rollback FROM pg_catalog.pg_stat_database WHERE datname = pg_catalog.current_database();
+
+-- name: waits
+-- Sessions at work in this moment, by what they wait for. Who has answered and waits for the client's next word inside a
+-- transaction is idle in it.
+SELECT CASE WHEN state <> 'active' THEN 'the client' ELSE coalesce(wait_event_type || ':' || wait_event, 'CPU') END, count(*)
+FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND state <> 'idle'
+GROUP BY 1;
+
+-- name: worker_sessions
+SELECT count(*) FROM pg_catalog.pg_stat_activity
+WHERE datname = pg_catalog.current_database() AND application_name LIKE 'pgvec %%' AND application_name NOT LIKE 'pgvec bench%%';
+
+-- name: plan_bytes
+-- The job table, its indexes, and how far the WAL is.
+SELECT pg_catalog.pg_table_size('pgvec.jobs'), pg_catalog.pg_indexes_size('pgvec.jobs'),
+       (pg_catalog.pg_current_wal_lsn() - '0/0')::bigint;
+
+-- name: idle_workers
+SELECT count(*) FROM pgvec.workers WHERE NOT gone AND state = 'idle';
+
+-- name: busy_workers
+-- That have a job. By the workers' own word it would take a heartbeat.
+SELECT count(DISTINCT worker_id) FROM pgvec.jobs WHERE state = 'running';

@@ -213,21 +213,22 @@ SELECT id, pgvec.world() FROM registered;
 
 -- name: beat
 -- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, whether one of
--- them has not been heard of for its lease, and what people want: whether to leave, which of the vectorizers in hand are to
--- be worked on no more, and the limits of those that have any (rows per second; seconds of lag; seconds of a commit). And
--- the schema's revision, since somebody may have upgraded it.
+-- them has not been heard of for its lease, whether one of them knows of plenty of jobs, and what people want: whether to
+-- leave, which of the vectorizers in hand are to be worked on no more, and the limits of those that have any (rows per
+-- second; seconds of lag; seconds of a commit). And the schema's revision, since somebody may have upgraded it.
 UPDATE pgvec.workers w
 SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype = %(dtype)s, runtime = %(runtime)s,
     models = %(models)s, memory_bytes = %(memory)s, waiting_for = %(waiting_for)s, busy = %(busy)s,
     documents_per_second = %(documents_per_second)s, loads = %(loads)s, batch_tokens = %(batch_tokens)s,
     padding = %(padding)s, commit_seconds = %(commit_seconds)s, lag_seconds = %(lag_seconds)s,
     cache_chunks = %(cache_chunks)s, cache_bytes = %(cache_bytes)s, cache_lookups = %(cache_lookups)s,
-    cache_hits = %(cache_hits)s
+    cache_hits = %(cache_hits)s, plenty = %(plenty)s
 FROM (SELECT count(*) AS size,
-             coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue
+             coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue,
+             coalesce(bool_or(o.id <> %(worker)s AND o.plenty), false) AS plenty
       FROM pgvec.workers o WHERE NOT o.gone) fleet
 WHERE w.id = %(worker)s AND NOT w.gone AND pgvec.world() = %(world)s
-RETURNING fleet.size, fleet.overdue, w.leave,
+RETURNING fleet.size, fleet.overdue, fleet.plenty, w.leave,
           ARRAY(SELECT h.id FROM unnest(%(in_hand)s::bigint[]) h(id)
                 WHERE NOT EXISTS (SELECT FROM pgvec.vectorizers v WHERE v.id = h.id AND NOT v.paused AND NOT v.cancelled
                                   AND v.blocked_reason IS NULL)),

@@ -42,9 +42,13 @@ SELECT {key_text}, {xmin}::text, {hash}, {blank}, {settled}
 FROM {source} s WHERE {scope} AND {selected} AND {moved};
 
 -- name: count_and_gone
+-- Step 3. The rows of the range now, which of those that were read are gone, whether any chunk lies in the range, and
+-- whether anything is in quarantine.
 SELECT (SELECT count(*) FROM {source} s WHERE {scope} AND {selected}),
        ARRAY(SELECT u.pgvec_ordinal FROM {listed}
-             WHERE NOT EXISTS (SELECT FROM {source} s WHERE {listed_is_source} AND {selected} AND NOT {blank}));
+             WHERE NOT EXISTS (SELECT FROM {source} s WHERE {listed_is_source} AND {selected} AND NOT {blank})),
+       EXISTS (SELECT FROM {destination} d WHERE {destination_scope}),
+       EXISTS (SELECT FROM pgvec.failures f WHERE f.vectorizer_id = %(vectorizer)s);
 
 -- name: present_keys
 SELECT u.pgvec_ordinal, now.selected, now.xmin, now.hash, coalesce(now.blank, true), coalesce(now.settled, true)

@@ -8,3 +8,8 @@ COMMENT ON COLUMN pgvec.vectorizers.partitions IS 'Of the destination that was m
 -- Versions side by side.
 ALTER TABLE pgvec.workers ADD COLUMN revision text;
 COMMENT ON COLUMN pgvec.workers.revision IS 'Of the schema that its program is made for; NULL: 0007 or earlier';
+
+-- What workers of a large fleet tell each other with their heartbeats.
+ALTER TABLE pgvec.workers
+    ADD COLUMN plenty boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN pgvec.workers.plenty IS 'When it last looked, more jobs were queued than two for each worker: idle ones that hear so look at once';

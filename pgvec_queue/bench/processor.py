@@ -39,6 +39,14 @@ class ServerClock:
             self.cores = seconds / (time.monotonic() - self._started)
 
 
+def process_seconds(process: int) -> float | None:
+    """Returns the processor time that one process has taken; None where it cannot be seen."""
+    stat = _stat(process)
+    if stat is None:
+        return None
+    return (int(stat[1][_USER]) + int(stat[1][_SYSTEM])) / os.sysconf("SC_CLK_TCK")
+
+
 def _server(own: Arena) -> int | None:
     """Returns the process id of the server, if it is a process of this machine that may be looked at."""
     host = own.connection.info.host

@@ -10,10 +10,11 @@ import click
 from rich.table import Table
 
 from pgvec_queue import embedded
-from pgvec_queue.bench import DEFAULT_ROUNDS, claim, encode, load, memory, plan, scale
+from pgvec_queue.bench import DEFAULT_ROUNDS, claim, encode, load, memory, plan, scale, simulation
 from pgvec_queue.bench.database import Place
 from pgvec_queue.bench.report import Figure, Report
 from pgvec_queue.cli.common import Session, command
+from pgvec_queue.cli.cost import cost
 from pgvec_queue.cli.texts import console
 from pgvec_queue.cli.types import Device, Number, Size, Text, Whole
 from pgvec_queue.embedders import DEFAULT_MODEL
@@ -136,33 +137,56 @@ def claim_(session: Session, *, as_json: bool, jobs: int, samples: int, rounds: 
     _show(claim.run(_place(session), claim.Options(jobs, samples, rounds), _say), as_json=as_json)
 
 
-@bench.command("scale", short_help="Many workers against one, on simulated devices.")
+@bench.command("scale", short_help="Many workers against one, on simulated devices; to 1,000 with --simulated.")
+@click.option("--simulated", is_flag=True, help="Hundreds of workers in each of a few processes, through pgbouncer.")
 @click.option(
     "--workers",
     type=_Counts(),
     metavar="LIST",
-    default="1,2,4,8,16,32,64",
-    show_default=True,
-    help="How many, one after the other.",
+    help="How many, one after the other.  [default: 1,2,4,8,16,32,64; simulated: 1,10,30,100,300,1000]",
 )
 @click.option(
-    "--seconds", type=Number(1, 3_600), metavar="SECONDS", default=50.0, show_default=True, help="Of each turn."
+    "--seconds",
+    type=Number(1, 3_600),
+    metavar="SECONDS",
+    help="Of each turn, or of each look at a simulated fleet.  [default: 50; simulated: 20]",
 )
 @click.option(
-    "--rate", type=Number(0.1, 1e6), metavar="N", help="Rows per second of a device.  [default: 500, or what fits]"
+    "--rate",
+    type=Number(0.1, 1e6),
+    metavar="N",
+    help="Rows per second of a device.  [default: 500, or what fits; simulated: 8]",
 )
-@_rounds()
+@click.option("--rounds", type=Whole(1), metavar="N", help="How often each is run.  [default: 5; simulated: 3]")
+@click.option(
+    "--rows-per-job", type=Whole(1), metavar="N", help="Of simulated workers.  [default: two seconds of a device's]"
+)
+@click.option("--processes", type=Whole(1, 256), metavar="N", help="Of simulated workers.  [default: 4]")
+@click.option(
+    "--pool-size", type=Whole(1, 10_000), metavar="N", help="pgbouncer's connections to the server.  [default: 40]"
+)
+@click.option("--no-pooler", is_flag=True, help="Let simulated workers connect to the server directly.")
+@click.option("--listen", is_flag=True, help="Let simulated workers hear NOTIFY, on a direct connection each.")
 @_json
 @command
-def scale_(
-    session: Session, *, as_json: bool, workers: tuple[int, ...], seconds: float, rate: float | None, rounds: int
-) -> None:
+def scale_(session: Session, *, as_json: bool, simulated: bool, no_pooler: bool, listen: bool, **numbers: Any) -> None:
     """Run workers whose embedder sleeps as a device would, all together and one alone in turns.
 
     Shows the speed-up, its share of the ideal, what a claim takes meanwhile, and what the database keeps busy.
+
+    With --simulated, fleets of up to 1,000 workers, idle and at work: what claims, heartbeats and NOTIFY take, what
+    each worker costs the database, how many connections there are, and at how many workers which part is full.
     """
-    options = scale.Options(workers, seconds, rounds, rate)
-    _show(scale.run(_place(session), options, _say), as_json=as_json)
+    given = {name: value for name, value in numbers.items() if value is not None}
+    if simulated:
+        shown = simulation.run(_place(session), simulation.Options(**given, pooled=not no_pooler, listen=listen), _say)
+    else:
+        only = [f"--{name.replace('_', '-')}" for name in ("rows_per_job", "processes", "pool_size") if name in given]
+        only += [name for name, is_given in (("--no-pooler", no_pooler), ("--listen", listen)) if is_given]
+        if only:
+            raise click.UsageError(f"{only[0]} says how simulated workers run; give --simulated as well")
+        shown = scale.run(_place(session), scale.Options(**given), _say)
+    _show(shown, as_json=as_json)
 
 
 @bench.command("memory", short_help="What a worker needs above its model.")
@@ -187,6 +211,9 @@ def memory_(
     _show(memory.run(_place(session), options, _say), as_json=as_json)
 
 
+bench.add_command(cost)
+
+
 def _place(session: Session) -> Place:
     dsn = session.database.conninfo("bench")
     directory = session.source.directory
@@ -205,7 +232,7 @@ def _show(report: Report, *, as_json: bool) -> None:
         click.echo(json.dumps(report.as_json()))
         return
     out = console()
-    out.print(_table(report))
+    out.print(by_size(report) if report.parameters.get("simulated") else _table(report))
     for note in report.notes:
         out.print(note)
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
@@ -225,6 +252,20 @@ def _table(report: Report) -> Table:
         table.add_row(_words(figure), *map(_number, (figure.median, figure.lowest, figure.highest)))
     for ratio in report.ratios:
         table.add_row(_words(ratio), *(f"{number:.2f}" for number in (ratio.median, ratio.lowest, ratio.highest)))
+    return table
+
+
+def by_size(report: Report) -> Table:
+    """The medians of fleets of several sizes, one column each."""
+    sizes = list(report.parameters["workers"])
+    medians = {figure.name: figure.median for figure in report.figures}
+    table = Table(box=None, pad_edge=False)
+    table.add_column("workers", overflow="fold")
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right", no_wrap=True)
+    for name in dict.fromkeys(name.rpartition("_of_")[0] for name in medians):
+        values = [medians.get(f"{name}_of_{size}") for size in sizes]
+        table.add_row(name.replace("_", " "), *("" if value is None else _number(value) for value in values))
     return table
 
 

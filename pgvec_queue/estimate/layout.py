@@ -18,12 +18,12 @@ from pgvec_queue.estimate.documents import Drawn
 from pgvec_queue.estimate.storage import Attribute, Bytes
 from pgvec_queue.vectorizer import Vectorizer
 
-_HASH_BYTES = 16
+HASH_BYTES = 16
 _OTHER = "other"
 _OTHER_BYTES = 16
 _LONGEST_SHORT = 127
 """``pg_column_size`` of the longest value that is stored with a header of one byte."""
-_ELEMENT = {"vector": 4, "halfvec": 2}
+ELEMENT_BYTES = {"vector": 4, "halfvec": 2}
 _OWN = {
     "chunk_id": Attribute("chunk_id", -1, "i", "x"),
     "chunk_index": Attribute("chunk_index", 4, "i", "p"),
@@ -62,6 +62,13 @@ def of_vectorizer(connection: Connection, vectorizer: Vectorizer, existing: Rela
     return Table([*key, *own], unique, TOAST_TARGET if inline else 0, 100)
 
 
+def of_new(key: Sequence[Attribute], store: str, dimensions: int) -> Table:
+    """Returns the layout of the table that `enqueue` makes for a key of these columns."""
+    own = [attribute for role, attribute in _OWN.items() if role != "chunk_id"]
+    inline = keeps_vectors_in_rows(store, dimensions)
+    return Table([*key, *own], [[*key, _OWN["chunk_index"]]], TOAST_TARGET if inline else 0, 100)
+
+
 def _key_attributes(connection: Connection, vectorizer: Vectorizer) -> list[Attribute]:
     types = connection.execute(
         statement("estimate", "types"), {"types": list(vectorizer.destination_key_types)}
@@ -92,8 +99,8 @@ def widths(table: Table, vectorizer: Vectorizer, documents: Sequence[Drawn]) -> 
     every = sum(counts)
     found = {
         "chunk": np.array([size for one in documents for size in one.chunks], np.float64),
-        "embedding": np.full(every, 4.0 + _ELEMENT[vectorizer.store] * vectorizer.dimensions),
-        "source_hash": np.full(every, float(_HASH_BYTES)),
+        "embedding": np.full(every, 4.0 + ELEMENT_BYTES[vectorizer.store] * vectorizer.dimensions),
+        "source_hash": np.full(every, float(HASH_BYTES)),
         _OTHER: np.full(every, float(_OTHER_BYTES)),
     }
     same_types = vectorizer.key_types == vectorizer.destination_key_types

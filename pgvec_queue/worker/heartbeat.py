@@ -5,7 +5,9 @@ A worker whose row is not fresh for a lease is declared gone by any other; its j
 beat no more: then it gives up what it has and registers afresh. The same happens where it finds itself in another world
 (a standby was promoted, a dump restored). With each beat it learns what people want of it: to leave, to begin nothing
 more of a vectorizer, or to keep within a limit, whose measures it takes; a notification makes it ask at once. It learns
-as well that somebody has upgraded the schema: where that is no longer one for this program, the session ends. A worker
+as well that somebody has upgraded the schema: where that is no longer one for this program, the session ends. Idle
+workers ask for jobs the more seldom the larger the fleet is; so whoever finds plenty of them says so with its beat, and
+who hears that with its own looks at once: a fleet of any size is at work within two beats, without LISTEN too. A worker
 judges others only after its own heartbeat was unbroken for one
 lease, so that the first one back after an outage does not declare everybody dead. It beats no more once a call hangs.
 """
@@ -133,7 +135,7 @@ class Heartbeat:
             self.state.wake.set()
             return
         self.state.goes_on(_NAME)
-        self.state.fleet, overdue, leave, stopped, limits, revision = row
+        self.state.fleet, overdue, plenty, leave, stopped, limits, revision = row
         self.state.measures.beat(began)
         if revision != self._revision and not self._fits(connection, revision):
             return
@@ -141,6 +143,8 @@ class Heartbeat:
         self._keep_limits(connection, now, taken, limits)
         self._obey(connection, now, leave=leave, stopped=stopped)
         self.state.steered.set()
+        if plenty and self.state.activity == "idle":
+            self.state.told_of_plenty()
         if self._unbroken_since is None or now - self._beat_at > self.lease:
             self._unbroken_since = now
         self._beat_at = now
@@ -183,6 +187,7 @@ class Heartbeat:
             "cache_bytes": self.cache.look.bytes,
             "cache_lookups": self.cache.look.lookups,
             "cache_hits": self.cache.look.hits,
+            "plenty": self.state.plenty,
             "in_hand": self.state.watched,
         }
 

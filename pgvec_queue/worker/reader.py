@@ -101,6 +101,7 @@ class Reader:
             if time.monotonic() >= self._strays_at:
                 self._give_back_strays()
             run = self._claim()
+            self._state.looked(in_vain=run is None)
             if run is not None:
                 self._state.activity = "working"
                 self._read_job(run)
@@ -277,6 +278,7 @@ class Reader:
             self._state.near_end = self._state.fleet > 1 and self._link.call(
                 lambda connection: self.claimer.is_near_end(connection, most=most)
             )
+            self._state.plenty = self._state.fleet > 1 and not self._state.near_end
         if self._state.near_end and self._state.in_flight >= _HELD_AT_END:
             self._state.wake.clear()
             if self._state.in_flight >= _HELD_AT_END:
@@ -310,6 +312,7 @@ class Reader:
     def _wait(self) -> None:
         if self._state.in_flight == 0:
             self._state.activity = "idle"
+            self._state.plenty = False
             self._state.tally.tell(idle=True)
             self._state.rests.set()
         low, high = _DRAIN_POLL if self._drain else _IDLE_POLL

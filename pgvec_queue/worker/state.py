@@ -31,6 +31,12 @@ _TOLD_FROM = 5.0
 _TOLD_EVERY = 10.0
 """Seconds between two lines about the same trouble, at least."""
 _HELD_LOOK = 0.1
+_SMALL_FLEET = 8
+"""Of so many workers all may ask at once."""
+_SPREAD_PER_WORKER, _LONGEST_SPREAD = 0.005, 2.0
+"""Seconds over which a larger fleet spreads its looks when somebody has added work."""
+_VAIN_SHARE = 0.05
+"""Seconds per worker between two looks of one that is told and finds nothing: about twenty a second of all together."""
 
 
 class StoppedError(Exception):
@@ -76,6 +82,8 @@ class State:
         """Vectorizers that nothing is claimed or read of at present, and why: a limit is crossed."""
         self.rate_limits: dict[int, float] = {}
         """Rows per second that all workers together may read of a vectorizer's ranges, where there is a limit."""
+        self.plenty = False
+        """Many jobs are left for all workers, as this one has found: more are welcome."""
         self.near_end = False
         """Few jobs are left for all workers: what this one holds ahead, others will have to wait for."""
         self.waits: dict[str, str] = {}
@@ -99,6 +107,10 @@ class State:
         self._troubles: dict[str, _Trouble] = {}
         self._in_flight = 0
         self._rate = Rate()
+        self._is_to_look = False
+        self._is_told = False
+        self._looked_in_vain: float | None = None
+        """When it was told of work last and found none."""
 
     @property
     def ending(self) -> bool:
@@ -215,14 +227,53 @@ class State:
         self.leave()
 
     def woken(self) -> None:
-        """Somebody has added work. A large fleet does not ask for it all at once."""
+        """Somebody has added work. A large fleet does not ask for it all at once, nor all of it again and again."""
         self.news.set()
-        if self.fleet <= 8:
+        if self.fleet <= _SMALL_FLEET:
+            self.wake.set()
+            return
+        delay = self._spread()
+        with self._lock:
+            if self._is_to_look:
+                return
+            self._is_to_look = True
+            if self._looked_in_vain is not None:
+                # Somebody else had it; of what is told now, others are at it already.
+                share = random.uniform(0.5, 1.5) * _VAIN_SHARE * self.fleet  # noqa: S311
+                delay = max(delay, self._looked_in_vain + share - time.monotonic())
+        self._look_in(delay, self._looks)
+
+    def told_of_plenty(self) -> None:
+        """Somebody has found more jobs than the workers that have one can do."""
+        if self.fleet <= _SMALL_FLEET:
             self.wake.set()
         else:
-            delay = threading.Timer(random.uniform(0, min(self.fleet * 0.005, 2.0)), self.wake.set)  # noqa: S311
-            delay.daemon = True
-            delay.start()
+            self._look_in(self._spread(), self.wake.set)
+
+    def looked(self, *, in_vain: bool) -> None:
+        """The queue was asked for a job."""
+        with self._lock:
+            if not in_vain:
+                self._looked_in_vain = None
+            elif self._is_told:
+                self._looked_in_vain = time.monotonic()
+            self._is_told = False
+
+    def _spread(self) -> float:
+        return random.uniform(0, min(self.fleet * _SPREAD_PER_WORKER, _LONGEST_SPREAD))  # noqa: S311
+
+    def _looks(self) -> None:
+        with self._lock:
+            # Before it looks: what it is told meanwhile is another thing.
+            self._is_to_look = False
+            self._is_told = True
+        self.wake.set()
+
+    @staticmethod
+    def _look_in(seconds: float, look: Callable[[], None]) -> None:
+        timer = threading.Timer(seconds, look)
+        timer.daemon = True
+        timer.start()
 
     def pause(self, seconds: float) -> None:
         """Waits before another try. Raises ``StoppedError`` as soon as the worker is to end."""

@@ -19,10 +19,13 @@ import pytest
 from psycopg import sql
 
 from pgvec_queue import embedded
-from pgvec_queue.bench import part
+from pgvec_queue.bench import crowd, part, pooler, simulation
+from pgvec_queue.bench import simulated as simulated_module
 from pgvec_queue.bench.database import PREFIX, Arena, Place, arena
 from pgvec_queue.bench.fleet import fleet
 from pgvec_queue.bench.processor import ServerClock
+from pgvec_queue.bench.report import Figure, Report
+from pgvec_queue.cli.bench import by_size
 from pgvec_queue.errors import DatabaseError, PgvecError
 from tests.commandline import CommandLine
 from tests.support import pgvec
@@ -140,6 +143,67 @@ def test_scale_compares_all_workers_with_one_of_them(
     assert found["parameters"]["rate"] == 100
     assert found["notes"] == []
     assert left_behind(administration) == []
+
+
+def of_fleet(found: Report, name: str) -> float:
+    """The median of the one size that was measured."""
+    (size,) = found.parameters["workers"]
+    return {figure.name: figure.median for figure in found.figures}[f"{name}_of_{size}"]
+
+
+@pytest.mark.skipif(pooler.program() is None, reason="pgbouncer is not installed")
+def test_simulated_workers_work_through_a_pooler_of_the_benchs_own(dsn: str, administration: Administration) -> None:
+    options = simulation.Options((20,), 2.5, 1, rate=16.0, processes=2, pool_size=6, lease=3.0)
+    found = simulation.run(Place(dsn), options, lambda _line: None)
+    assert found.parameters["pooled"]
+    assert of_fleet(found, "server_connections") <= 6
+    assert of_fleet(found, "client_connections") >= 20
+    for figure in ("claims_per_second", "claim_p99_ms", "heartbeats_per_second", "writes_per_second"):
+        assert of_fleet(found, figure) > 0, figure
+    assert of_fleet(found, "share_of_ideal") < 2, "a device does no more than it could"
+    assert any("knee" in note for note in found.notes)
+    assert left_behind(administration) == []
+
+
+def test_simulated_workers_connect_directly_and_listen_where_they_are_told_to(
+    dsn: str, administration: Administration
+) -> None:
+    options = simulation.Options((3,), 1.5, 1, rate=16.0, processes=1, pooled=False, listen=True, lease=3.0)
+    found = simulation.run(Place(dsn), options, lambda _line: None)
+    assert not found.parameters["pooled"]
+    assert of_fleet(found, "server_connections") >= 6
+    assert of_fleet(found, "told_claims_per_second") > 0
+    assert of_fleet(found, "notify_p99_ms") > 0
+    assert left_behind(administration) == []
+
+
+def test_a_fleet_of_several_sizes_is_a_table_with_a_column_for_each() -> None:
+    figures = [Figure("claim_p99_ms_of_1", [3.0]), Figure("claim_p99_ms_of_1000", [7.0, 9.0, 8.0])]
+    table = by_size(Report("scale", {"workers": (1, 1_000), "simulated": True}, figures))
+    assert [column.header for column in table.columns] == ["workers", "1", "1,000"]
+    assert [[*column.cells] for column in table.columns] == [["claim p99 ms"], ["3"], ["8"]]
+
+
+def test_more_simulated_workers_than_the_server_has_connections_for_are_refused(
+    cli: CommandLine, dsn: str, administration: Administration
+) -> None:
+    said = cli.refused("bench", "scale", "--simulated", "--workers", "1000", "--no-pooler", "--dsn", dsn)
+    assert "1,000 simulated workers need 3,010 connections" in said
+    assert said.endswith("leave --no-pooler out, measure fewer --workers, or raise max_connections")
+    assert left_behind(administration) == []
+
+
+def test_options_of_simulated_workers_are_for_these_alone(cli: CommandLine) -> None:
+    assert "give --simulated as well" in cli.misused("bench", "scale", "--pool-size", "9")
+    assert "give --simulated as well" in cli.misused("bench", "scale", "--listen")
+
+
+def test_a_simulated_worker_that_cannot_go_on_ends_the_bench_with_its_words(own: Arena) -> None:
+    settings = simulated_module.Settings(own.dsn, None, ("nothing",), 2, 8.0)
+    with crowd.crowd(own, settings, 1, None) as fleet:
+        own.connection.execute("DROP FUNCTION pgvec.world() CASCADE")
+        with pytest.raises(PgvecError, match="a simulated worker cannot go on: "):
+            fleet.wait("nothing", 60, lambda: False)
 
 
 def test_scale_asks_for_no_more_than_the_machine_can_write(dsn: str) -> None:

@@ -308,7 +308,7 @@ class Machine(RuleBasedStateMachine):
         beat |= {"models": [], "memory": None, "waiting_for": None, "busy": None, "documents_per_second": None}
         beat |= {"loads": 0, "batch_tokens": None, "runtime": None, "padding": None}
         beat |= {"commit_seconds": None, "lag_seconds": None, "in_hand": []}
-        beat |= {"cache_chunks": None, "cache_bytes": None, "cache_lookups": 0, "cache_hits": 0}
+        beat |= {"cache_chunks": None, "cache_bytes": None, "cache_lookups": 0, "cache_hits": 0, "plenty": False}
         assert self.bench.connection.execute(statement("queue", "beat"), beat).fetchone() is None
         assert queue.Claimer(member, None).claim(self.bench.connection) is None
         return self.bench.register()

@@ -86,6 +86,7 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         "cache_bytes": None,
         "cache_lookups": 0,
         "cache_hits": 0,
+        "plenty": False,
         "commit_seconds": None,
         "lag_seconds": None,
         "in_hand": [],

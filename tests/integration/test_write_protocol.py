@@ -164,6 +164,33 @@ def test_a_row_that_was_deleted_since_the_read_gets_no_vectors_and_loses_its_old
     assert bench.wrong(vectorizer) == {"missing": 0, "orphaned": 0, "stale": 0}
 
 
+def test_a_slice_that_is_no_whole_range_frees_from_quarantine_what_it_writes(bench: Bench) -> None:
+    vectorizer = _documents(bench)
+    bench.sql(
+        "INSERT INTO pgvec.failures (vectorizer_id, key, source_hash, error_class, message, model)"
+        " SELECT %s, ARRAY[i::text], '\\x00', 'Test', 'as it was before', 'hashing-8' FROM generate_series(2, 9) i",
+        vectorizer.id,
+    )
+    worker = bench.register()
+    part = bench.read(vectorizer, bench.claim(worker), rows=4)
+    assert not part.last
+    assert bench.write(vectorizer, part, bench.embed(vectorizer, part), worker).fate is Fate.WRITTEN
+    assert bench.sql("SELECT key FROM pgvec.failures ORDER BY key") == [([str(i)],) for i in range(5, 10)]
+
+
+def test_a_slice_that_is_no_whole_range_replaces_the_chunks_that_lie_in_it(bench: Bench) -> None:
+    vectorizer = _documents(bench)
+    bench.drain()
+    bench.sql("UPDATE docs SET body = body || ' again'")
+    bench.sql("DELETE FROM docs WHERE id = 2")
+    bench.plan(vectorizer)
+    worker = bench.register()
+    part = bench.read(vectorizer, bench.claim(worker), rows=4)
+    written = bench.write(vectorizer, part, bench.embed(vectorizer, part), worker)
+    assert (written.chunks_written, written.chunks_deleted) == (4, 5)
+    assert bench.sql("SELECT id FROM docs_vectors WHERE id <= 5 ORDER BY id") == [(1,), (3,), (4,), (5,)]
+
+
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("change", ["DELETE FROM docs WHERE id = 7", "UPDATE docs SET body = 'x' WHERE id = 7"])
 def test_a_list_of_keys_waits_for_a_range_that_is_being_written(bench: Bench, change: str) -> None:
