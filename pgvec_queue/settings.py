@@ -1,7 +1,7 @@
 """Where the database is and what the defaults are: flags, then ``PGVEC_*``, then ``pgvec.toml``, then built-in
 defaults.
 
-What holds a password may stand in a file of its own instead, such as a service manager's credentials: ``PGVEC_DSN_FILE``.
+What holds a password may stand in a file of its own, such as a service manager's credential: ``PGVEC_DSN_FILE``.
 
 The file is ``pgvec.toml`` in the working directory, else in the user's configuration directory. Its keys are the
 settings below; anything else in it is an error, so that a misspelt key is not silently without effect.

@@ -5,8 +5,9 @@ otherwise be most of what it takes. What fails for the moment is tried a few tim
 then it is the caller's to back off. What a status says about the work at hand is one table, ``kind_of_status``.
 
 Keys come from the environment and appear in no error. ``PGVEC_ENDPOINT_KEY`` (or the file that
-``PGVEC_ENDPOINT_KEY_FILE`` names) goes to whatever endpoint a vectorizer names. ``OPENAI_API_KEY`` goes to OpenAI alone: endpoints are read from the database, and whoever may write there must
-not be able to have that key sent to a host of their choice.
+``PGVEC_ENDPOINT_KEY_FILE`` names) goes to whatever endpoint a vectorizer names. ``OPENAI_API_KEY`` goes to OpenAI
+alone: endpoints are read from the database, and whoever may write there must not be able to have that key sent to a
+host of their choice.
 """
 
 from __future__ import annotations
