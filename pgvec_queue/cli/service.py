@@ -7,6 +7,7 @@ import pwd
 import re
 import shlex
 import socket
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -254,12 +255,20 @@ def _program(of_a_person: bool, run_as: str | None) -> tuple[str, ...]:
     directory = Path(sys.executable).parent
     script = directory / "pgvec"
     words = (str(script),) if script.exists() else (sys.executable, "-m", "pgvec_queue")
-    if not (of_a_person or run_as) and any(home in directory.parents for home in _HOMES):
-        raise SettingsError(
-            f"this program is in {directory}, where a service of the machine may not look; install it elsewhere "
-            "(python3 -m venv /opt/pgvec), or give --run-as or --user"
-        )
+    if not (of_a_person or run_as):
+        _refuse_hidden(directory)
+        _refuse_hidden(Path(sys.executable).resolve())
     return words
+
+
+def _refuse_hidden(path: Path) -> None:
+    """Raises ``SettingsError`` where a user that systemd makes up could not get at what is installed there."""
+    for place in (path, *path.parents):
+        if place in _HOMES or not place.stat().st_mode & stat.S_IXOTH:
+            raise SettingsError(
+                f"this program needs {path}, and a service of the machine may not look into {place}; install it "
+                "elsewhere (python3 -m venv /opt/pgvec), or give --run-as or --user"
+            )
 
 
 def _dsn(session: Session, kept: Path, *, of_a_person: bool) -> str:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from tests.support import Ran
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-TREE, POSTGRES, PROGRAM = "/srv/tree", "/srv/postgres", "/opt/pgvec/bin/pgvec"
+TREE, POSTGRES, PYTHON, PACKAGES = "/srv/tree", "/srv/postgres", "/srv/python", "/srv/packages"
+PROGRAM = "/opt/pgvec/bin/pgvec"
 
 # A mount namespace of its own, where the copy lies; it goes with the last process in it.
 _BOOT = """
@@ -32,12 +34,9 @@ mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 cd "$1/root"
 tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
-mkdir -p opt/pgvec/bin
-cp "$2" opt/pgvec/bin/pgvec
-chmod 755 opt/pgvec/bin/pgvec
 rm -rf etc/systemd/system/*.wants var/log/journal
-shift 2
-exec systemd-nspawn --directory="$PWD" --register=no --keep-unit --link-journal=no --console=pipe "$@"
+shift
+exec systemd-nspawn --directory="$PWD" --register=no --keep-unit --link-journal=no --console=pipe --private-network "$@"
 """
 
 
@@ -77,20 +76,19 @@ class Machine:
 
 
 @contextmanager
-def machine(directory: Path, postgres: Path) -> Iterator[Machine]:
-    """Boots a machine that has this program in /opt/pgvec, and the sockets of the server in ``postgres``."""
-    program = directory / "pgvec"
-    program.write_text(
-        f'#!/bin/sh\nPYTHONDONTWRITEBYTECODE=1 PYTHONPATH={TREE} exec {sys.executable} -m pgvec_queue "$@"\n'
-    )
+def machine(directory: Path, postgres: Path, port: int) -> Iterator[Machine]:
+    """Boots a machine with this program in /opt/pgvec; at 127.0.0.1 is the server whose socket is in ``postgres``."""
     mounted = directory / "machine"
     mounted.mkdir()
-    bound = [f"--bind-ro={ROOT}:{TREE}", f"--bind={postgres}:{POSTGRES}"]
-    if not os.path.samefile(sys.prefix, sys.base_prefix):
-        bound.append(f"--bind-ro={sys.prefix}")
+    bound = [
+        f"--bind-ro={ROOT}:{TREE}",
+        f"--bind={postgres}:{POSTGRES}",
+        f"--bind-ro={sys.base_prefix}:{PYTHON}",
+        f"--bind-ro={sysconfig.get_path('purelib')}:{PACKAGES}",
+    ]
     with (directory / "console").open("wb") as console:
         process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", _BOOT, "sh", mounted, program, *bound, "--boot"],
+            ["unshare", "--mount", "sh", "-c", _BOOT, "sh", mounted, *bound, "--boot"],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -108,6 +106,8 @@ def machine(directory: Path, postgres: Path) -> Iterator[Machine]:
         wait_until(
             lambda: there("systemctl", "is-active", "basic.target").out == "active\n", 30, what="the machine's start"
         )
+        _install(there)
+        _open_port(there, port)
         yield there
     finally:
         with suppress(ProcessLookupError):
@@ -116,6 +116,30 @@ def machine(directory: Path, postgres: Path) -> Iterator[Machine]:
             with suppress(ProcessLookupError):
                 os.kill(one, signal.SIGKILL)
         process.wait(20)
+
+
+def _install(there: Machine) -> None:
+    """Makes an environment as a person would, with this one's packages and the tree's own code."""
+    script = f"""
+        set -e
+        {PYTHON}/bin/python3 -m venv --without-pip /opt/pgvec
+        printf '%s\\n' {TREE} {PACKAGES} >$(echo /opt/pgvec/lib/python*/site-packages)/pgvec.pth
+        # Where its library is, for an interpreter that was moved.
+        cat >{PROGRAM} <<'END'
+#!/bin/sh
+LD_LIBRARY_PATH={PYTHON}/lib exec /opt/pgvec/bin/python -m pgvec_queue "$@"
+END
+        chmod 755 {PROGRAM}
+    """
+    made = there("sh", "-c", script)
+    assert made.code == 0, made
+
+
+def _open_port(there: Machine, port: int) -> None:
+    """Has the server answer at a port of the machine: its socket is for its own account alone."""
+    proxy = ("/lib/systemd/systemd-socket-proxyd", f"{POSTGRES}/.s.PGSQL.{port}")
+    made = there("systemd-run", "--unit=postgres", f"--socket-property=ListenStream=127.0.0.1:{port}", *proxy)
+    assert made.code == 0, made
 
 
 def _below(process: int) -> list[int]:
