@@ -243,9 +243,10 @@ def _refuse_arguments(kind: str, arguments: tuple[str, ...]) -> None:
     if any(re.search(r"[\x00-\x1f\x7f]", word) for word in arguments):
         raise click.UsageError("an argument holds control characters")
     name = services.COMMANDS[kind]
-    called = program.get_command(click.get_current_context(), name)
+    root = click.get_current_context().find_root()
+    called = program.get_command(root, name)
     assert called is not None
-    parsed = called.make_context(f"pgvec {name}", list(arguments))
+    parsed = called.make_context(name, list(arguments), parent=root)
     if parsed.params.get("drain"):
         raise click.UsageError("--drain ends when all is done: a service goes on")
 
