@@ -39,7 +39,8 @@ def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         assert one["operator"] == "In"
         if labels.get(one["key"]) not in one["values"]:
             return False
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    wanted: dict[str, str] = selector.get("matchLabels", {})
+    return wanted.items() <= labels.items()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -1,4 +1,4 @@
-"""deploy/pgbouncer/pgbouncer.ini, run before the test's server: passwords are asked for, and a worker works through it."""
+"""deploy/pgbouncer/pgbouncer.ini, run: it asks for passwords, and a worker works through it."""
 
 from __future__ import annotations
 

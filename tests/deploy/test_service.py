@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import plistlib
+import re
 from pathlib import Path
 
 import pytest
@@ -151,11 +152,11 @@ def test_a_database_that_the_service_could_not_use_is_refused_before_anything_is
     assert "port 1 failed" in cli.refused(*command, "host=127.0.0.1 port=1")
     assert "run: pgvec init" in cli.refused(*command, database)
     # It has not what this shell has.
-    given = conninfo_to_dict(bench.dsn)
-    monkeypatch.setenv("PGHOST", str(given.pop("host")))
-    assert "cannot connect" in cli.refused(*command, make_conninfo(**given))
+    monkeypatch.setenv("PGHOST", str(conninfo_to_dict(bench.dsn)["host"]))
+    hostless = re.sub(r"host=\S+", "", make_conninfo(bench.dsn))
+    assert "cannot connect" in cli.refused(*command, hostless)
     assert not list(home.iterdir())
-    assert cli(*command, make_conninfo(**given), "--no-check").code == 0
+    assert cli(*command, hostless, "--no-check").code == 0
 
 
 @pytest.mark.parametrize(
