@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from pgvec_queue.embedders import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy" / "docker"
@@ -73,8 +76,31 @@ def test_an_image_runs_as_nobody_in_particular_and_tells_whether_it_is_well(targ
 def test_no_model_is_baked_in_unless_it_is_asked_for(target: str) -> None:
     said = stage(target)
     assert ("ARG", "MODEL=") in said
-    (fetching,) = [rest for name, rest in said if name == "RUN" and "hf download" in rest]
+    (fetching,) = [rest for name, rest in said if name == "RUN" and "$MODEL" in rest]
     assert fetching.startswith('test -z "$MODEL" ||')
+    assert bake(fetching, "") == (0, "")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_a_model_that_is_asked_for_is_found_as_a_worker_finds_it(target: str) -> None:
+    (fetching,) = [rest for name, rest in stage(target) if name == "RUN" and "$MODEL" in rest]
+    code, said = bake(fetching, DEFAULT_MODEL)
+    assert code == 0
+    assert (Path(said.strip()) / "modules.json").is_file()
+
+
+def bake(command: str, model: str) -> tuple[int, str]:
+    """Runs what the image is built with here, where the default model needs no hub."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PATH": path, "MODEL": model},
+    )
+    return ran.returncode, ran.stdout
 
 
 def test_the_cuda_image_asks_for_the_cards_and_the_other_does_not() -> None:
