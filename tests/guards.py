@@ -1154,8 +1154,7 @@ GUARDS = [
         "pgvec_queue/cli/service.py",
         "        not layout.environment.exists() and ",
         "        ",
-        "tests/deploy/test_service.py::"
-        "test_a_second_installation_changes_what_changes_and_keeps_what_a_person_wrote",
+        "tests/deploy/test_service.py::test_a_second_installation_changes_what_changes_and_keeps_what_a_person_wrote",
     ),
     Guard(
         "service: the agent's shell becomes the worker",

@@ -24,8 +24,6 @@ def is_ours(path: Path) -> bool:
     """True for a unit that was written here, or copied from ``deploy/``."""
     try:
         return MARK in path.read_text("utf-8")
-    except FileNotFoundError:
-        return False
     except (OSError, UnicodeDecodeError):
         return False
 
