@@ -1,6 +1,8 @@
 """Where the database is and what the defaults are: flags, then ``PGVEC_*``, then ``pgvec.toml``, then built-in
 defaults.
 
+What holds a password may stand in a file of its own, such as a service manager's credential: ``PGVEC_DSN_FILE``.
+
 The file is ``pgvec.toml`` in the working directory, else in the user's configuration directory. Its keys are the
 settings below; anything else in it is an error, so that a misspelt key is not silently without effect.
 """
@@ -85,6 +87,9 @@ _IN_WORDS = {
     list: "a list of strings",
 }
 
+SECRETS = ("dsn", "direct_dsn", "endpoint_key")
+"""What may also stand in a file of its own, which ``PGVEC_<NAME>_FILE`` names."""
+
 _LIBPQ = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
 
 
@@ -145,15 +150,16 @@ def find_database(
 ) -> DsnSource:
     """Decides which database is meant: flag, ``PGVEC_DSN``, the file, libpq's own variables, else the embedded server.
 
-    Raises ``SettingsError`` for an ``embedded:`` address without an absolute directory, and for a URI in which a
-    password stands where host, port or database should: those are shown to people.
+    Raises ``SettingsError`` for an ``embedded:`` address without an absolute directory, for a URI in which a password
+    stands where host, port or database should (those are shown to people), and for a ``PGVEC_DSN_FILE`` of no use.
     """
     environment = os.environ if environment is None else environment
     if flag is not None and not flag.strip():
         raise SettingsError("--dsn is empty; leave it out to use PGVEC_DSN, pgvec.toml or the PG* variables")
     for dsn, origin in (
         (flag, "--dsn"),
-        (environment.get("PGVEC_DSN"), "PGVEC_DSN"),
+        # A file that is not asked for need not be there.
+        ("", "") if flag else secret("dsn", environment),
         (file.values.get("dsn"), str(file.path)),
     ):
         if dsn:
@@ -164,6 +170,41 @@ def find_database(
             raise SettingsError("PGDATABASE holds a URI, where libpq wants a name; put it into PGVEC_DSN")
         return DsnSource("", None, ", ".join(used))
     return DsnSource(None, embedded_default, "default")
+
+
+def secret(name: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Returns what ``PGVEC_<NAME>`` says, else the one line of the file that ``PGVEC_<NAME>_FILE`` names, and the
+    variable that said it; two empty strings where neither is set.
+
+    Unlike libpq's PGPASSFILE, the file may be readable for a group: so are systemd's credentials and the secrets of
+    Kubernetes, which show them to nobody else.
+
+    Raises ``SettingsError`` where the file cannot be read, or does not hold one line.
+    """
+    assert name in SECRETS
+    variable = f"PGVEC_{name.upper()}"
+    if environment.get(variable):
+        return environment[variable], variable
+    variable += "_FILE"
+    path = environment.get(variable)
+    if not path:
+        return "", ""
+    try:
+        lines = Path(path).read_text("utf-8").strip().splitlines()
+    except OSError as error:
+        raise SettingsError(f"{variable}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{variable}: {path} holds no text") from error
+    if len(lines) != 1:
+        # What stands there is not shown.
+        raise SettingsError(f"{variable}: {path} holds {len(lines)} lines instead of one")
+    return lines[0], variable
+
+
+def environment_with_secrets() -> dict[str, str]:
+    """Returns this process's environment, with the secrets that stand in files in their variables."""
+    found = {f"PGVEC_{name.upper()}": secret(name, os.environ)[0] for name in SECRETS}
+    return {**os.environ, **{variable: value for variable, value in found.items() if value}}
 
 
 def _parse_dsn(dsn: str, origin: str) -> DsnSource:

@@ -1386,6 +1386,63 @@ GUARDS = [
         "psycopg.OperationalError)",
         "tests/unit/test_error_kinds.py::test_an_error_without_sqlstate_has_a_kind_too",
     ),
+    Guard(
+        "service: a unit of somebody else's stays",
+        "pgvec_queue/cli/service.py",
+        "    if layout.unit.exists() and not files.is_ours(layout.unit):\n",
+        "    if False:\n",
+        "tests/deploy/test_service.py::test_a_unit_of_somebody_elses_is_neither_overwritten_nor_removed",
+    ),
+    Guard(
+        "service: the address is readable for its owner alone",
+        "pgvec_queue/service/files.py",
+        "PUBLIC, PRIVATE = 0o644, 0o600",
+        "PUBLIC, PRIVATE = 0o644, 0o644",
+        "tests/deploy/test_service.py::test_an_installation_is_a_unit_an_environment_file_and_an_address",
+    ),
+    Guard(
+        "service: no password in a unit",
+        "pgvec_queue/cli/service.py",
+        '_SECRET_OPTIONS = ("--dsn", "--direct-dsn")',
+        "_SECRET_OPTIONS = ()",
+        "tests/deploy/test_service.py::test_what_could_not_be_meant_is_misuse",
+    ),
+    Guard(
+        "service: the look at the database goes without this shell's variables",
+        "pgvec_queue/cli/service.py",
+        "os.environ.pop(name) for name in list(os.environ)",
+        "os.environ[name] for name in list(os.environ)",
+        "tests/deploy/test_service.py::"
+        "test_a_database_that_the_service_could_not_use_is_refused_before_anything_is_written",
+    ),
+    Guard(
+        "service: a program that its user could not see is refused",
+        "pgvec_queue/cli/service.py",
+        "        if place in _HOMES or not place.stat().st_mode & stat.S_IXOTH:\n",
+        "        if False:\n",
+        "tests/deploy/test_service.py::test_a_program_that_a_made_up_user_could_not_see_is_refused",
+    ),
+    Guard(
+        "service: an edited environment file stays",
+        "pgvec_queue/cli/service.py",
+        "        not layout.environment.exists() and ",
+        "        ",
+        "tests/deploy/test_service.py::test_a_second_installation_changes_what_changes_and_keeps_what_a_person_wrote",
+    ),
+    Guard(
+        "service: the agent's shell becomes the worker",
+        "pgvec_queue/service/launchd.py",
+        '& exec "$@"',
+        '& "$@"',
+        "tests/deploy/test_units.py::test_an_agents_command_line_runs_the_worker_itself",
+    ),
+    Guard(
+        "settings: a file with a secret holds one line",
+        "pgvec_queue/settings.py",
+        "    if len(lines) != 1:\n",
+        "    if not lines:\n",
+        "tests/unit/test_settings.py::test_a_file_of_no_use_is_named_and_not_shown",
+    ),
 ]
 
 

@@ -44,6 +44,7 @@ _COMMANDS = {
     "api-token": ("api_token", "Make, list and revoke the tokens that the gateway asks for."),
     "exporter": ("exporter", "Serve metrics of the whole queue to Prometheus."),
     "doctor": ("doctor", "Check database and settings, and say where each came from."),
+    "service": ("service", "Run pgvec as a service of this machine: systemd or launchd."),
     "db": ("db", "Run the embedded PostgreSQL server, for those who have none."),
     "bench": ("bench", "Measure this machine and its database."),
     "demo": ("demo", "Embed and search the docstrings of Python's standard library."),

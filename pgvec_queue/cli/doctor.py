@@ -18,6 +18,7 @@ from pgvec_queue.cli.types import SETTINGS, Number, setting
 from pgvec_queue.doctor import Finding, Question
 from pgvec_queue.errors import DatabaseError, SettingsError
 from pgvec_queue.masking import secrets_of, without_secrets
+from pgvec_queue.settings import SECRETS, environment_with_secrets, secret
 
 _WAITED_FOR = {"database", "pgvector", "schema"}
 
@@ -78,7 +79,7 @@ def _findings(
 
 
 def _masked(finding: Finding) -> Finding:
-    secrets = secrets_of(os.environ)
+    secrets = secrets_of(environment_with_secrets())
     remedy = finding.remedy and without_secrets(finding.remedy, secrets)
     return replace(finding, message=without_secrets(finding.message, secrets), remedy=remedy)
 
@@ -102,11 +103,11 @@ def _changed(session: Session) -> Iterator[_Setting]:
     """Yields each setting that is not at its default. Raises ``SettingsError`` for a value of no use."""
     for name, type_ in SETTINGS.items():
         variable = f"PGVEC_{name.upper()}"
-        if os.environ.get(variable):
-            value, origin = os.environ[variable], variable
-        elif name in session.file.values:
+        value: Any
+        value, origin = secret(name, os.environ) if name in SECRETS else (os.environ.get(variable), variable)
+        if not value and name in session.file.values:
             value, origin = session.file.values[name], str(session.file.path)
-        else:
+        elif not value:
             continue
         try:
             converted = type_.convert(value, None, None)

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 from pgvec_queue.cli.common import Session
 from pgvec_queue.cli.logs import PROCESS
 from pgvec_queue.embedders import DeviceOptions
-from pgvec_queue.settings import DsnSource
+from pgvec_queue.settings import DsnSource, secret
 from pgvec_queue.worker import devices
 from pgvec_queue.worker.supervisor import Place
 
@@ -97,8 +97,9 @@ def _environment(source: DsnSource, direct_dsn: str | None) -> dict[str, str]:
     environment = dict(os.environ)
     if source.directory is not None:
         environment["PGVEC_DSN"] = f"embedded://{quote(str(source.directory))}"
-    elif source.dsn:
+    # What stands in a file is read there again, and in no environment.
+    elif source.dsn and source.origin != "PGVEC_DSN_FILE":
         environment["PGVEC_DSN"] = source.dsn
-    if direct_dsn:
+    if direct_dsn and secret("direct_dsn", environment)[0] != direct_dsn:
         environment["PGVEC_DIRECT_DSN"] = direct_dsn
     return environment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -159,6 +160,11 @@ class _Setting(click.Option):
     def __init__(self, *arguments: Any, key: str, **attributes: Any) -> None:
         self._key = key
         super().__init__(*arguments, **attributes)
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        if self._key in settings.SECRETS:
+            return settings.secret(self._key, os.environ)[0] or None
+        return super().resolve_envvar_value(ctx)
 
     def get_error_hint(self, ctx: click.Context | None) -> str:
         source = ctx.get_parameter_source(self.name) if ctx and self.name else None

@@ -4,9 +4,10 @@ A request carries up to 256 texts and 100,000 tokens, and a few are under way at
 otherwise be most of what it takes. What fails for the moment is tried a few times within seconds;
 then it is the caller's to back off. What a status says about the work at hand is one table, ``kind_of_status``.
 
-Keys come from the environment and appear in no error. ``PGVEC_ENDPOINT_KEY`` goes to whatever endpoint a vectorizer
-names. ``OPENAI_API_KEY`` goes to OpenAI alone: endpoints are read from the database, and whoever may write there must
-not be able to have that key sent to a host of their choice.
+Keys come from the environment and appear in no error. ``PGVEC_ENDPOINT_KEY`` (or the file that
+``PGVEC_ENDPOINT_KEY_FILE`` names) goes to whatever endpoint a vectorizer names. ``OPENAI_API_KEY`` goes to OpenAI
+alone: endpoints are read from the database, and whoever may write there must not be able to have that key sent to a
+host of their choice.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import httpx2
 import numpy as np
 import tenacity
 
+from pgvec_queue import settings
 from pgvec_queue.embedders import DeviceOptions, ModelInfo, ModelSpec, Vectors
-from pgvec_queue.errors import EmbedderError, Kind
+from pgvec_queue.errors import EmbedderError, Kind, SettingsError
 from pgvec_queue.tokenizers import Ids, Tokenizer, load_tokenizer
 
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
@@ -319,7 +321,10 @@ def _url(endpoint: str) -> httpx2.URL:
 
 def _key(url: httpx2.URL) -> str | None:
     """Returns the key for this endpoint; None where it needs none."""
-    key = os.environ.get("PGVEC_ENDPOINT_KEY", "").strip()
+    try:
+        key = settings.secret("endpoint_key", os.environ)[0].strip()
+    except SettingsError as error:
+        raise EmbedderError(str(error), Kind.VECTORIZER) from error
     if url.host == _OPENAI_HOST:
         if url.scheme == "https":
             key = key or os.environ.get("OPENAI_API_KEY", "").strip()

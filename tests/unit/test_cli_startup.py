@@ -43,6 +43,7 @@ COMMANDS = [
     "api-token",
     "exporter",
     "doctor",
+    "service",
     "db",
     "bench",
     "demo",
@@ -109,7 +110,7 @@ def test_a_command_loads_no_web_server_before_it_serves(command: str) -> None:
     assert not loaded(command, "--help") & GATEWAY
 
 
-@pytest.mark.parametrize("command", ["status", "enqueue", "search", "workers", "db"])
+@pytest.mark.parametrize("command", ["status", "enqueue", "search", "workers", "db", "service"])
 def test_a_command_that_logs_nothing_loads_no_structlog(command: str) -> None:
     assert "structlog" not in loaded(command, "--help")
 
@@ -140,7 +141,7 @@ def test_every_command_has_a_page_of_help_that_fits(
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in commands() if c not in [("db",), ("bench",), ("api-token",)]], ids=" ".join
+    "command", [c for c in commands() if c not in [("db",), ("bench",), ("api-token",), ("service",)]], ids=" ".join
 )
 def test_every_command_takes_the_options_that_all_have(cli: CommandLine, command: tuple[str, ...]) -> None:
     page = cli(*command, "--help").out
@@ -316,6 +317,13 @@ BAD = [
     ("bench cost", "--price-storage-gb-month", "-1", "0"),
     ("bench cost", "--constant", "colour=3", "is no constant; write NAME=NUMBER"),
     ("bench memory", "--job-rows", "0", "x>=1"),
+    ("service install", "--kind", "broker", "'worker', 'gateway', 'exporter'"),
+    ("service install", "--name", "Two words", "no name of lower-case letters"),
+    ("service install", "--manager", "cron", "'systemd', 'launchd'"),
+    ("service install", "--root", "nowhere", "does not exist"),
+    ("service install", "--run-as", "", "it is empty"),
+    ("service status", "--name", "../../etc/passwd", "no name of lower-case letters"),
+    ("service uninstall", "--name", "", "no name of lower-case letters"),
     ("db start", "--port", "0", "1<=x<=65535"),
     ("db start", "--dir", "", "it is empty"),
     ("db start", "--listen", "", "it is empty"),

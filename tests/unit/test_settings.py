@@ -134,3 +134,35 @@ def test_a_file_that_cannot_be_used_is_refused_without_showing_its_values(
 def test_a_whole_number_is_a_number(isolated: Path) -> None:
     Path("pgvec.toml").write_text("lease = 5\nthreshold = 0.5\nlisten = false")
     assert settings.read_file().values == {"lease": 5, "threshold": 0.5, "listen": False}
+
+
+def test_what_holds_a_password_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "dsn"
+    path.write_text("host=file password='a b'\n")
+    # As systemd and Kubernetes give it to a user who is not its owner; libpq refuses such a PGPASSFILE.
+    path.chmod(0o440)
+    given = {"PGVEC_DSN_FILE": str(path)}
+    file = FileSettings(Path("/etc/pgvec.toml"), {"dsn": "host=toml"})
+    assert find(None, file, given) == DsnSource("host=file password='a b'", None, "PGVEC_DSN_FILE")
+    assert find(None, file, {**given, "PGVEC_DSN": "host=variable"}).origin == "PGVEC_DSN"
+    assert find("host=flag", file, {"PGVEC_DSN_FILE": "/nowhere"}).origin == "--dsn"
+    for name in ("direct_dsn", "endpoint_key"):
+        variable = f"PGVEC_{name.upper()}"
+        assert settings.secret(name, {f"{variable}_FILE": str(path)}) == (
+            "host=file password='a b'",
+            f"{variable}_FILE",
+        )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read: No such file"), ("", "holds 0 lines"), (f"host=a\n{PASSWORD}\n", "holds 2 lines")],
+)
+def test_a_file_of_no_use_is_named_and_not_shown(tmp_path: Path, content: str | None, reason: str) -> None:
+    path = tmp_path / "dsn"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match=reason) as caught:
+        find(None, NO_FILE, {"PGVEC_DSN_FILE": str(path)})
+    assert str(caught.value).startswith(f"PGVEC_DSN_FILE: {path} ")
+    assert PASSWORD not in str(caught.value)

@@ -1,0 +1,1 @@
+"""What is in ``deploy/``, each file by the tool that it is for, and ``pgvec service``."""
