@@ -1,7 +1,7 @@
 """A PostgreSQL cluster of the harness's own, over TCP, that can be crashed and started again.
 
-The programs are those that tests/postgres.py chooses. ``fsync`` is off: the operating system does not crash here, so whatever
-was committed survives an immediate shutdown of the server all the same.
+The programs are those that tests/postgres.py chooses. ``fsync`` is off: the operating system does not crash here, so
+whatever was committed survives an immediate shutdown of the server all the same.
 """
 
 from __future__ import annotations
