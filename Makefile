@@ -101,8 +101,8 @@ sbom: tools
 	@$(MAKE) --no-print-directory VENV=.venv-sbom install-torch
 	@.venv-sbom/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt '.[all,openvino]'
 	@.venv-sbom/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pip setuptools 2>/dev/null
-	@mkdir -p build
-	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-reproducible \
+	@mkdir -p build && sed "s/^dynamic = .*/version = \"$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' pgvec_queue/__init__.py)\"/" pyproject.toml >build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type application --output-reproducible \
 		--validate --output-format JSON --output-file build/sbom.json .venv-sbom/bin/python
 
 build: tools
