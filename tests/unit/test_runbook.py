@@ -1,4 +1,4 @@
-"""Whoever is woken up finds what to do: each alert has its entry, and each message that is explained is one that we give."""
+"""Whoever is woken up finds what to do: each alert has its entry, and each message that is explained is one of ours."""
 
 from __future__ import annotations
 
