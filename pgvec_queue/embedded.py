@@ -73,11 +73,19 @@ class Server:
     """The server of one directory. Making the object touches neither."""
 
     def __init__(
-        self, directory: Path, *, version: int = DEFAULT_VERSION, settings: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *,
+        version: int = DEFAULT_VERSION,
+        settings: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """``version`` is the major version for a new directory; ``settings`` go to ``postgresql.conf`` at a start."""
+        """``version`` is the major version for a new directory; ``settings`` go to ``postgresql.conf`` at a start.
+
+        ``folder`` holds the programs of another installation of that version, with pgvector, instead of the wheel's.
+        """
         self.directory = directory.resolve()
-        self._cluster = Cluster(self.directory, version=version, settings=settings or {})
+        self._cluster = Cluster(self.directory, version=version, settings=settings or {}, folder=folder)
         self._start_lock = self.directory / "start.lock"
         self._keep_marker = self.directory / "keep-running"
 

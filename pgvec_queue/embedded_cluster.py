@@ -55,12 +55,18 @@ _PATIENCE = 300  # seconds: recovery after a crash replays up to max_wal_size
 class Cluster:
     """The cluster of one directory, which the caller has made."""
 
-    def __init__(self, directory: Path, *, version: int, settings: Mapping[str, str]) -> None:
-        """``directory`` is absolute; ``version`` is for a new cluster; ``settings`` go to ``postgresql.conf``."""
+    def __init__(
+        self, directory: Path, *, version: int, settings: Mapping[str, str], folder: Path | None = None
+    ) -> None:
+        """``directory`` is absolute; ``version`` is for a new cluster; ``settings`` go to ``postgresql.conf``.
+
+        ``folder`` holds the programs of that version, where they are not to be the wheel's.
+        """
         self.directory = directory
         self.data = directory / "data"
         self.log = self.data / "server.log"
         self._version = version
+        self._folder = folder
         self._settings = {**_SETTINGS, **settings}
 
     def uri(self, *, user: str, database: str) -> str:
@@ -136,7 +142,7 @@ class Cluster:
 
     @functools.cached_property
     def _programs(self) -> Path:
-        return programs.find(self._major, self.account)
+        return self._folder or programs.find(self._major, self.account)
 
     def _listening(self) -> bool:
         # The process id in postmaster.pid proves nothing after a crash: another program may have it by now.

@@ -1,7 +1,7 @@
 """What all tests share: one real PostgreSQL per run, a fresh database per test, and an environment without surprises.
 
-``PGVEC_TEST_POSTGRES`` names the server's major version (18 when not set). Under pytest-xdist all workers share the
-server: the first one in starts it, the last one out stops it and removes its directory.
+``PGVEC_TEST_POSTGRES`` names the server (tests/postgres.py). Under pytest-xdist all workers share the server: the first
+one in starts it, the last one out stops it and removes its directory.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pgvec_queue import embedded, schema
 from pgvec_queue.database import Database
 from pgvec_queue.embedded_files import flock
 from tests.commandline import CommandLine, isolate, undone
+from tests.postgres import chosen_server
 from tests.support import Bench
 
 TEMPLATE = "template_vector"
@@ -86,11 +87,7 @@ def postgres(shared: Path) -> Iterator[embedded.Server]:
     """The run's server, up, with a template database that has the extension ``vector`` and nothing else."""
     with ExitStack() as stack:
         with flock(shared / "postgres.lock", fcntl.LOCK_EX):
-            server = embedded.Server(
-                _directory(shared / "postgres.directory"),
-                version=int(os.environ.get("PGVEC_TEST_POSTGRES", embedded.DEFAULT_VERSION)),
-                settings=FAST,
-            )
+            server = chosen_server(_directory(shared / "postgres.directory"), FAST)
             stack.enter_context(server.used())
             _make_template(server)
         yield server

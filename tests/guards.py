@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PARTS = ("pgvec_queue", "sql", "alembic", "tests", "benchmarks", "docs", "pyproject.toml")
+_PARTS = (
+    *("pgvec_queue", "sql", "alembic", "tests", "benchmarks", "docs", "pyproject.toml"),
+    *("deploy", "requirements", ".github", "constraints.txt", "CHANGELOG.md", "Makefile"),
+)
 
 
 @dataclass(frozen=True)
@@ -1442,6 +1445,62 @@ GUARDS = [
         "    if len(lines) != 1:\n",
         "    if not lines:\n",
         "tests/unit/test_settings.py::test_a_file_of_no_use_is_named_and_not_shown",
+    ),
+    Guard(
+        "CI: a server of another installation is run by its own programs",
+        "pgvec_queue/embedded_cluster.py",
+        "return self._folder or programs.find(",
+        "return programs.find(",
+        "tests/integration/test_postgres_choice.py::test_the_server_is_that_of_the_folder",
+    ),
+    Guard(
+        "release: the tag is the package's version",
+        "tests/release.py",
+        "if version is None or version[1] != named[1]:",
+        "if version is None:",
+        "tests/unit/test_release.py::test_a_tag_of_another_version_is_refused",
+    ),
+    Guard(
+        "release: the changelog's first section is the version's, and no longer unreleased",
+        "tests/release.py",
+        "if heading.strip() != named[1]:",
+        "if not heading.startswith(named[1]):",
+        "tests/unit/test_release.py::test_the_changelog_has_to_begin_with_the_version",
+    ),
+    Guard(
+        "CI: actions are pinned to commits",
+        ".github/workflows/release.yml",
+        "pypa/gh-action-pypi-publish@dc37677b2e1c63e2034f94d8a5b11f265b73ba33 # v1.14.2",
+        "pypa/gh-action-pypi-publish@release/v1",
+        "tests/unit/test_workflows.py::test_every_action_is_pinned_to_a_commit",
+    ),
+    Guard(
+        "CI: nothing is published before every test has passed",
+        ".github/workflows/release.yml",
+        "    needs: [tests, build]\n",
+        "    needs: [build]\n",
+        "tests/unit/test_workflows.py::test_nothing_is_released_before_every_test_has_passed",
+    ),
+    Guard(
+        "CI: each PostgreSQL that we say we run on is tested",
+        ".github/workflows/ci.yml",
+        'postgresql: ["14", "15", ',
+        'postgresql: ["15", ',
+        "tests/unit/test_workflows.py::test_the_servers_are_all_from_the_oldest_to_the_newest",
+    ),
+    Guard(
+        "docs: an alert names its entry in the runbook",
+        "deploy/prometheus/alerts.yml",
+        "runbook: docs/runbook.md#pgvecnoworker",
+        "runbook: docs/runbook.md#pgvecnoworkers",
+        "tests/unit/test_runbook.py::test_an_alert_names_its_entry_in_the_runbook",
+    ),
+    Guard(
+        "docs: a message that is explained is the program's",
+        "pgvec_queue/database.py",
+        "pgvec-queue needs 14 or later",
+        "pgvec-queue needs PostgreSQL 14 or later",
+        "tests/unit/test_runbook.py::test_a_message_that_is_explained_is_one_that_the_program_has",
     ),
 ]
 

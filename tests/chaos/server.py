@@ -1,7 +1,7 @@
 """A PostgreSQL cluster of the harness's own, over TCP, that can be crashed and started again.
 
-The programs are those of the embedded server. ``fsync`` is off: the operating system does not crash here, so whatever
-was committed survives an immediate shutdown of the server all the same.
+The programs are those that tests/postgres.py chooses. ``fsync`` is off: the operating system does not crash here, so
+whatever was committed survives an immediate shutdown of the server all the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 import psycopg
 
-from pgvec_queue import embedded, embedded_programs
+from pgvec_queue import embedded_programs
+from tests.postgres import chosen
 
 _SETTINGS = {
     "listen_addresses": "'127.0.0.1'",
@@ -66,7 +67,8 @@ class Server:
         self.accepts_since: float | None = None
         """``time.monotonic()`` of when it took the first connection after its last start; None while it is down."""
         self._account = embedded_programs.server_account() if os.geteuid() == 0 else None
-        self._programs = embedded_programs.find(embedded.DEFAULT_VERSION, self._account)
+        version, folder = chosen()
+        self._programs = folder or embedded_programs.find(version, self._account)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
