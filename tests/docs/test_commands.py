@@ -1,0 +1,85 @@
+"""Every command of the documentation is run, page by page, or says why it is not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgvec_queue import embedded, embedded_programs
+from pgvec_queue.embedded_files import flock
+from tests.docs import pages, rows, running
+from tests.docs.running import World
+from tests.support import run_pgvec
+
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl (Debian: apt install curl)")
+
+ALL = [pages.read(path) for path in pages.paths()]
+_TEMPLATES = {"empty": "template_vector", "tables": "template_docs", "vectors": "template_docs_vectors"}
+
+Administration = psycopg.Connection[tuple[object, ...]]
+
+
+@pytest.fixture(scope="module")
+def templates(shared: Path, postgres: embedded.Server, administration: Administration) -> None:
+    """Databases with what pages begin with."""
+    with flock(shared / "docs.lock", fcntl.LOCK_EX):
+        made = administration.execute("SELECT FROM pg_database WHERE datname = %s", [_TEMPLATES["vectors"]]).fetchone()
+        if made is not None:
+            return
+        _copy(administration, _TEMPLATES["tables"], "template_pgvec")
+        with psycopg.connect(postgres.uri(user="postgres", database=_TEMPLATES["tables"])) as connection:
+            rows.make(connection)
+        _copy(administration, _TEMPLATES["vectors"], _TEMPLATES["tables"])
+        dsn = postgres.uri(user="postgres", database=_TEMPLATES["vectors"])
+        for command in (("enqueue", "articles", "--text", "body", "--model", "hashing-384"), ("work", "--drain")):
+            ran = run_pgvec(*command, dsn=dsn)
+            assert ran.code == 0, ran
+
+
+@pytest.fixture
+def scratch(reachable: Path) -> Iterator[Path]:
+    """A directory of the page, which a server of the page's own can reach too."""
+    made = Path(tempfile.mkdtemp(dir=reachable))
+    made.chmod(0o711)
+    yield made
+    for lock in made.rglob("start.lock"):
+        embedded.Server(lock.parent).stop()
+    shutil.rmtree(made)
+
+
+@pytest.mark.parametrize("page", [page for page in ALL if page.fences], ids=lambda page: page.name)
+def test_the_commands_of_a_page_do_what_it_says(
+    page: pages.Page, scratch: Path, postgres: embedded.Server, administration: Administration, templates: None
+) -> None:
+    programs = embedded_programs.find(embedded.DEFAULT_VERSION, None) / "bin"
+    shutil.copytree(pages.ROOT / "deploy", scratch / "here" / "deploy")
+    setup, statements = page.setup
+    if setup == "none":
+        done = running.run(page, World("", scratch, programs, f"embedded://{scratch}/server"))
+    else:
+        name = f"page_{uuid.uuid4().hex}"
+        _copy(administration, name, _TEMPLATES[setup])
+        dsn = postgres.uri(user="postgres", database=name)
+        try:
+            if statements:
+                with psycopg.connect(dsn, autocommit=True) as connection:
+                    connection.execute(statements.encode())
+            done = running.run(page, World(dsn, scratch, programs))
+        finally:
+            administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    assert not done.wrong, "\n\n" + "\n\n".join(done.wrong)
+
+
+def _copy(administration: Administration, name: str, template: str) -> None:
+    administration.execute(
+        sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    )
