@@ -60,7 +60,7 @@ def scratch(reachable: Path) -> Iterator[Path]:
 def test_the_commands_of_a_page_do_what_it_says(
     page: pages.Page, scratch: Path, postgres: embedded.Server, administration: Administration, templates: None
 ) -> None:
-    programs = embedded_programs.find(embedded.DEFAULT_VERSION, None) / "bin"
+    programs = embedded_programs.find(embedded.DEFAULT_VERSION, None)
     shutil.copytree(pages.ROOT / "deploy", scratch / "here" / "deploy")
     setup, statements = page.setup
     if setup == "none":
@@ -76,7 +76,8 @@ def test_the_commands_of_a_page_do_what_it_says(
             done = running.run(page, World(dsn, scratch, programs))
         finally:
             administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-    assert not done.wrong, "\n\n" + "\n\n".join(done.wrong)
+    if done.wrong:
+        pytest.fail("\n\n".join(done.wrong), pytrace=False)
 
 
 def _copy(administration: Administration, name: str, template: str) -> None:
