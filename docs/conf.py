@@ -24,8 +24,8 @@ nitpicky = True
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]
-# Examples in JSON leave something out with an ellipsis; a glob in a toctree may stand for pages that are still to come.
-suppress_warnings = ["misc.highlighting_failure", "toc.empty_glob"]
+# Examples in JSON leave something out with an ellipsis.
+suppress_warnings = ["misc.highlighting_failure"]
 
 html_theme = "furo"
 html_title = f"pgvec-queue {release}"

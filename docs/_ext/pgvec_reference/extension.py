@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.util import docname_join
+from sphinx.util.matching import patfilter
 
 from pgvec_reference import cli, http, schema, settings
 
@@ -14,6 +16,9 @@ _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _TEXTS = {"cli": cli.text, "settings": settings.text, "sql": schema.text, "http": http.text}
 # A link to a folder means something on a forge only; here it is its name.
 _FOLDER = re.compile(r"\[(?P<text>[^\]\n]+)\]\((?P<path>(?![a-z]+:)[^)#\s]+)\)")
+
+# A pattern for pages that are still to come is no mistake.
+_TOCTREE = re.compile(r"^```\{toctree\}\n.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -29,8 +34,14 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     def linked(found: re.Match[str]) -> str:
         return found["text"] if (page.parent / found["path"]).is_dir() else found[0]
 
+    def there(found: re.Match[str]) -> str:
+        return "\n".join(line for line in found[0].split("\n") if "*" not in line or matches(line.strip()))
+
+    def matches(pattern: str) -> list[str]:
+        return list(patfilter(app.env.found_docs, docname_join(docname, pattern)))
+
     text = _MARK.sub(lambda found: _TEXTS[found[1]](), source[0])
-    source[0] = _FOLDER.sub(linked, text)
+    source[0] = _TOCTREE.sub(there, _FOLDER.sub(linked, text))
 
 
 def _always(app: Sphinx, env: Any, docnames: list[str]) -> None:
