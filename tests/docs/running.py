@@ -21,6 +21,8 @@ from tests.waiting import wait_until
 SECONDS = 60.0
 CHEAP = {"sentence-transformers/all-MiniLM-L6-v2": "hashing-384", "BAAI/bge-small-en-v1.5": "hashing-512"}
 """Models, and what embeds in their place where a page is not about meaning."""
+_NAMED_AFTER = {"bge_small_en_v1_5": "hashing_512"}
+"""Parts of the names of tables that come from a model's."""
 _PORTS = ("8000", "9189", "9190")
 _URI = re.compile(r"postgres(?:ql)?://[^\s'\"]*\.example\b[^\s'\"]*|host=\S*\.example\b[^'\"\n]*")
 _ELLIPSIS = re.compile(r"(PGVEC_DSN=)(['\"]?)[^\s'\"]*…[^\s'\"]*\2")
@@ -181,8 +183,8 @@ def _settle(started: Background, world: World, ports: Mapping[str, str]) -> None
             def idle() -> bool:
                 row = connection.execute(
                     "SELECT EXISTS (SELECT FROM pgvec.workers WHERE NOT gone AND state = 'idle')"
-                    " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.vectorizers v ON v.id = j.vectorizer_id"
-                    " WHERE j.state IN ('queued', 'running') AND v.state = 'active')"
+                    " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.progress p ON p.vectorizer_id = j.vectorizer_id"
+                    " WHERE j.state IN ('queued', 'running') AND p.state = 'active')"
                 ).fetchone()
                 return bool(row and row[0])
 
@@ -222,7 +224,7 @@ def _substitution(page: Page, world: World, ports: Mapping[str, str]) -> Callabl
         for port, free in ports.items():
             text = re.sub(rf"(:|port[= ]){port}\b", rf"\g<1>{free}", text)
         if not page.real_model:
-            for model, cheap in CHEAP.items():
+            for model, cheap in (CHEAP | _NAMED_AFTER).items():
                 text = text.replace(model, cheap)
         return text
 
@@ -240,6 +242,8 @@ def _environment(page: Page, world: World, ports: Mapping[str, str]) -> dict[str
     tools = world.directory / "bin"
     home.mkdir()
     tools.mkdir()
+    # What HTTP refuses has failed.
+    (home / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     for name, line in (
         ("pgvec", f'exec {shlex.quote(sys.executable)} -m pgvec_queue "$@"'),
         ("python", f'exec {shlex.quote(sys.executable)} "$@"'),
@@ -259,7 +263,7 @@ def _environment(page: Page, world: World, ports: Mapping[str, str]) -> dict[str
         "LC_ALL": "C.UTF-8",
     }
     if not page.real_model:
-        chosen |= {"PGVEC_MODEL": "hashing-384", "PGVEC_GATEWAY_MODELS": ",".join(CHEAP.values())}
+        chosen |= {"PGVEC_MODEL": "hashing-384", "PGVEC_GATEWAY_MODELS": " ".join(CHEAP.values())}
     if world.embedded:
         return kept | chosen | {"PGVEC_DSN": world.embedded}
     parts = psycopg.conninfo.conninfo_to_dict(world.dsn)
