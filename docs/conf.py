@@ -18,9 +18,12 @@ version = release = __version__
 
 extensions = ["myst_parser", "pgvec_reference.extension"]
 root_doc = "docs/index"
-include_patterns = [f"{place}*.md" for place in ("", "docs/", "docs/**/", "benchmarks/**/", "deploy/", "deploy/**/", "tests/model/")]
+include_patterns = [
+    f"{place}*.md" for place in ("", "docs/", "docs/**/", "benchmarks/**/", "deploy/", "deploy/**/", "tests/model/")
+]
 exclude_patterns = ["build", "dist", ".*", "**/__pycache__"]
 nitpicky = True
+smartquotes = False
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["attrs_block"]

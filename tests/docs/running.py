@@ -77,7 +77,9 @@ def run(page: Page, world: World) -> Run:
             if one.what:
                 ended = shell.wait(one)
                 if ended.status not in (0, 130):
-                    done.wrong.append(f"{page.name}: pgvec {one.what} left with {ended.status}\n{_indented(ended.output)}")
+                    done.wrong.append(
+                        f"{page.name}: pgvec {one.what} left with {ended.status}\n{_indented(ended.output)}"
+                    )
     return done
 
 
@@ -163,7 +165,9 @@ def not_shown(shown: tuple[str, ...], printed: str) -> list[str]:
         if not line.strip() or line.strip() == "…":
             continue
         parts = re.split(r"(…|\d[\d,.]*)", line.rstrip())
-        pattern = re.compile("".join(".*" if p == "…" else r"\d[\d,.]*" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+        pattern = re.compile(
+            "".join(".*" if p == "…" else r"\d[\d,.]*" if i % 2 else re.escape(p) for i, p in enumerate(parts))
+        )
         at = next((i for i, one in enumerate(rest) if pattern.fullmatch(one)), None)
         if at is None:
             missing.append(line)
@@ -274,4 +278,3 @@ def _environment(page: Page, world: World, ports: Mapping[str, str]) -> dict[str
 def _indented(text: str) -> str:
     lines = text.rstrip().splitlines()[-30:]
     return "\n".join(f"    {line}" for line in lines)
-

@@ -11,6 +11,7 @@ from pgvec_reference.markdown import code, prose, table
 from pgvec_queue.database import Database
 from pgvec_queue.gateway.app import create_app
 from pgvec_queue.gateway.documentation import _kind, _resolved, _said, example
+from pgvec_queue.gateway.openapi import ANYWHERE
 
 Operation = Mapping[str, Any]
 
@@ -30,20 +31,26 @@ def operations(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Operation]]
 def missing() -> list[str]:
     """Returns routes, parameters, fields of bodies and answers without a description."""
     found = document()
-    without = []
+    tags = {tag["name"] for tag in found["tags"]}
+    without = [f"{method} {path} #" for method, path, one in operations(found) if not tags & set(one.get("tags", []))]
     for method, path, operation in operations(found):
         name = f"{method} {path}"
-        if not operation.get("summary"):
+        if not operation.get("description"):
             without.append(name)
-        without += [f"{name} ?{one['name']}" for one in operation.get("parameters", []) if not _said(one.get("schema", {}), one)]
+        without += [
+            f"{name} ?{one['name']}" for one in operation.get("parameters", []) if not _said(one.get("schema", {}), one)
+        ]
         without += [f"{name} {{{field}}}" for field, one in _fields(found, operation) if not _said(one, one)]
-        without += [f"{name} -> {status}" for status, one in operation["responses"].items() if not one.get("description")]
+        without += [
+            f"{name} -> {status}" for status, one in operation["responses"].items() if not one.get("description")
+        ]
     return without
 
 
 def text() -> str:
     found = document()
-    parts = []
+    rows = ((str(status), prose(said)) for status, said in ANYWHERE.items())
+    parts = ["Any request may get one of these, whatever else is said of it:\n", table(("status", "meaning"), rows)]
     for tag in found["tags"]:
         parts += [f"## {tag['name'].capitalize()}\n", prose(tag["description"]) + "\n"]
         for method, path, operation in operations(found):
@@ -54,7 +61,6 @@ def text() -> str:
 
 def _operation(found: Mapping[str, Any], method: str, path: str, operation: Operation) -> Iterator[str]:
     yield f"### {method} {prose(path)}\n"
-    yield prose(operation.get("summary", "")) + (".\n" if not operation.get("summary", ".").endswith(".") else "\n")
     for part in operation.get("description", "").split("\n\n"):
         yield prose(part.replace("\n", " ")) + "\n"
     parameters = operation.get("parameters", [])
@@ -75,8 +81,12 @@ def _operation(found: Mapping[str, Any], method: str, path: str, operation: Oper
         content = operation["requestBody"]["content"]["application/json"]
         given = content.get("example") or example(found, schema)
         yield f"```json\n{json.dumps(given, ensure_ascii=False, indent=2)}\n```\n"
-    rows = ((status, prose(one.get("description", ""))) for status, one in operation["responses"].items())
-    yield table(("status", "meaning"), rows)
+    own = {
+        status: one.get("description", "")
+        for status, one in operation["responses"].items()
+        if ANYWHERE.get(int(status)) != one.get("description")
+    }
+    yield table(("status", "meaning"), ((status, prose(said)) for status, said in own.items()))
 
 
 def _body(operation: Operation) -> Mapping[str, Any]:

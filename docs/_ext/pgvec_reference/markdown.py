@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+_SPECIAL = re.compile(r"([*_<>\[\]#$|{}\\])")
+_OPTION = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
+
 
 def code(text: str) -> str:
     """Returns a code span, whatever is in it."""
@@ -18,15 +21,18 @@ def prose(text: str) -> str:
     parts = text.split("`")
     if len(parts) % 2 == 0:
         parts = [text.replace("`", "\\`")]
-    return "".join(
-        f"`{part}`" if at % 2 else re.sub(r"([*_<>\[\]#$|{}])", r"\\\1", part) for at, part in enumerate(parts)
-    )
+    return "".join(f"`{part}`" if at % 2 else _escaped(part) for at, part in enumerate(parts))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table of cells that are Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    parts = _OPTION.split(text)
+    return "".join(f"`{part}`" if at % 2 else _SPECIAL.sub(r"\\\1", part) for at, part in enumerate(parts))
 
 
 def _cell(text: str) -> str:

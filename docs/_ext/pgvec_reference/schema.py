@@ -19,10 +19,9 @@ from pgvec_reference.markdown import code, prose, table
 from pgvec_queue import embedded, schema
 from pgvec_queue.database import Database
 
-INTERNAL_COLUMNS = "tables"
 _RELATIONS = """
     SELECT c.relname, c.relkind::text, coalesce(obj_description(c.oid), ''),
-           array_agg(ARRAY[a.attname, format_type(a.atttypid, a.atttypmod), coalesce(col_description(c.oid, a.attnum), '')]
+           array_agg(ARRAY[a.attname::text, format_type(a.atttypid, a.atttypmod), coalesce(col_description(c.oid, a.attnum), '')]
                      ORDER BY a.attnum)
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind IN ('v', 'r', 'p') AND c.relname <> 'alembic_version'
@@ -69,7 +68,9 @@ def missing() -> list[str]:
     """Returns views, their columns, tables and functions without a comment."""
     relations, functions = read()
     found = [f"pgvec.{one.name}" for one in (*relations, *functions) if not one.comment]
-    found += [f"pgvec.{one.name}.{column[0]}" for one in relations if one.view for column in one.columns if not column[2]]
+    found += [
+        f"pgvec.{one.name}.{column[0]}" for one in relations if one.view for column in one.columns if not column[2]
+    ]
     return found
 
 
@@ -107,7 +108,8 @@ def _tables(relations: tuple[Relation, ...]) -> Iterator[str]:
         "The queue's own. Programs should read the views and call the functions: columns here may change with any release.\n"
     )
     yield table(
-        ("table", "what is in it"), ((code(f"pgvec.{one.name}"), prose(one.comment)) for one in relations if not one.view)
+        ("table", "what is in it"),
+        ((code(f"pgvec.{one.name}"), prose(one.comment)) for one in relations if not one.view),
     )
 
 

@@ -35,21 +35,16 @@ def text() -> str:
     for key, used in uses().items():
         if not used:
             continue
-        names = list(dict.fromkeys(name for name, _ in used))
-        flags = list(dict.fromkeys("/".join((*one.opts, *one.secondary_opts)) for _, one in used))
-        where = "every command" if len(names) > 10 else ", ".join(code(name) for name in names)
         one = used[0][1]
-        rows.append(
-            (
-                code(key),
-                code(f"PGVEC_{key.upper()}"),
-                f"{', '.join(map(code, flags))} of {where}",
-                kind(key),
-                prose(cli.default(one)),
-                prose(cli.meaning(one)),
-            )
-        )
-    return table(("in `pgvec.toml`", "in the environment", "on the command line", "value", "default", "meaning"), rows)
+        rows.append((code(key), prose(cli.meaning(one)), kind(key), prose(cli.default(one)), _options(used)))
+    return table(("setting", "meaning", "value", "default", "options"), rows)
+
+
+def _options(used: list[tuple[str, click.Option]]) -> str:
+    """Returns the options that a setting stands in for, with their commands."""
+    if len(used) > 10:
+        return f"{code(used[0][1].opts[0])} of every command"
+    return ", ".join(dict.fromkeys(code(f"{name.removeprefix('pgvec ')} {one.opts[0]}") for name, one in used))
 
 
 def kind(key: str) -> str:
