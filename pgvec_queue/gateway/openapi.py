@@ -23,6 +23,7 @@ TAGS = [
     {"name": "collections", "description": "Tables of texts that the gateway keeps for its clients."},
     {"name": "vectorizers", "description": "What is embedded, how far it is, and steering it."},
     {"name": "workers", "description": "Who embeds."},
+    {"name": "overview", "description": "All of it at a glance, for the page and for programs."},
     {"name": "health", "description": "For those who watch over the gateway."},
 ]
 

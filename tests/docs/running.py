@@ -187,7 +187,7 @@ def _settle(started: Background, world: World, ports: Mapping[str, str]) -> None
             def idle() -> bool:
                 row = connection.execute(
                     "SELECT EXISTS (SELECT FROM pgvec.workers WHERE NOT gone AND state = 'idle')"
-                    " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.progress p ON p.vectorizer_id = j.vectorizer_id"
+                    " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.progress p USING (vectorizer_id)"
                     " WHERE j.state IN ('queued', 'running') AND p.state = 'active')"
                 ).fetchone()
                 return bool(row and row[0])

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 
 import click
-from pgvec_reference.markdown import code, prose, table
 
 from pgvec_queue.cli import program
+from pgvec_reference.markdown import code, prose, table
 
 COMMON = ("--dsn", "--log-level", "--log-format", "--debug", "--help")
 """What every command takes; told once."""

@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgvec_reference.markdown import code, prose, table
-
 from pgvec_queue.database import Database
 from pgvec_queue.gateway.app import create_app
 from pgvec_queue.gateway.documentation import _kind, _resolved, _said, example
 from pgvec_queue.gateway.openapi import ANYWHERE
+from pgvec_reference.markdown import code, prose, table
 
 Operation = Mapping[str, Any]
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
-from pgvec_reference.markdown import code, prose, table
 
 from pgvec_queue import embedded, schema
 from pgvec_queue.database import Database
+from pgvec_reference.markdown import code, prose, table
 
 _RELATIONS = """
     SELECT c.relname, c.relkind::text, coalesce(obj_description(c.oid), ''),
-           array_agg(ARRAY[a.attname::text, format_type(a.atttypid, a.atttypmod), coalesce(col_description(c.oid, a.attnum), '')]
-                     ORDER BY a.attnum)
+           array_agg(ARRAY[a.attname::text, format_type(a.atttypid, a.atttypmod),
+                           coalesce(col_description(c.oid, a.attnum), '')] ORDER BY a.attnum)
     FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     WHERE c.relnamespace = 'pgvec'::regnamespace AND c.relkind IN ('v', 'r', 'p') AND c.relname <> 'alembic_version'
     GROUP BY c.oid ORDER BY c.relname"""
@@ -67,7 +67,8 @@ def read() -> tuple[tuple[Relation, ...], tuple[Function, ...]]:
 def missing() -> list[str]:
     """Returns views, their columns, tables and functions without a comment."""
     relations, functions = read()
-    found = [f"pgvec.{one.name}" for one in (*relations, *functions) if not one.comment]
+    found = [f"pgvec.{one.name}" for one in relations if not one.comment]
+    found += [f"pgvec.{one.name}" for one in functions if not one.comment]
     found += [
         f"pgvec.{one.name}.{column[0]}" for one in relations if one.view for column in one.columns if not column[2]
     ]
@@ -105,7 +106,8 @@ def _arguments(text: str) -> str:
 def _tables(relations: tuple[Relation, ...]) -> Iterator[str]:
     yield "## Tables\n"
     yield (
-        "The queue's own. Programs should read the views and call the functions: columns here may change with any release.\n"
+        "The queue's own. Programs should read the views and call the functions: columns here may change with any "
+        "release.\n"
     )
     yield table(
         ("table", "what is in it"),

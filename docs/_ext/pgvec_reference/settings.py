@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import click
-from pgvec_reference import cli
-from pgvec_reference.markdown import code, prose, table
 
 from pgvec_queue.cli.types import SETTINGS
 from pgvec_queue.settings import KNOWN
+from pgvec_reference import cli
+from pgvec_reference.markdown import code, prose, table
 
 _KINDS = {str: "string", int: "whole number", float: "number", bool: "true or false", list: "list of strings"}
 
