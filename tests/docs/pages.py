@@ -15,7 +15,7 @@ SETUPS = ("none", "empty", "tables", "vectors")
 _PLACES = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md", "tests/**/*.md")
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,})(?P<language>[\w{}:-]*).*$")
 _PROMPT = re.compile(r"^(?:[\w.@-]+)?\$ (?P<command>.*)$")
-_MARK = re.compile(r"^(?P<name>not run|fails|shown|setup|model|run)\b:?\s*(?P<value>.*)$", re.DOTALL)
+_MARK = re.compile(r"^(?P<name>not run|fails|shown|setup|model|run|wait)\b:?\s*(?P<value>.*)$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def parse(path: Path, text: str) -> Page:
         body = textwrap.dedent("\n".join(lines[first : last - 1]))
         page.items.append(Fence(first, opening["language"], body, tuple(marks)))
         # What marks the page, or is run before the fence, stands for itself too.
-        page.items[-1:-1] = [mark for mark in marks if mark.name in ("run", "setup", "model")]
+        page.items[-1:-1] = [mark for mark in marks if mark.name in ("run", "wait", "setup", "model")]
         marks = []
     page.items += marks
     if page.setup[0] not in SETUPS:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 
+from pgvec_queue.embedded import Server
 from tests.docs.pages import ROOT, RUN, Command, Fence, Mark, Page
 from tests.docs.shell import Background, Ended, Shell
 from tests.waiting import wait_until
@@ -42,6 +43,15 @@ class World:
     embedded: str = ""
     """The address of the page's own server."""
 
+    @property
+    def reached_at(self) -> str:
+        """The DSN by which a test gets into the page's database."""
+        return self.dsn or Server(Path(self.embedded.removeprefix("embedded://"))).uri()
+
+
+class Stuck(Exception):
+    """A command does not end, so that nothing more can be run in its shell."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -67,12 +77,18 @@ def run(page: Page, world: World) -> Run:
     ports = {port: str(_free_port()) for port in _PORTS}
     substitute = _substitution(page, world, ports)
     with Shell(_here(world), scratch, _environment(page, world, ports)) as shell:
-        for item in page.items:
-            if isinstance(item, Mark):
-                if item.name == "run":
-                    _run(done, page, shell, Command(item.line, item.value), substitute, world, ports)
-            elif item.language in RUN and item.mark("not run") is None:
-                _run_fence(done, page, shell, item, substitute, world, ports)
+        try:
+            for item in page.items:
+                if isinstance(item, Mark):
+                    if item.name == "run":
+                        _run(done, page, shell, Command(item.line, item.value), substitute, world, ports)
+                    if item.name == "wait":
+                        _wait_until_idle(world, lambda: False)
+                elif item.language in RUN and item.mark("not run") is None:
+                    _run_fence(done, page, shell, item, substitute, world, ports)
+        except Stuck as error:
+            done.wrong.append(f"{error}\n  the rest of the page was not run")
+            return done
         for one in shell.background:
             if one.what:
                 ended = shell.wait(one)
@@ -133,7 +149,9 @@ def _run(
         ended, started = shell.run(substitute(command.text), SECONDS)
         if started is not None:
             _settle(started, world, ports)
-    except (TimeoutError, AssertionError) as error:
+    except TimeoutError as error:
+        raise Stuck(f"{where}\n  is not done within {SECONDS:g} s\n{_indented(str(error))}") from None
+    except AssertionError as error:
         done.wrong.append(f"{where}\n{_indented(str(error))}")
         return None
     if ended.status not in (expected or {0}):
@@ -181,19 +199,24 @@ def _settle(started: Background, world: World, ports: Mapping[str, str]) -> None
     if started.what in ("serve", "exporter"):
         port = int(ports["8000" if started.what == "serve" else "9189"])
         wait_until(lambda: _dead(started) or _answers(port), SECONDS, what=f"an answer at port {port}")
-    elif started.what == "work" and world.dsn:
-        with psycopg.connect(world.dsn, autocommit=True) as connection:
-
-            def idle() -> bool:
-                row = connection.execute(
-                    "SELECT EXISTS (SELECT FROM pgvec.workers WHERE NOT gone AND state = 'idle')"
-                    " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.progress p USING (vectorizer_id)"
-                    " WHERE j.state IN ('queued', 'running') AND p.state = 'active')"
-                ).fetchone()
-                return bool(row and row[0])
-
-            wait_until(lambda: _dead(started) or idle(), SECONDS, what="an idle worker")
+    elif started.what == "work":
+        _wait_until_idle(world, lambda: _dead(started))
     assert not _dead(started), f"it has ended:\n{started.output.read_text('utf-8', 'replace')}"
+
+
+def _wait_until_idle(world: World, given_up: Callable[[], bool]) -> None:
+    """Waits until some worker has nothing to do, and no active vectorizer has a job left."""
+    with psycopg.connect(world.reached_at, autocommit=True) as connection:
+
+        def idle() -> bool:
+            row = connection.execute(
+                "SELECT EXISTS (SELECT FROM pgvec.workers WHERE NOT gone AND state = 'idle')"
+                " AND NOT EXISTS (SELECT FROM pgvec.jobs j JOIN pgvec.progress p USING (vectorizer_id)"
+                " WHERE j.state IN ('queued', 'running') AND p.state IN ('active', 'complete'))"
+            ).fetchone()
+            return bool(row and row[0])
+
+        wait_until(lambda: given_up() or idle(), SECONDS, what="an idle worker")
 
 
 def _dead(one: Background) -> bool:
@@ -266,7 +289,10 @@ def _environment(page: Page, world: World, ports: Mapping[str, str]) -> dict[str
         "COLUMNS": "160",
         "LC_ALL": "C.UTF-8",
     }
-    if not page.real_model:
+    if page.real_model:
+        # Nothing is measured of a machine that runs tests: it takes longer than what is shown.
+        chosen |= {"PGVEC_RUNTIME": "torch", "PGVEC_BATCH_TOKENS": "1024", "PGVEC_THREADS": "2"}
+    else:
         chosen |= {"PGVEC_MODEL": "hashing-384", "PGVEC_GATEWAY_MODELS": " ".join(CHEAP.values())}
     if world.embedded:
         return kept | chosen | {"PGVEC_DSN": world.embedded}

@@ -102,7 +102,9 @@ class Shell:
     def wait(self, one: Background) -> Ended:
         """Tells one to leave, and returns how it did."""
         sign = "INT" if one.what in ("status", "dashboard") else "TERM"
-        ended = self._run(f"kill -{sign} {one.pid} 2>/dev/null; wait {one.pid}", 30)
+        # A worker that some command of the page has told to leave is on its way out: a signal would only cut it off.
+        tell = "" if "worker has left" in one.output.read_text("utf-8", "replace") else f"kill -{sign} {one.pid} 2>/dev/null; "
+        ended = self._run(f"{tell}wait {one.pid}", 30)
         self._background.remove(one)
         return Ended(ended.status, one.output.read_text("utf-8", "replace"))
 
@@ -125,7 +127,7 @@ class Shell:
         while not line.endswith(b"\n"):
             ready, _, _ = select.select([self._status], [], [], max(deadline - time.monotonic(), 0))
             if not ready:
-                raise TimeoutError(f"it is not done in time: {text}\n{output.read_text('utf-8', 'replace')}")
+                raise TimeoutError(output.read_text("utf-8", "replace"))
             part = self._status.read(64)
             if not part:
                 raise AssertionError(f"the shell has ended: {text}\n{output.read_text('utf-8', 'replace')}")
