@@ -32,7 +32,7 @@ def _read(app: Sphinx, docname: str, source: list[str]) -> None:
     page = Path(app.env.doc2path(docname))
 
     def linked(found: re.Match[str]) -> str:
-        return found["text"] if (page.parent / found["path"]).is_dir() else found[0]
+        return found["text"] if found["path"].endswith("/") or (page.parent / found["path"]).is_dir() else found[0]
 
     def there(found: re.Match[str]) -> str:
         return "\n".join(line for line in found[0].split("\n") if "*" not in line or matches(line.strip()))
