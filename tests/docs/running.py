@@ -75,7 +75,7 @@ def run(page: Page, world: World) -> Run:
     scratch = world.directory / "scratch"
     scratch.mkdir()
     ports = {port: str(_free_port()) for port in _PORTS}
-    substitute = _substitution(page, world, ports)
+    substitute = substitution(page, world, ports)
     with Shell(_here(world), scratch, _environment(page, world, ports)) as shell:
         try:
             for item in page.items:
@@ -243,11 +243,13 @@ def _free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _substitution(page: Page, world: World, ports: Mapping[str, str]) -> Callable[[str], str]:
+def substitution(page: Page, world: World, ports: Mapping[str, str]) -> Callable[[str], str]:
+    """Returns what puts into a command what stands for something else: see CONTRIBUTING.md."""
     dsn = world.dsn or world.embedded
 
     def substitute(text: str) -> str:
-        text = _ELLIPSIS.sub(lambda found: f"{found[1]}'{dsn}'", _URI.sub(lambda _: dsn, text))
+        text = _ELLIPSIS.sub(lambda found: f"{found[1]}{shlex.quote(dsn)}", text)
+        text = _URI.sub(lambda found: dsn if text[found.start() - 1] in "'\"" else shlex.quote(dsn), text)
         for port, free in ports.items():
             text = re.sub(rf"(:|port[= ]){port}\b", rf"\g<1>{free}", text)
         if not page.real_model:

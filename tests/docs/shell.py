@@ -103,7 +103,11 @@ class Shell:
         """Tells one to leave, and returns how it did."""
         sign = "INT" if one.what in ("status", "dashboard") else "TERM"
         # A worker that some command of the page has told to leave is on its way out: a signal would only cut it off.
-        tell = "" if "worker has left" in one.output.read_text("utf-8", "replace") else f"kill -{sign} {one.pid} 2>/dev/null; "
+        tell = (
+            ""
+            if "worker has left" in one.output.read_text("utf-8", "replace")
+            else f"kill -{sign} {one.pid} 2>/dev/null; "
+        )
         ended = self._run(f"{tell}wait {one.pid}", 30)
         self._background.remove(one)
         return Ended(ended.status, one.output.read_text("utf-8", "replace"))

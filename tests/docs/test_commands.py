@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -21,7 +19,8 @@ from tests.support import run_pgvec
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl (Debian: apt install curl)")
 
-ALL = [pages.read(path) for path in pages.paths()]
+# What loads a model takes longest, and is begun first.
+ALL = sorted((pages.read(path) for path in pages.paths()), key=lambda page: not page.real_model)
 _TEMPLATES = {"empty": "template_vector", "tables": "template_docs", "vectors": "template_docs_vectors"}
 
 Administration = psycopg.Connection[tuple[object, ...]]
@@ -42,17 +41,6 @@ def templates(shared: Path, postgres: embedded.Server, administration: Administr
         for command in (("enqueue", "articles", "--text", "body", "--model", "hashing-384"), ("work", "--drain")):
             ran = run_pgvec(*command, dsn=dsn)
             assert ran.code == 0, ran
-
-
-@pytest.fixture
-def scratch(reachable: Path) -> Iterator[Path]:
-    """A directory of the page, which a server of the page's own can reach too."""
-    made = Path(tempfile.mkdtemp(dir=reachable))
-    made.chmod(0o711)
-    yield made
-    for lock in made.rglob("start.lock"):
-        embedded.Server(lock.parent).stop()
-    shutil.rmtree(made)
 
 
 @pytest.mark.parametrize("page", [page for page in ALL if page.fences], ids=lambda page: page.name)

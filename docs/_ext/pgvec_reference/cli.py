@@ -77,13 +77,17 @@ def flags(option: click.Option) -> str:
         names += "/" + "/".join(option.secondary_opts)
     if option.is_flag or option.count:
         return names
-    context = click.Context(click.Command("x"))
-    return f"{names} {option.make_metavar(context)}"
+    if isinstance(option.type, click.Choice):
+        return f"{names} {option.metavar or 'KIND'}"
+    return f"{names} {option.make_metavar(click.Context(click.Command('x')))}"
 
 
 def _row(option: click.Option) -> tuple[str, str, str, str]:
     key = setting(option)
-    return code(flags(option)), prose(meaning(option)), prose(default(option)), code(key) if key else ""
+    said = prose(meaning(option))
+    if isinstance(option.type, click.Choice):
+        said += " One of " + ", ".join(code(str(choice)) for choice in option.type.choices) + "."
+    return code(flags(option)), said, prose(default(option)), code(key) if key else ""
 
 
 def _of_all() -> str:
