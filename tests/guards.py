@@ -1135,11 +1135,11 @@ GUARDS = [
         "tests/docs/test_runner.py::test_what_http_refuses_has_failed",
     ),
     Guard(
-        "docs: a worker of a page has to leave in order",
+        "docs: what a page starts has to leave in order",
         "tests/docs/running.py",
         "if ended.status not in (0, 130):",
         "if False:",
-        "tests/docs/test_runner.py::test_a_worker_that_does_not_leave_in_order_is_told",
+        "tests/docs/test_runner.py::test_what_serves_has_to_leave_in_order",
     ),
     Guard(
         "docs: each column of a view has a comment",

@@ -111,10 +111,10 @@ def test_what_http_refuses_has_failed(run: RunPage) -> None:
     assert wrong.startswith("page.md:5: curl http://127.0.0.1:8000/nowhere\n  exit status 22\n")
 
 
-def test_a_worker_that_does_not_leave_in_order_is_told(run: RunPage) -> None:
-    done = run("```bash\npgvec work &\nkill -KILL %1\n```\n")
+def test_what_serves_has_to_leave_in_order(run: RunPage) -> None:
+    done = run("```bash\npgvec exporter &\nkill -KILL %1\n```\n")
     [wrong] = done.wrong
-    assert wrong.startswith("page.md: pgvec work left with 137\n")
+    assert wrong.startswith("page.md: pgvec exporter left with 137\n")
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ def text() -> str:
         if not used:
             continue
         one = used[0][1]
-        rows.append((code(key), prose(cli.meaning(one)), kind(key), prose(cli.default(one)), _options(used)))
-    return table(("setting", "meaning", "value", "default", "options"), rows)
+        said = f"{prose(cli.meaning(one))} ({_options(used)})"
+        rows.append((code(key), said, kind(key), prose(cli.default(one))))
+    return table(("setting", "meaning, and options that say the same", "value", "default"), rows)
 
 
 def _options(used: list[tuple[str, click.Option]]) -> str:
