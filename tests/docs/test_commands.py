@@ -43,6 +43,7 @@ def templates(shared: Path, postgres: embedded.Server, administration: Administr
             assert ran.code == 0, ran
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", [page for page in ALL if page.fences], ids=lambda page: page.name)
 def test_the_commands_of_a_page_do_what_it_says(
     page: pages.Page, scratch: Path, postgres: embedded.Server, administration: Administration, templates: None
