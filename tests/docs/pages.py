@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RUN = ("console", "bash", "sh", "sql")
 SETUPS = ("none", "empty", "tables", "vectors")
+_ALONE = ", own server"
 _PLACES = ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md", "tests/**/*.md")
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,})(?P<language>[\w{}:-]*).*$")
 _PROMPT = re.compile(r"^(?:[\w.@-]+)?\$ (?P<command>.*)$")
@@ -78,7 +79,12 @@ class Page:
     def setup(self) -> tuple[str, str]:
         """What the page's database holds: a name of ``SETUPS``, and statements to run after it."""
         name, _, statements = (self._said("setup") or "tables").partition("\n")
-        return name.strip(), statements
+        return name.strip().removesuffix(_ALONE), statements
+
+    @property
+    def alone(self) -> bool:
+        """Whether the page has a server of its own, since it makes roles or settings that others would see."""
+        return (self._said("setup") or "").partition("\n")[0].strip().endswith(_ALONE)
 
     @property
     def real_model(self) -> bool:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from pgvec_queue import embedded, embedded_programs
+from pgvec_queue import embedded, embedded_programs, schema
+from pgvec_queue.database import Database
 from pgvec_queue.embedded_files import flock
 from tests.docs import pages, rows, running
 from tests.docs.running import World
@@ -34,13 +35,9 @@ def templates(shared: Path, postgres: embedded.Server, administration: Administr
         if made is not None:
             return
         _copy(administration, _TEMPLATES["tables"], "template_pgvec")
-        with psycopg.connect(postgres.uri(user="postgres", database=_TEMPLATES["tables"])) as connection:
-            rows.make(connection)
-        _copy(administration, _TEMPLATES["vectors"], _TEMPLATES["tables"])
-        dsn = postgres.uri(user="postgres", database=_TEMPLATES["vectors"])
-        for command in (("enqueue", "articles", "--text", "body", "--model", "hashing-384"), ("work", "--drain")):
-            ran = run_pgvec(*command, dsn=dsn)
-            assert ran.code == 0, ran
+        _fill(postgres.uri(user="postgres", database=_TEMPLATES["tables"]), "tables")
+        _copy(administration, _TEMPLATES["vectors"], "template_pgvec")
+        _fill(postgres.uri(user="postgres", database=_TEMPLATES["vectors"]), "vectors")
 
 
 @pytest.mark.timeout(600)
@@ -53,19 +50,42 @@ def test_the_commands_of_a_page_do_what_it_says(
     setup, statements = page.setup
     if setup == "none":
         done = running.run(page, World("", scratch, programs, f"embedded://{scratch}/server"))
+    elif page.alone:
+        server = embedded.Server(scratch / "server")
+        with server.used():
+            dsn = server.uri(user="postgres", database="pgvec")
+            if setup != "empty":
+                schema.initialize(Database(dsn))
+                _fill(dsn, setup)
+            _execute(dsn, statements)
+            done = running.run(page, World(dsn, scratch, programs))
     else:
         name = f"page_{uuid.uuid4().hex}"
         _copy(administration, name, _TEMPLATES[setup])
         dsn = postgres.uri(user="postgres", database=name)
         try:
-            if statements:
-                with psycopg.connect(dsn, autocommit=True) as connection:
-                    connection.execute(statements.encode())
+            _execute(dsn, statements)
             done = running.run(page, World(dsn, scratch, programs))
         finally:
             administration.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     if done.wrong:
         pytest.fail("\n\n".join(done.wrong), pytrace=False)
+
+
+def _fill(dsn: str, setup: str) -> None:
+    """Makes the tables in a database that has our schema, and for ``vectors`` the vectors of one."""
+    with psycopg.connect(dsn) as connection:
+        rows.make(connection)
+    if setup == "vectors":
+        for command in (("enqueue", "articles", "--text", "body", "--model", "hashing-384"), ("work", "--drain")):
+            ran = run_pgvec(*command, dsn=dsn)
+            assert ran.code == 0, ran
+
+
+def _execute(dsn: str, statements: str) -> None:
+    if statements:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(statements.encode())
 
 
 def _copy(administration: Administration, name: str, template: str) -> None:

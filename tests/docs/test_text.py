@@ -193,6 +193,9 @@ def test_commands_are_found_with_what_they_go_on_in_and_what_they_print() -> Non
     ]
     assert [one.text for one in script.commands] == ["first", "if true; then\n  second\nfi"]
     assert page.setup == ("empty", "CREATE TABLE t ();")
+    assert not page.alone
+    alone = pages.parse(page.path, "<!-- setup: vectors, own server -->")
+    assert (alone.setup, alone.alone) == (("vectors", ""), True)
     assert console.mark("fails") == "3"
     assert console.mark("not run") is None
     assert [item.value for item in page.items if isinstance(item, pages.Mark) and item.name == "run"] == ["hidden"]
