@@ -12,13 +12,14 @@ TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIP_INSTALL := $(PIP) install --quiet --constraint constraints.txt
 
-.PHONY: help install demo test chaos bench-peers check format tools lint-workflows audit sbom build clean
+.PHONY: help install demo test chaos bench-peers docs check format tools lint-workflows audit sbom build clean
 
 help:
 	@echo "make demo     embed and search Python's docstrings on a local PostgreSQL (two minutes)"
 	@echo "make test     run every test against a real PostgreSQL"
 	@echo "make chaos    soak the queue in faults (MINUTES=30 SEED=1); docs/chaos.md"
 	@echo "make bench-peers  compare with what people would pick instead (ARGS='load --rounds 5'); benchmarks/peers"
+	@echo "make docs     build the documentation into build/docs (a warning is an error)"
 	@echo "make check    ruff, mypy --strict, import-linter"
 	@echo "make lint-workflows  zizmor, actionlint and the schemas, over .github"
 	@echo "make audit    known vulnerabilities of what constraints.txt pins; asks PyPI"
@@ -65,10 +66,15 @@ chaos: install
 bench-peers: install
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
+docs: install
+	@$(BIN)/python -m sphinx -b html -c docs -n -W --keep-going -q . build/docs
+	@echo "build/docs/index.html"
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=docs/_ext $(BIN)/mypy --explicit-package-bases docs/_ext
 	$(BIN)/lint-imports
 
 format: install

@@ -22,6 +22,7 @@ AS $$
     CROSS JOIN LATERAL (VALUES (letter), (CASE WHEN after_place = place + 1 THEN letter || after END)) AS t(term)
     WHERE term IS NOT NULL
 $$;
+COMMENT ON FUNCTION pgvec.cjk_terms(text) IS 'The CJK letters of a text, single and in pairs, as pgvec.search_terms has them';
 
 -- name: search_terms
 CREATE OR REPLACE FUNCTION pgvec.search_terms(document text, language regconfig) RETURNS tsvector
@@ -92,6 +93,7 @@ AS $$
     CROSS JOIN LATERAL unnest(CASE WHEN whole NOT LIKE '!%' AND whole ~ ('[' || pgvec.cjk() || ']') THEN string_to_array(whole, ' <-> ')
                                    ELSE ARRAY[whole] END) AS b(part)
 $$;
+COMMENT ON FUNCTION pgvec.search_parts(tsquery) IS 'Of a query that is a plain list: the parts that may be found alone, and those that must not be found';
 
 -- name: search_equality
 -- The operator by which two keys of a type are the same, whatever the search path hides.
@@ -109,6 +111,7 @@ AS $$
         JOIN pg_namespace n ON n.oid = o.oprnamespace
         WHERE t.oid = search_equality.type LIMIT 1), 'OPERATOR(pg_catalog.=)')
 $$;
+COMMENT ON FUNCTION pgvec.search_equality(oid) IS 'The operator by which two keys of a type are the same';
 
 -- name: search_context
 -- The expression of the chunks from so many before or after d to so many; NULL where there are none to tell.
@@ -122,6 +125,7 @@ AS $$
                     v.destination_roles ->> 'chunk', v.destination_roles ->> 'chunk_index', destination, same_doc, low, high)
     END
 $$;
+COMMENT ON FUNCTION pgvec.search_context(pgvec.vectorizers, regclass, text, integer, integer) IS 'The expression of the chunks around a hit, for pgvec.search';
 
 -- name: search
 CREATE OR REPLACE FUNCTION pgvec.search(

@@ -67,6 +67,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says what of the documentation was not run, where its commands were."""
+    reports = (report for found in terminalreporter.stats.values() for report in found)
+    if any("docs/test_commands.py" in getattr(report, "nodeid", "") for report in reports):
+        from tests.docs.report import lines
+
+        terminalreporter.write_sep("=", "documentation")
+        for line in lines():
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def reachable() -> Iterator[Path]:
     """A directory for files that a server's own user must reach; root's ``tmp_path`` is closed to it."""

@@ -1502,6 +1502,48 @@ GUARDS = [
         "pgvec-queue needs PostgreSQL 14 or later",
         "tests/unit/test_runbook.py::test_a_message_that_is_explained_is_one_that_the_program_has",
     ),
+    Guard(
+        "docs: a command that fails is told",
+        "tests/docs/running.py",
+        "if ended.status not in (expected or {0}):",
+        "if False:",
+        "tests/docs/test_runner.py::test_a_command_that_fails_is_told",
+    ),
+    Guard(
+        "docs: what a page shows has to be printed",
+        "tests/docs/running.py",
+        'if fence.mark("shown") is not None and',
+        "if False and",
+        "tests/docs/test_runner.py::test_output_that_is_not_printed_is_told",
+    ),
+    Guard(
+        "docs: what HTTP refuses has failed",
+        "tests/docs/running.py",
+        "fail-with-body",
+        "",
+        "tests/docs/test_runner.py::test_what_http_refuses_has_failed",
+    ),
+    Guard(
+        "docs: what a page starts has to leave in order",
+        "tests/docs/running.py",
+        "if ended.status not in (0, 130):",
+        "if False:",
+        "tests/docs/test_runner.py::test_what_serves_has_to_leave_in_order",
+    ),
+    Guard(
+        "docs: each column of a view has a comment",
+        "sql/views.sql",
+        "COMMENT ON COLUMN pgvec.progress.name IS 'Its name';",
+        "",
+        "tests/docs/test_reference.py::test_all_that_the_reference_lists_has_a_description",
+    ),
+    Guard(
+        "docs: each option has a description",
+        "pgvec_queue/cli/verify.py",
+        'help="One JSON object instead of text."',
+        "help=None",
+        "tests/docs/test_reference.py::test_all_that_the_reference_lists_has_a_description",
+    ),
 ]
 
 

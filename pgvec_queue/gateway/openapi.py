@@ -17,15 +17,17 @@ looks, `write` adds and deletes texts as well, `admin` may do everything. Bodies
 is told as `application/problem+json`, and each answer has the `X-Request-ID` under which the log speaks of it.
 """
 TAGS = [
-    {"name": "texts", "description": "Texts to be embedded, and the tasks that tell how far they are."},
+    {"name": "texts", "description": "Texts to be embedded."},
+    {"name": "tasks", "description": "How far the texts of a request are, and their vectors."},
     {"name": "search", "description": "Questions, and the texts nearest to them."},
     {"name": "collections", "description": "Tables of texts that the gateway keeps for its clients."},
     {"name": "vectorizers", "description": "What is embedded, how far it is, and steering it."},
     {"name": "workers", "description": "Who embeds."},
+    {"name": "overview", "description": "All of it at a glance, for the page and for programs."},
     {"name": "health", "description": "For those who watch over the gateway."},
 ]
 
-_ANYWHERE = {
+_REQUESTS = {
     400: "The body is not JSON, or holds what no text or number may be.",
     403: "The role of the token does not suffice, or a page of another origin asks.",
     421: "The header `Host` names no host of this gateway.",
@@ -40,6 +42,8 @@ _WITH_BODY = {
     413: "The body is too large.",
     415: "The body is not `application/json`.",
 }
+ANYWHERE = dict(sorted((_REQUESTS | _WITH_TOKEN | _WITH_BODY).items()))
+"""What any request may be answered, by status."""
 _WITH_INPUT = {422: "A value is not as it has to be; `errors` says which."}
 _PROBES, _OF_PROBES = {"/health", "/ready"}, (400, 500, 503)
 _OF_FASTAPI = ("HTTPValidationError", "ValidationError")
@@ -63,7 +67,7 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 def _complete(path: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     # Any request may have a body, and be refused for it.
-    statuses = _WITH_BODY | ({status: _ANYWHERE[status] for status in _OF_PROBES} if path in _PROBES else _ANYWHERE)
+    statuses = _WITH_BODY | ({status: _REQUESTS[status] for status in _OF_PROBES} if path in _PROBES else _REQUESTS)
     if operation.get("security"):
         statuses |= _WITH_TOKEN
     if "422" in responses:

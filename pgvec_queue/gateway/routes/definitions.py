@@ -58,7 +58,7 @@ class NewVectorizer(BaseModel):
         None, description="For a whole document that is too long."
     )
     store: Literal["vector", "halfvec"] | None = Field(None, description="Type of the vectors.")
-    rows_per_job: int | None = Field(None, ge=1, le=2_147_483_647)
+    rows_per_job: int | None = Field(None, ge=1, le=2_147_483_647, description="Source rows per job.")
     priority: int | None = Field(None, ge=-1_000_000, le=1_000_000, description="Higher ones are worked on first.")
     sync: bool | None = Field(None, description="Follow live changes by triggers on the source.")
     index: bool | None = Field(None, description="Have an HNSW index built. By default as it is; a new one gets one.")

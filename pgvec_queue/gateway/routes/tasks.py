@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,10 +22,12 @@ from pgvec_queue.tasks import Task
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 In = Annotated[Context, Depends(context_of)]
+TaskId = Annotated[uuid.UUID, Path(description="The task's id, from the answer that accepted the texts.")]
 Reads = Depends(requires("read"))
 
 HEARTBEAT_SECONDS = 15.0
 _MOST = 1_000
+_CURSOR = "Of the page before: its next."
 _GONE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such task."}}
 
 
@@ -103,10 +105,13 @@ class TaskResult(BaseModel):
 @router.get("", dependencies=[Reads])
 async def list_tasks(
     gateway: In,
-    state: Annotated[Literal["queued", "running", "done", "failed", "cancelled"] | None, Query()] = None,
-    collection: Annotated[str | None, Query(max_length=63)] = None,
-    limit: Annotated[int, Query(ge=1, le=_MOST)] = 50,
-    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
+    state: Annotated[
+        Literal["queued", "running", "done", "failed", "cancelled"] | None,
+        Query(description="Only tasks in this state."),
+    ] = None,
+    collection: Annotated[str | None, Query(max_length=63, description="Only tasks of this collection.")] = None,
+    limit: Annotated[int, Query(ge=1, le=_MOST, description="The most tasks in a page.")] = 50,
+    cursor: Annotated[str | None, Query(max_length=1_000, description=_CURSOR)] = None,
 ) -> TaskList:
     """Lists tasks, newest first; without the errors of single texts."""
     before = None
@@ -128,7 +133,7 @@ async def list_tasks(
 
 
 @router.get("/{task_id}/status", dependencies=[Reads], responses=_GONE)
-async def status(gateway: In, task_id: uuid.UUID) -> TaskStatus:
+async def status(gateway: In, task_id: TaskId) -> TaskStatus:
     """Tells how far a task is."""
     async with gateway.connection() as connection:
         return await status_of(connection, task_id)
@@ -145,9 +150,9 @@ async def status(gateway: In, task_id: uuid.UUID) -> TaskStatus:
 )
 async def result(
     gateway: In,
-    task_id: uuid.UUID,
+    task_id: TaskId,
     limit: Annotated[int, Query(ge=1, le=_MOST, description="A page of large vectors may be shorter.")] = 100,
-    cursor: Annotated[str | None, Query(max_length=1_000)] = None,
+    cursor: Annotated[str | None, Query(max_length=1_000, description=_CURSOR)] = None,
 ) -> Response:
     """Returns vectors in the order of the request, up to the first text that still waits.
 
@@ -177,7 +182,7 @@ async def result(
 
 
 @router.delete("/{task_id}", dependencies=[Depends(requires("write"))], responses=_GONE)
-async def cancel(gateway: In, task_id: uuid.UUID) -> TaskStatus:
+async def cancel(gateway: In, task_id: TaskId) -> TaskStatus:
     """Cancels a task: what is not embedded yet leaves the collection; what is, stays. Twice is as good as once."""
     async with gateway.connection() as connection:
         if await tasks.cancel(connection, task_id) is None:
@@ -194,7 +199,7 @@ async def cancel(gateway: In, task_id: uuid.UUID) -> TaskStatus:
         **_GONE,
     },
 )
-async def events(gateway: In, task_id: uuid.UUID) -> StreamingResponse:
+async def events(gateway: In, task_id: TaskId) -> StreamingResponse:
     """Streams the task's status: at once, then whenever it changes, until it has ended."""
     async with gateway.connection() as connection:
         first = await _task(connection, task_id)

@@ -65,7 +65,7 @@ async def list_texts(
     gateway: In,
     name: Name,
     limit: Annotated[int, Query(ge=1, le=1_000, description="A page of long texts may be shorter.")] = 100,
-    cursor: Annotated[str | None, Query(max_length=4_000)] = None,
+    cursor: Annotated[str | None, Query(max_length=4_000, description="Of the page before: its next.")] = None,
 ) -> TextList:
     """Lists texts in the order of their ids, by code point."""
     after = checks.read_cursor(cursor, str)[0] if cursor is not None else ""
