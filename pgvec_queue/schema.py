@@ -25,9 +25,6 @@ from pgvec_queue import resources, roles, schema_indexes
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaMissingError, SchemaOutdatedError
 from pgvec_queue.locks import NOT_HAD, patiently
-from pgvec_queue.log import get_logger
-
-log = get_logger("pgvec.schema")
 
 HEAD = "0008"
 """The revision that this program is made for; a test holds it to the newest migration."""
@@ -65,7 +62,12 @@ def initialize(database: Database) -> str:
                     _run_alembic(offline=None, database=database)
                 except NOT_HAD as error:
                     if not told:
-                        log.warning("schema is in use by others; it is tried again", error=one_line(error))
+                        # Every command knows the schema, and few of them log.
+                        from pgvec_queue.log import get_logger
+
+                        get_logger("pgvec.schema").warning(
+                            "schema is in use by others; it is tried again", error=one_line(error)
+                        )
                     told = True
                     raise
     except NOT_HAD as error:

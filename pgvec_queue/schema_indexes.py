@@ -12,9 +12,6 @@ from psycopg import sql
 from pgvec_queue import resources
 from pgvec_queue.database import Connection, statement, untimed
 from pgvec_queue.errors import DatabaseError
-from pgvec_queue.log import get_logger
-
-log = get_logger("pgvec.schema")
 
 FILE = "indexes"
 
@@ -39,7 +36,9 @@ def complete(connection: Connection) -> None:
             with untimed(connection):
                 if valid is not None:
                     connection.execute(statement("schema", "drop_index").format(index=sql.Identifier("pgvec", name)))
-                log.info("index of the queue is being built", index=name)
+                from pgvec_queue.log import get_logger
+
+                get_logger("pgvec.schema").info("index of the queue is being built", index=name)
                 connection.execute(sql.SQL(create))
         except psycopg.errors.DuplicateTable:
             # Somebody else began in this moment.

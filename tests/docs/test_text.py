@@ -111,7 +111,7 @@ def test_links_lead_to_a_file_and_to_a_heading_in_it(page: pages.Page) -> None:
     for number, line in page.prose():
         for found in _LINK.finditer(_SPAN.sub("", line)):
             target = (page.path.parent / found["path"]).resolve() if found["path"] else page.path
-            if not target.exists() and found["path"] not in ("guides/", "coming-from/"):
+            if not target.exists():
                 wrong.append(f"{page.name}:{number}: there is no {found['path']}")
             elif found["anchor"] and target.suffix == ".md" and found["anchor"] not in anchors(target):
                 wrong.append(f"{page.name}:{number}: {target.name} has no heading #{found['anchor']}")
