@@ -65,9 +65,8 @@ def initialize(database: Database) -> str:
                         # Every command knows the schema, and few of them log.
                         from pgvec_queue.log import get_logger
 
-                        get_logger("pgvec.schema").warning(
-                            "schema is in use by others; it is tried again", error=one_line(error)
-                        )
+                        log = get_logger("pgvec.schema")
+                        log.warning("schema is in use by others; it is tried again", error=one_line(error))
                     told = True
                     raise
     except NOT_HAD as error:

@@ -38,7 +38,8 @@ def complete(connection: Connection) -> None:
                     connection.execute(statement("schema", "drop_index").format(index=sql.Identifier("pgvec", name)))
                 from pgvec_queue.log import get_logger
 
-                get_logger("pgvec.schema").info("index of the queue is being built", index=name)
+                log = get_logger("pgvec.schema")
+                log.info("index of the queue is being built", index=name)
                 connection.execute(sql.SQL(create))
         except psycopg.errors.DuplicateTable:
             # Somebody else began in this moment.

@@ -174,6 +174,6 @@ def test_dependabot_looks_where_something_is_pinned() -> None:
         (each["package-ecosystem"], each["directory"])
         for each in yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
     }
-    assert looks >= {("pip", "/"), ("pip", "/requirements"), ("github-actions", "/"), ("docker", "/deploy")}
+    assert looks >= {("pip", "/"), ("pip", "/requirements"), ("github-actions", "/"), ("docker", "/deploy/docker")}
     for _, directory in looks:
         assert (ROOT / directory.lstrip("/")).is_dir()
