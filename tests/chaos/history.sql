@@ -41,7 +41,7 @@ DECLARE
     now_ jsonb := to_jsonb(NEW);
 BEGIN
     INSERT INTO chaos_embeddings VALUES (
-        replace(TG_TABLE_NAME, '_vectors', ''), chaos_key(now_, TG_ARGV),
+        regexp_replace(TG_TABLE_NAME, '_vectors(_p[0-9]+)?$', ''), chaos_key(now_, TG_ARGV),
         (coalesce(now_ ->> 'source_hash', now_ ->> 'body_hash'))::bytea);
     RETURN NULL;
 END

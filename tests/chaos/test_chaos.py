@@ -362,7 +362,8 @@ def test_the_check_sees_whatever_is_wrong(chaos: Chaos) -> None:
         " WHERE id > (SELECT min(id) FROM docs_vectors) GROUP BY id LIMIT 1)",
         f"INSERT INTO docs_vectors SELECT id, 99, chunk, embedding, source_hash FROM docs_vectors WHERE id = {one}"
         " AND chunk_index = 0",
-        "UPDATE places_vectors SET source_hash = 'other' WHERE ctid = (SELECT ctid FROM places_vectors LIMIT 1)",
+        "UPDATE places_vectors SET source_hash = 'other'"
+        " WHERE (tableoid, ctid) = (SELECT tableoid, ctid FROM places_vectors LIMIT 1)",
         "UPDATE tags_vectors SET embedding = (embedding::real[] || 1::real)[2:]::vector"
         " WHERE ctid = (SELECT ctid FROM tags_vectors LIMIT 1)",
         "INSERT INTO tags_vectors SELECT -77, chunk_index, chunk, embedding, source_hash FROM tags_vectors LIMIT 1",

@@ -116,7 +116,7 @@ def test_the_base_installation_asks_for_no_model_library(wheel: Path) -> None:
         for name in base
         if name.startswith(("torch", "sentence", "tokenizers", "tiktoken", "openvino", "pixel", "gt-"))
     ]
-    extras = {"worker", "endpoint", "openvino", "local", "gateway", "demo", "dev", "all"}
+    extras = {"worker", "endpoint", "openvino", "local", "gateway", "demo", "docs", "dev", "all"}
     assert set(metadata.get_all("Provides-Extra") or []) == extras
 
 

@@ -169,7 +169,7 @@ def test_every_command_has_a_role_and_every_role_a_command() -> None:
     from pgvec_queue.cli import _COMMANDS
 
     # These need no schema.
-    assert set(_COMMANDS) - set(roles.COMMANDS) == {"db", "bench", "demo"}
+    assert set(_COMMANDS) - set(roles.COMMANDS) == {"db", "bench", "demo", "service"}
     assert {role for allowed in roles.COMMANDS.values() for role in allowed} == set(roles.ROLES)
 
 

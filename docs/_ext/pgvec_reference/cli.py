@@ -98,7 +98,8 @@ def _of_all() -> str:
 
 
 def _usage(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name, max_content_width=100)
+    # A command keeps the option for help that its first context asked for.
+    context = click.Context(command, info_name=name, **(program.context_settings))
     return context.get_usage().removeprefix("Usage: ")
 
 
