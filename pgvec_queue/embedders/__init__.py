@@ -9,17 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    # Every command knows what a model is; most of them have no use for numpy, which costs them a tenth of a second.
+    import numpy as np
+    from numpy.typing import NDArray
 
-from pgvec_queue.tokenizers import Ids, Tokenizer
+    from pgvec_queue.tokenizers import Ids, Tokenizer
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("sentence-transformers", "openai", "hashing")
 
-Vectors = NDArray[np.float32]
+Vectors: TypeAlias = "NDArray[np.float32]"
 
 
 @dataclass(frozen=True, slots=True)

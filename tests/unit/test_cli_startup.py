@@ -110,6 +110,11 @@ def test_a_command_loads_no_web_server_before_it_serves(command: str) -> None:
     assert not loaded(command, "--help") & GATEWAY
 
 
+@pytest.mark.parametrize("command", ["status", "workers", "pause", "failures", "drop", "index", "init", "verify"])
+def test_a_command_that_makes_no_vectors_loads_no_numpy(command: str) -> None:
+    assert "numpy" not in loaded(command, "--help")
+
+
 @pytest.mark.parametrize("command", ["status", "enqueue", "search", "workers", "db", "service"])
 def test_a_command_that_logs_nothing_loads_no_structlog(command: str) -> None:
     assert "structlog" not in loaded(command, "--help")
