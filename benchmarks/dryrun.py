@@ -25,10 +25,11 @@ from typing import Any
 import psycopg
 
 from benchmarks import common
-from pgvec_queue import definition, demo, estimate
+from pgvec_queue import definition, demo
 from pgvec_queue.bench import texts
 from pgvec_queue.database import Connection, Database, versions
-from pgvec_queue.estimate import Estimate, Wish, survey
+from pgvec_queue.estimate import estimator, survey
+from pgvec_queue.estimate.estimator import Estimate, Wish
 from pgvec_queue.estimate.totals import Interval
 
 _SKIPPED = {"test", "tests", "site-packages"}
@@ -179,7 +180,7 @@ def _estimate(dsn: str, table: Table, wish: Wish) -> Estimate:
         connection.read_only = True
         found = versions(connection)
         options = definition.Options(source=table.name, text=("body",), **table.options)
-        return estimate.estimate(connection, definition.propose(connection, options, found), found, wish)
+        return estimator.estimate(connection, definition.propose(connection, options, found), found, wish)
 
 
 def _work(dsn: str, connection: psycopg.Connection[Any], table: Table) -> dict[str, float]:

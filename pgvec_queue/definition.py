@@ -26,10 +26,10 @@ from pgvec_queue import (
     vectorizer,
 )
 from pgvec_queue.catalog import Column, Relation
-from pgvec_queue.chunking import Template
 from pgvec_queue.database import Connection, Versions, one_line, statement, transaction
 from pgvec_queue.definition_options import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, DEFAULT_ROWS_PER_JOB, Options
 from pgvec_queue.errors import DefinitionError
+from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import ROLES, Vectorizer
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgvec_queue import definition, estimate
+from pgvec_queue import definition
 from pgvec_queue.catalog import get_relation
 from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
@@ -163,8 +163,11 @@ def enqueue(
     if dry_run:
         connection.read_only = True
         proposed = definition.propose(connection, options, versions)
-        wish = estimate.Wish(sample or estimate.DEFAULT_SAMPLE, limit, price)
-        found = estimate.estimate(connection, proposed, versions, wish)
+        # Its numbers are wanted by nobody else here.
+        from pgvec_queue.estimate import estimator
+
+        wish = estimator.Wish(sample or estimator.DEFAULT_SAMPLE, limit, price)
+        found = estimator.estimate(connection, proposed, versions, wish)
         if as_json:
             click.echo(json.dumps(found.as_json()))
         else:

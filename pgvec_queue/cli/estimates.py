@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from pgvec_queue.cli.texts import console, duration, plain, size
-from pgvec_queue.estimate import Estimate
-from pgvec_queue.estimate.totals import Interval
+
+if TYPE_CHECKING:
+    from pgvec_queue.estimate.estimator import Estimate
+    from pgvec_queue.estimate.totals import Interval
 
 _Unit = Callable[[float], str]
 _LABEL = 26

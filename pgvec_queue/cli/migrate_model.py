@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pgvec_queue import estimate, model_migration, model_migration_begin, model_migration_end, model_report, vectorizer
+from pgvec_queue import model_migration, model_migration_begin, model_migration_end, model_report, vectorizer
 from pgvec_queue.cli import estimates
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.enqueue import tell_proposal
@@ -190,10 +190,13 @@ def _begin(connection: Connection, versions: Versions, name: str, wanted: dict[s
 
 
 def _estimate(connection: Connection, versions: Versions, name: str, wanted: dict[str, Any], *, as_json: bool) -> None:
+    # Its numbers are wanted by nobody else here.
+    from pgvec_queue.estimate import estimator
+
     connection.read_only = True
     proposed = model_migration_begin.propose(connection, name, wanted, versions)
     old = vectorizer.get(connection, name)
-    found = estimate.estimate(connection, proposed, versions, estimate.Wish(estimate.DEFAULT_SAMPLE, None, None))
+    found = estimator.estimate(connection, proposed, versions, estimator.Wish(estimator.DEFAULT_SAMPLE, None, None))
     if as_json:
         click.echo(json.dumps(found.as_json()))
     else:

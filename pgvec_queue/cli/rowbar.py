@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from typing import TYPE_CHECKING
 
 from pgvec_queue.cli.texts import console, duration, plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _AFTER = 0.5
 """Seconds that something may take without being shown."""
@@ -24,7 +25,7 @@ class RowBar:
         self._started = time.monotonic()
         self._console = console(err=True)
         self._display: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
 
     def __enter__(self) -> RowBar:
         return self
@@ -35,6 +36,9 @@ class RowBar:
         if not self._console.is_terminal or seconds < _AFTER:
             return
         if self._display is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.table import Column
+
             name = Column(no_wrap=True, overflow="ellipsis", max_width=max(self._console.width // 4, 16))
             self._display = Progress(
                 TextColumn(self._doing + " {task.description}", markup=False, table_column=name),
@@ -51,6 +55,7 @@ class RowBar:
         left = duration((total - rows) * seconds / rows) if total and rows else ""
         # Jobs are left out: 80 columns have to do for a hundred million rows.
         text = f"{rows:,} rows  {note or f'{rows / seconds:,.0f} rows/s  {left}'}"
+        assert self._task is not None
         self._display.update(self._task, completed=rows, total=total, text=text)
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,4 @@
-"""What a backfill would mean, before anything is done: see ``estimator``."""
+"""What a backfill would mean, before anything is done: see ``estimator``.
 
-from pgvec_queue.estimate.estimator import DEFAULT_SAMPLE, Estimate, Wish, estimate
-
-__all__ = ["DEFAULT_SAMPLE", "Estimate", "Wish", "estimate"]
+Its parts are imported one by one: those that know how tables and graphs are laid out are wanted elsewhere, too.
+"""

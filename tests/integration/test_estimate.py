@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pgvec_queue import definition, estimate
+from pgvec_queue import definition
 from pgvec_queue.database import versions
 from pgvec_queue.definition import Options
 from pgvec_queue.embedders import DEFAULT_MODEL, ModelSpec, model_files, tokenizer_of
-from pgvec_queue.estimate import Estimate, Wish, survey
+from pgvec_queue.estimate import estimator, survey
+from pgvec_queue.estimate.estimator import Estimate, Wish
 from pgvec_queue.estimate.totals import Interval
 from tests.commandline import CommandLine
 from tests.oracle import work_off
@@ -38,7 +39,7 @@ def _estimate(bench: Bench, source: str, *text: str, wish: Wish | None = None, *
     try:
         found = versions(connection)
         proposed = definition.propose(connection, Options(source=source, text=text, **options), found)
-        return estimate.estimate(connection, proposed, found, wish)
+        return estimator.estimate(connection, proposed, found, wish)
     finally:
         connection.close()
 
