@@ -232,7 +232,7 @@ def test_memory_is_what_a_worker_needs_above_its_model(
 def test_encode_compares_a_worker_with_the_plain_library_and_the_bare_model(
     cli: CommandLine, dsn: str, administration: Administration
 ) -> None:
-    found = measured(cli, dsn, "encode", "--chunks", "6", "--rounds", "2", "--threads", "1", "--device", "cpu")
+    found = measured(cli, dsn, "encode", "--chunks", "6", "--rounds", "1", "--threads", "1", "--device", "cpu")
     parameters = found["parameters"]
     assert (parameters["device"], parameters["dtype"], parameters["threads"]) == ("cpu", "float32", 1)
     assert parameters["encode_batch_size"] in (8, 16, 32, 64, 128)
