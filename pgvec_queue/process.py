@@ -7,13 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-
 _CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds the bounds that are its own (cgroup v2)."""
 
 
 def cores() -> int:
-    """Returns the cores that this process may run on, as far as the system tells: those of its container, in whole ones."""
+    """Returns the cores that this process, or its container, may use, as far as the system tells."""
     # Not everywhere can a process be kept to some of the cores.
     allowed = getattr(os, "sched_getaffinity", None)
     there = len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -204,8 +204,8 @@ def secret(name: str, environment: Mapping[str, str]) -> tuple[str, str]:
 def environment_with_key() -> dict[str, str]:
     """Returns this process's environment, with the endpoint's key in its variable where it stands in a file.
 
-    For whoever has to know what not to show. A file that cannot be read holds nothing that could be shown: whoever needs
-    the key says so.
+    For whoever has to know what not to show. A file that cannot be read holds nothing that could be shown: whoever
+    needs the key says so.
     """
     try:
         key = secret("endpoint_key", os.environ)[0]

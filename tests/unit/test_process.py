@@ -11,7 +11,14 @@ from pgvec_queue import process
 
 @pytest.mark.parametrize(
     ("bound", "cores"),
-    [(None, 6), ("max 100000", 6), ("400000 100000", 4), ("250000 100000", 3), ("50000 100000", 1), ("1600000 100000", 6)],
+    [
+        (None, 6),
+        ("max 100000", 6),
+        ("400000 100000", 4),
+        ("250000 100000", 3),
+        ("50000 100000", 1),
+        ("1600000 100000", 6),
+    ],
 )
 def test_a_container_has_the_cores_that_it_may_use(
     bound: str | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
