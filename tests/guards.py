@@ -1412,16 +1412,16 @@ GUARDS = [
     ),
     Guard(
         "service: the look at the database goes without this shell's variables",
-        "pgvec_queue/cli/service.py",
-        "os.environ.pop(name) for name in list(os.environ)",
-        "os.environ[name] for name in list(os.environ)",
+        "pgvec_queue/service/looking.py",
+        "if re.fullmatch(_KEPT, name)",
+        "if name",
         "tests/deploy/test_service.py::"
         "test_a_database_that_the_service_could_not_use_is_refused_before_anything_is_written",
     ),
     Guard(
         "service: a program that its user could not see is refused",
         "pgvec_queue/cli/service.py",
-        "        if place in _HOMES or not place.stat().st_mode & stat.S_IXOTH:\n",
+        "        if place in _HIDDEN or not place.stat().st_mode & stat.S_IXOTH:\n",
         "        if False:\n",
         "tests/deploy/test_service.py::test_a_program_that_a_made_up_user_could_not_see_is_refused",
     ),
@@ -1435,8 +1435,8 @@ GUARDS = [
     Guard(
         "service: the agent's shell becomes the worker",
         "pgvec_queue/service/launchd.py",
-        '& exec "$@"',
-        '& "$@"',
+        '\nexec "$@"',
+        '\n"$@"',
         "tests/deploy/test_units.py::test_an_agents_command_line_runs_the_worker_itself",
     ),
     Guard(
@@ -1650,6 +1650,8 @@ def _without(guard: Guard, directory: Path) -> tuple[str, bool]:
             shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, directory / part)
+    # The user that a machine's systemd makes up has to see it.
+    directory.chmod(0o755)
     path = directory / guard.file
     before = path.read_text()
     if before.count(guard.text) < 1:
