@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes what compose.yaml keeps secret, in secrets/ beside it; what is there already stays. docs/deploy.md
+# Makes what compose.yaml keeps secret, in secrets/ beside it; what is there already stays, and gets the modes that
+# containers need. docs/deploy.md
 set -eu
 umask 077
 cd "$(dirname "$0")"
@@ -14,7 +15,12 @@ make() {
 
 random | make postgres_password
 random | make grafana_password
+# Of the gateway, for Prometheus: empty until one is made (prometheus/prometheus.yml).
+: | make gateway_token
 password=$(cat secrets/postgres_password)
 printf 'postgresql://pgvec:%s@postgres:5432/pgvec\n' "$password" | make dsn
 printf '"pgvec" "%s"\n' "$password" | make pgbouncer_users
+for file in secrets/*; do
+    if [ -f "$file" ]; then chmod 644 "$file"; fi
+done
 echo "secrets/ holds: $(ls secrets | tr '\n' ' ')"

@@ -7,12 +7,21 @@ import os
 import sys
 from pathlib import Path
 
+_CGROUP = Path("/sys/fs/cgroup")
+"""Where a container finds the bounds that are its own (cgroup v2)."""
+
 
 def cores() -> int:
-    """Returns the cores that this process may run on, as far as the system tells."""
+    """Returns the cores that this process, or its container, may use, as far as the system tells."""
     # Not everywhere can a process be kept to some of the cores.
     allowed = getattr(os, "sched_getaffinity", None)
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
+    there = len(allowed(0)) if allowed else os.cpu_count() or 1
+    try:
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return there
+    # Microseconds of processor time in each period of so many; "max" where there is no bound.
+    return min(there, max(1, -(-int(quota) // int(period)))) if quota.isdigit() else there
 
 
 def machine_memory() -> int | None:
@@ -22,7 +31,7 @@ def machine_memory() -> int | None:
     except (OSError, ValueError):
         return None
     try:
-        bound = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        bound = (_CGROUP / "memory.max").read_text().strip()
     except OSError:
         bound = "max"
     return min(there, int(bound)) if bound.isdigit() else there

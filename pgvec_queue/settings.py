@@ -201,10 +201,17 @@ def secret(name: str, environment: Mapping[str, str]) -> tuple[str, str]:
     return lines[0], variable
 
 
-def environment_with_secrets() -> dict[str, str]:
-    """Returns this process's environment, with the secrets that stand in files in their variables."""
-    found = {f"PGVEC_{name.upper()}": secret(name, os.environ)[0] for name in SECRETS}
-    return {**os.environ, **{variable: value for variable, value in found.items() if value}}
+def environment_with_key() -> dict[str, str]:
+    """Returns this process's environment, with the endpoint's key in its variable where it stands in a file.
+
+    For whoever has to know what not to show. A file that cannot be read holds nothing that could be shown: whoever
+    needs the key says so.
+    """
+    try:
+        key = secret("endpoint_key", os.environ)[0]
+    except SettingsError:
+        key = ""
+    return {**os.environ, **({"PGVEC_ENDPOINT_KEY": key} if key else {})}
 
 
 def _parse_dsn(dsn: str, origin: str) -> DsnSource:

@@ -1412,16 +1412,16 @@ GUARDS = [
     ),
     Guard(
         "service: the look at the database goes without this shell's variables",
-        "pgvec_queue/cli/service.py",
-        "os.environ.pop(name) for name in list(os.environ)",
-        "os.environ[name] for name in list(os.environ)",
+        "pgvec_queue/service/looking.py",
+        "if re.fullmatch(_KEPT, name)",
+        "if name",
         "tests/deploy/test_service.py::"
         "test_a_database_that_the_service_could_not_use_is_refused_before_anything_is_written",
     ),
     Guard(
         "service: a program that its user could not see is refused",
         "pgvec_queue/cli/service.py",
-        "        if place in _HOMES or not place.stat().st_mode & stat.S_IXOTH:\n",
+        "        if place in _HIDDEN or not place.stat().st_mode & stat.S_IXOTH:\n",
         "        if False:\n",
         "tests/deploy/test_service.py::test_a_program_that_a_made_up_user_could_not_see_is_refused",
     ),
@@ -1435,8 +1435,8 @@ GUARDS = [
     Guard(
         "service: the agent's shell becomes the worker",
         "pgvec_queue/service/launchd.py",
-        '& exec "$@"',
-        '& "$@"',
+        '\nexec "$@"',
+        '\n"$@"',
         "tests/deploy/test_units.py::test_an_agents_command_line_runs_the_worker_itself",
     ),
     Guard(
@@ -1544,6 +1544,90 @@ GUARDS = [
         "help=None",
         "tests/docs/test_reference.py::test_all_that_the_reference_lists_has_a_description",
     ),
+    Guard(
+        "deploy: no variables of Services in a pod",
+        "deploy/kubernetes/gateway.yaml",
+        "      enableServiceLinks: false\n",
+        "",
+        "tests/deploy/test_kubernetes.py::test_a_pod_has_no_rights_that_it_does_not_need",
+    ),
+    Guard(
+        "deploy: a budget for each class of workers",
+        "deploy/kubernetes/disruption.yaml",
+        ", pgvec/device: cpu",
+        "",
+        "tests/deploy/test_kubernetes.py::test_a_worker_of_each_device_leaves_in_order",
+    ),
+    Guard(
+        "deploy: bootout that goes on is no failure",
+        "pgvec_queue/service/launchd.py",
+        "fine=_LEAVING",
+        "fine=()",
+        "tests/deploy/test_service.py::test_an_agent_is_waited_for_until_it_has_left_and_taken_when_launchd_can",
+    ),
+    Guard(
+        "deploy: bootstrap is tried again",
+        "pgvec_queue/service/launchd.py",
+        "again=_NOT_YET",
+        "again=()",
+        "tests/deploy/test_service.py::test_an_agent_is_waited_for_until_it_has_left_and_taken_when_launchd_can",
+    ),
+    Guard(
+        "deploy: an agent's settings mean nothing to its shell",
+        "pgvec_queue/service/launchd.py",
+        'export "$line" ;;',
+        'eval "export $line" ;;',
+        "tests/deploy/test_units.py::test_an_agents_command_line_runs_the_worker_itself",
+    ),
+    Guard(
+        "deploy: a service that is installed again keeps its options",
+        "pgvec_queue/cli/service.py",
+        "arguments = arguments or before.arguments",
+        "pass",
+        "tests/deploy/test_service.py::test_a_second_installation_changes_what_changes_and_keeps_what_a_person_wrote",
+    ),
+    Guard(
+        "deploy: a service stays of its kind",
+        "pgvec_queue/cli/service.py",
+        "if kind not in (None, before.kind):",
+        "if False:",
+        "tests/deploy/test_service.py::test_services_of_other_names_and_kinds_stand_beside_each_other",
+    ),
+    Guard(
+        "deploy: the database is looked at as the service",
+        "pgvec_queue/service/looking.py",
+        '"user": user, ',
+        "",
+        "tests/deploy/test_service.py::test_the_database_is_looked_at_as_whoever_the_service_runs_as",
+    ),
+    Guard(
+        "deploy: what runs is as new as its files",
+        "pgvec_queue/service/systemd.py",
+        "anew = anew or self._is_behind(name)",
+        "pass",
+        "tests/deploy/test_machine.py::test_a_worker_is_installed_killed_told_to_leave_and_removed",
+    ),
+    Guard(
+        "deploy: secrets have the modes that containers need",
+        "deploy/secrets.sh",
+        'chmod 644 "$file"; fi',
+        "true; fi",
+        "tests/deploy/test_compose.py::test_secrets_are_made_once_for_whoever_runs_it_alone",
+    ),
+    Guard(
+        "settings: a secret that is not needed may be out of reach",
+        "pgvec_queue/settings.py",
+        '    except SettingsError:\n        key = ""',
+        '    except ZeroDivisionError:\n        key = ""',
+        "tests/unit/test_cli_startup.py::test_a_secret_that_is_not_needed_may_be_out_of_reach",
+    ),
+    Guard(
+        "process: the cores of a container",
+        "pgvec_queue/process.py",
+        "if quota.isdigit() else there",
+        "if not quota else there",
+        "tests/unit/test_process.py::test_a_container_has_the_cores_that_it_may_use",
+    ),
 ]
 
 
@@ -1566,6 +1650,8 @@ def _without(guard: Guard, directory: Path) -> tuple[str, bool]:
             shutil.copytree(source, directory / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, directory / part)
+    # The user that a machine's systemd makes up has to see it.
+    directory.chmod(0o755)
     path = directory / guard.file
     before = path.read_text()
     if before.count(guard.text) < 1:

@@ -18,7 +18,7 @@ from pgvec_queue.cli.types import SETTINGS, Number, setting
 from pgvec_queue.doctor import Finding, Question
 from pgvec_queue.errors import DatabaseError, SettingsError
 from pgvec_queue.masking import secrets_of, without_secrets
-from pgvec_queue.settings import SECRETS, environment_with_secrets, secret
+from pgvec_queue.settings import SECRETS, environment_with_key, secret
 
 _WAITED_FOR = {"database", "pgvector", "schema"}
 
@@ -79,7 +79,7 @@ def _findings(
 
 
 def _masked(finding: Finding) -> Finding:
-    secrets = secrets_of(environment_with_secrets())
+    secrets = secrets_of(environment_with_key())
     remedy = finding.remedy and without_secrets(finding.remedy, secrets)
     return replace(finding, message=without_secrets(finding.message, secrets), remedy=remedy)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgvec_queue.cli.texts import plain
 from pgvec_queue.masking import secrets_of, without_secrets
-from pgvec_queue.settings import environment_with_secrets
+from pgvec_queue.settings import environment_with_key
 
 if TYPE_CHECKING:
     from structlog.stdlib import ProcessorFormatter
@@ -125,7 +125,7 @@ def are_json() -> bool:
 def configure(level: str, form: str, *, debug: bool) -> None:
     """Sets our own loggers' level and format; other libraries speak from warning on."""
     handler = _Stderr()
-    handler.setFormatter(Lines(form, secrets_of(environment_with_secrets())))
+    handler.setFormatter(Lines(form, secrets_of(environment_with_key())))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

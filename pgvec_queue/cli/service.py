@@ -9,22 +9,21 @@ import shlex
 import socket
 import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 
+import pgvec_queue
 from pgvec_queue import service as services
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import duration, plain
 from pgvec_queue.cli.types import Text
-from pgvec_queue.database import Database, one_line, statement, versions
+from pgvec_queue.database import Database, one_line, statement
 from pgvec_queue.errors import PgvecError, SettingsError
 from pgvec_queue.masking import without_secrets
 from pgvec_queue.service import Manager, Service, files
@@ -33,6 +32,8 @@ from pgvec_queue.service.launchd import Launchd
 from pgvec_queue.service.systemd import Systemd
 
 _HOMES = tuple(Path(home) for home in ("/home", "/root", "/run/user"))
+_HIDDEN = (*_HOMES, Path("/tmp"), Path("/var/tmp"))  # noqa: S108
+"""What a unit with ``ProtectHome`` and ``PrivateTmp`` does not see."""
 _SECRET_OPTIONS = ("--dsn", "--direct-dsn")
 _LINES = 10
 
@@ -78,10 +79,11 @@ def service() -> None:
 
 @service.command(short_help="Write the unit, the environment file and the address, and start it.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
-@click.option("--kind", type=click.Choice(list(services.COMMANDS)), default="worker", help="[default: worker]")
+@click.option("--kind", type=click.Choice(list(services.COMMANDS)), help="[default: as it is, else worker]")
 @_which
 @click.option("--run-as", type=Text(), metavar="ACCOUNT", help="Of the machine's: whom it runs as.  [default: made up]")
 @click.option("--no-start", is_flag=True, help="Only write the files.")
+@click.option("--restart", is_flag=True, help="Start it anew even where no file has changed, as after an upgrade.")
 @click.option("--no-check", is_flag=True, help="Do not look whether the database answers.")
 @click.option("--dry-run", is_flag=True, help="Print the unit; write and start nothing.")
 @command
@@ -89,25 +91,37 @@ def install(
     session: Session,
     *,
     arguments: tuple[str, ...],
-    kind: str,
+    kind: str | None,
     name: str | None,
     scope: str | None,
     manager: str | None,
     root: Path | None,
     run_as: str | None,
     no_start: bool,
+    restart: bool,
     no_check: bool,
     dry_run: bool,
 ) -> None:
     """Have this machine run a worker, gateway or exporter from its start on; ARGS go to it: -- --device cuda.
 
     The database is found as by every command, and kept in a file of its own, since its address may hold a password:
-    the unit, the environment file and the list of processes do not. An address that is there already is kept where
-    none is given, and so is the environment file. Running it again changes what has to be changed.
+    the unit, the environment file and the list of processes do not. Running it again changes what has to be changed:
+    address, account and ARGS that are there already are kept where none are given, and so is the environment file.
     """
-    _refuse_arguments(kind, arguments)
+    chosen = name or kind or "worker"
     of_a_person, found = _manager(manager, scope, root, run_as, reading=dry_run)
-    one = Service(kind, name or kind, _program(of_a_person, run_as), arguments)
+    before = found.installed(chosen)
+    if before is not None:
+        if kind not in (None, before.kind):
+            raise PgvecError(f"{chosen} is a {before.kind}; give another --name, or uninstall it first")
+        kind = before.kind
+        arguments = arguments or before.arguments
+        if before.account and run_as is None:
+            run_as = before.account
+            of_a_person, found = _manager(manager, scope, root, run_as, reading=dry_run)
+    kind = kind or "worker"
+    _refuse_arguments(kind, arguments)
+    one = Service(kind, chosen, _program(of_a_person, run_as), arguments)
     layout = found.layout(one.name)
     dsn = _dsn(session, layout.dsn, of_a_person=of_a_person)
     if dry_run:
@@ -117,24 +131,30 @@ def install(
         raise PgvecError(f"{layout.unit} is there, and was not written by this program; move it away, or give --name")
     starts = not (no_start or root)
     if starts:
-        found.refuse_where_absent()
+        reason = found.absent() or found.unfit()
+        if reason:
+            raise SettingsError(f"{reason}; --no-start writes the files all the same")
     if not (no_check or root):
-        _look(dsn, of_a_person=of_a_person)
+        from pgvec_queue.service.looking import look
+
+        look(dsn, of_a_person=of_a_person, account=run_as)
     changed = [
         _write(layout.dsn, dsn + "\n", files.PRIVATE),
         not layout.environment.exists() and _write(layout.environment, files.environment(one, layout), files.PRIVATE),
         _write(layout.unit, found.text(one), files.PUBLIC),
     ]
-    commands = found.starting(one.name, changed=any(changed)) if starts else []
-    for words in commands:
-        _run(words)
+    if layout.log is not None:
+        # launchd makes no directories.
+        layout.log.parent.mkdir(parents=True, exist_ok=True)
+    if starts:
+        found.start(one.name, _run, anew=restart or any(changed))
     advice = found.advice(one.name)
     if advice and not root:
         _say(advice)
     if starts:
         _say(f"it is installed; pgvec service status{_named(one.name)} tells how it is")
     elif not root:
-        _say(f"it is not started; do that with: pgvec service install{_named(one.name)} (without --no-start)")
+        _say(f"it is not started; do that with: {shlex.join(found.by_hand(one.name))}")
 
 
 @service.command(short_help="Tell whether it runs, what it said last, and whether the database hears of it.")
@@ -149,7 +169,7 @@ def status(session: Session, *, name: str | None, scope: str | None, manager: st
     chosen = name or "worker"
     layout = found.layout(chosen)
     if not files.is_ours(layout.unit):
-        raise PgvecError(_nothing(layout.unit))
+        raise PgvecError(_nothing(layout.unit, chosen))
     state = found.state(chosen)
     click.echo(f"{'unit':<9} {layout.unit}")
     click.echo(f"{'state':<9} {plain(state.said)}")
@@ -175,7 +195,8 @@ def uninstall(
 ) -> None:
     """Stop the service, which leaves as by SIGTERM, and remove its unit; its settings stay, but for --purge.
 
-    Nothing is removed from the database: that is pgvec uninstall.
+    Its logs, its cache of models and what was added to its unit (systemctl edit) stay in any case. Nothing is removed
+    from the database: that is pgvec uninstall.
     """
     _, found = _manager(manager, scope, root, None, reading=False)
     chosen = name or "worker"
@@ -185,17 +206,21 @@ def uninstall(
         if layout.unit.exists():
             raise PgvecError(f"{layout.unit} was not written by this program, and stays")
         if not (purge and settings_of_it):
-            raise PgvecError(_nothing(layout.unit))
-    elif root is None:
-        found.refuse_where_absent()
-        for words in found.stopping(chosen):
-            _run(words)
-    for path in (layout.unit, *(settings_of_it if purge else [])):
-        if path.exists():
-            _remove(path)
-    if root is None:
-        for words in found.afterwards():
-            _run(words)
+            raise PgvecError(_nothing(layout.unit, chosen))
+    absent = None if root else found.absent()
+    if absent:
+        _say(f"nothing is stopped: {absent}")
+    there = root is None and not absent
+    try:
+        if there and layout.unit.exists():
+            found.stop(chosen, _run)
+    finally:
+        # What could not be stopped must not start with the machine again.
+        for path in (layout.unit, *(settings_of_it if purge else [])):
+            if path.exists():
+                _remove(path)
+    if there:
+        found.forget(_run)
     if settings_of_it and not purge:
         _say(f"kept, with the database's address: {', '.join(map(str, settings_of_it))} (--purge removes it)")
 
@@ -224,12 +249,19 @@ def _manager(
         )
     if not (is_root or root or reading):
         raise SettingsError("a service of the machine (--system) is for root to install or remove: use sudo")
-    if run_as is not None and root is None:
-        try:
-            pwd.getpwnam(run_as)
-        except KeyError:
-            raise SettingsError(f"there is no account {run_as!r} on this machine") from None
-    return False, Systemd(account=run_as, root=below)
+    return False, Systemd(account=run_as, home=_home(run_as) if run_as and root is None else None, root=below)
+
+
+def _home(account: str) -> Path | None:
+    """Returns where the account has its caches: its home, if that is a person's.
+
+    Raises ``SettingsError`` where there is no such account.
+    """
+    try:
+        home = Path(pwd.getpwnam(account).pw_dir)
+    except KeyError:
+        raise SettingsError(f"there is no account {account!r} on this machine") from None
+    return home if home.is_dir() and any(place in _HOMES for place in (home, *home.parents)) else None
 
 
 def _refuse_arguments(kind: str, arguments: tuple[str, ...]) -> None:
@@ -238,7 +270,11 @@ def _refuse_arguments(kind: str, arguments: tuple[str, ...]) -> None:
 
     for option in _SECRET_OPTIONS:
         if any(word == option or word.startswith(f"{option}=") for word in arguments):
-            remedy = "give it before --" if option == "--dsn" else "set PGVEC_DIRECT_DSN in the environment file"
+            remedy = (
+                "set PGVEC_DSN, or PGVEC_DSN_FILE, for this command"
+                if option == "--dsn"
+                else "set PGVEC_DIRECT_DSN, or PGVEC_DIRECT_DSN_FILE, in the environment file"
+            )
             raise click.UsageError(f"{option} may hold a password, and every user sees a unit: {remedy}")
     if any(re.search(r"[\x00-\x1f\x7f]", word) for word in arguments):
         raise click.UsageError("an argument holds control characters")
@@ -257,15 +293,17 @@ def _program(of_a_person: bool, run_as: str | None) -> tuple[str, ...]:
     script = directory / "pgvec"
     words = (str(script),) if script.exists() else (sys.executable, "-m", "pgvec_queue")
     if not (of_a_person or run_as):
-        _refuse_hidden(directory)
-        _refuse_hidden(Path(sys.executable).resolve())
+        # An environment may borrow its interpreter, and the code may lie elsewhere (pip install --editable).
+        for path in (directory, Path(sys.executable), Path(sys.base_prefix), Path(pgvec_queue.__file__).parent):
+            _refuse_hidden(path)
+            _refuse_hidden(path.resolve())
     return words
 
 
 def _refuse_hidden(path: Path) -> None:
     """Raises ``SettingsError`` where a user that systemd makes up could not get at what is installed there."""
     for place in (path, *path.parents):
-        if place in _HOMES or not place.stat().st_mode & stat.S_IXOTH:
+        if place in _HIDDEN or not place.stat().st_mode & stat.S_IXOTH:
             raise SettingsError(
                 f"this program needs {path}, and a service of the machine may not look into {place}; install it "
                 "elsewhere (python3 -m venv /opt/pgvec), or give --run-as or --user"
@@ -289,32 +327,6 @@ def _dsn(session: Session, kept: Path, *, of_a_person: bool) -> str:
     if re.search(r"[\x00-\x1f\x7f]", source.dsn):
         raise SettingsError(f"the connection string ({source.origin}) holds control characters")
     return source.dsn
-
-
-def _look(dsn: str, *, of_a_person: bool) -> None:
-    """Raises ``DatabaseError`` where the service could not use the database: with neither this shell's variables nor,
-    unless it is a person's, their ``~/.pgpass``."""
-    from pgvec_queue import schema
-
-    if dsn.startswith("embedded:"):
-        return
-    with _without_variables():
-        database = Database(dsn)
-        if not of_a_person:
-            database = Database(make_conninfo(dsn, **{"passfile": "/nonexistent", **conninfo_to_dict(dsn)}))
-        with database.connect("service") as connection:
-            versions(connection)
-            schema.require(connection)
-
-
-@contextmanager
-def _without_variables() -> Iterator[None]:
-    """Takes libpq's variables out of the environment for a while."""
-    ours = {name: os.environ.pop(name) for name in list(os.environ) if re.match(r"PG(?!VEC_)", name)}
-    try:
-        yield
-    finally:
-        os.environ.update(ours)
 
 
 def _seen(session: Session, kept: Path) -> Iterator[str]:
@@ -362,13 +374,15 @@ def _remove(path: Path) -> None:
     _say(f"removed {path}")
 
 
-def _run(words: list[str]) -> None:
+def _run(words: Sequence[str], /, *, fine: Container[int] = (), again: Container[int] = (), seconds: float = 0) -> None:
     _say(shlex.join(words))
-    done(words)
+    done(words, fine=fine, again=again, seconds=seconds)
 
 
-def _nothing(unit: Path) -> str:
-    return f"there is no {unit}; see --name and --user, or install it: pgvec service install"
+def _nothing(unit: Path, name: str) -> str:
+    if files.is_ours(Systemd().layout(name).unit):
+        return f"there is no {unit}; the machine has one of that name: sudo pgvec service … --system"
+    return f"there is no {unit}; see --name, --user and --system, or install it: pgvec service install"
 
 
 def _named(name: str) -> str:

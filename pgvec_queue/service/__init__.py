@@ -8,7 +8,8 @@ line and in no environment. What is in ``deploy/systemd`` and ``deploy/launchd``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +42,29 @@ class Service:
         return (*self.program, COMMANDS[self.kind], *self.arguments)
 
 
+def kind_of(unit: str) -> str | None:
+    """Returns the kind of service that the text of a unit of ours speaks of."""
+    found = re.search(r"pgvec-queue, the (\w+): ", unit)
+    return found[1] if found and found[1] in COMMANDS else None
+
+
+def arguments_of(kind: str, command_line: Sequence[str]) -> tuple[str, ...]:
+    """Returns what stands after the command in a service's command line."""
+    # The program is one word, or an interpreter with -m.
+    program = 3 if list(command_line[1:2]) == ["-m"] else 1
+    return tuple(command_line[program + 1 :]) if list(command_line[program : program + 1]) == [COMMANDS[kind]] else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What a unit of ours says that was written before."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    account: str | None = None
+    """Whom it runs as, where that is an account of the machine's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the files of one service lie."""
@@ -63,25 +87,43 @@ class State:
     """For a person, in a few words."""
 
 
+class Run(Protocol):
+    """Runs a command, and says so; as ``asking.done``."""
+
+    def __call__(
+        self, words: Sequence[str], /, *, fine: Container[int] = (), again: Container[int] = (), seconds: float = 0
+    ) -> None: ...
+
+
 class Manager(Protocol):
-    """Whoever keeps services on a machine. Each command of the lists is run in turn; all have to succeed."""
+    """Whoever keeps services on a machine. What changes something there goes through ``run``, which raises
+    ``PgvecError`` where a command fails."""
 
     def layout(self, name: str) -> Layout: ...
 
     def text(self, service: Service) -> str:
         """Returns what its unit says."""
 
-    def refuse_where_absent(self) -> None:
-        """Raises ``PgvecError`` where it cannot be asked."""
+    def installed(self, name: str) -> Installed | None:
+        """Returns what the unit that is there says; None where none of ours is there."""
 
-    def starting(self, name: str, *, changed: bool) -> list[list[str]]:
-        """Returns the commands that have the service run, anew where a file of it has ``changed``."""
+    def absent(self) -> str | None:
+        """Returns why it cannot be asked; None where it can."""
 
-    def stopping(self, name: str) -> list[list[str]]:
-        """Returns the commands that end the service, and have it not start with the machine."""
+    def unfit(self) -> str | None:
+        """Returns why it could not run the unit; None where it could."""
 
-    def afterwards(self) -> list[list[str]]:
-        """Returns the commands that make the removal of a unit known."""
+    def start(self, name: str, run: Run, *, anew: bool) -> None:
+        """Has the service run with what its files say; ``anew``: even where it runs with that already."""
+
+    def by_hand(self, name: str) -> list[str]:
+        """Returns the command that has a service run whose files are written."""
+
+    def stop(self, name: str, run: Run) -> None:
+        """Ends the service, and has it not start with the machine."""
+
+    def forget(self, run: Run) -> None:
+        """Makes the removal of a unit known."""
 
     def state(self, name: str) -> State: ...
 

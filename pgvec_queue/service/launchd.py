@@ -2,7 +2,10 @@
 
 An agent runs while its person is logged in. The worker is the agent's own process, so that launchd's SIGTERM has it
 finish the slice in hand; `caffeinate` stands beside it and keeps the Mac awake for as long as the worker is there. The
-environment file is the one that systemd reads on other machines: the shell reads it here.
+environment file is the one that systemd reads on other machines: the shell takes its lines as they are here.
+
+`launchctl bootout` comes back before the worker has left, which takes it seconds, and for some seconds more launchd
+takes no agent of that name: so it is waited for, and `bootstrap` tried again.
 
 Nothing of this has run on a Mac: the file is checked as a property list, and its command line run on Linux.
 """
@@ -11,20 +14,49 @@ from __future__ import annotations
 
 import os
 import plistlib
+import time
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
-from pgvec_queue.errors import SettingsError
-from pgvec_queue.service import MARK, STOP_SECONDS, Layout, Service, State
-from pgvec_queue.service.asking import asked
+from pgvec_queue.errors import PgvecError
+from pgvec_queue.service import (
+    MARK,
+    STOP_SECONDS,
+    Installed,
+    Layout,
+    Run,
+    Service,
+    State,
+    arguments_of,
+    kind_of,
+)
+from pgvec_queue.service.asking import PAUSE, asked
 
 PREFIX = "pgvec-queue"
-START = 'set -a; . "$0"; set +a; /usr/bin/caffeinate -is -w $$ & exec "$@"'
-"""What the agent's shell does with its environment file and the command line that follow."""
+START = """\
+if [ -r "$0" ]; then
+  while IFS= read -r line || [ -n "$line" ]; do
+    case $line in [A-Za-z_]*=*) export "$line" ;; esac
+  done <"$0"
+fi
+/usr/bin/caffeinate -is -w $$ &
+exec "$@"
+"""
+"""What the agent's shell does with its environment file and the command line that follow: each line is a variable and
+its value as it stands, without any meaning to the shell. Without the file it goes on."""
 
 # Of what the system recommends at most, so that torch runs out of memory (and the worker halves its batch) before the
 # whole Mac swaps. The worker itself clears its cache at 0.8.
 _WATERMARKS = {"PYTORCH_MPS_HIGH_WATERMARK_RATIO": "1.0", "PYTORCH_MPS_LOW_WATERMARK_RATIO": "0.9"}
+
+
+_LEAVING = (3, 36)
+"""launchctl's exit codes for an agent that is gone already ("No such process"), and for one that takes its time
+("Operation now in progress")."""
+_NOT_YET = (5, 36, 37)
+"""What it ends with where the agent of that name is not quite gone ("Input/output error", or in progress)."""
+_BOOTSTRAP_SECONDS = 15.0
 
 
 def label(name: str) -> str:
@@ -87,28 +119,53 @@ class Launchd:
         # The agent speaks of the machine that it will run on.
         return agent(service, layout(service.name, self._home))
 
-    def refuse_where_absent(self) -> None:
-        """Raises ``PgvecError`` where there is no launchd, or nobody is logged in for whom an agent could run."""
-        if asked(["launchctl", "print", self._domain]).returncode:
-            raise SettingsError(
-                "nobody is logged in at this Mac's screen for whom an agent could run; log in there, or give --no-start"
-            )
+    def installed(self, name: str) -> Installed | None:
+        path = self.layout(name).unit
+        try:
+            content = path.read_bytes()
+            kind = kind_of(content.decode("utf-8", "replace"))
+            words = plistlib.loads(content)["ProgramArguments"] if kind else []
+        except (OSError, plistlib.InvalidFileException, ExpatError, KeyError):
+            return None
+        # The shell, its two words and the environment file come first.
+        return Installed(kind, arguments_of(kind, words[4:])) if kind else None
 
-    def starting(self, name: str, *, changed: bool) -> list[list[str]]:
-        loaded = self._shown(name) is not None
-        if loaded and not changed:
-            return [["launchctl", "kickstart", self._target(name)]]
-        files = self.layout(name)
-        assert files.log is not None
-        # launchd makes no directories.
-        files.log.parent.mkdir(parents=True, exist_ok=True)
-        return [*(self.stopping(name) if loaded else []), ["launchctl", "bootstrap", self._domain, str(files.unit)]]
+    def absent(self) -> str | None:
+        """There may be no launchd, or nobody logged in for whom an agent could run."""
+        try:
+            shown = asked(["launchctl", "print", self._domain])
+        except PgvecError as error:
+            return str(error)
+        return "nobody is logged in at this Mac's screen for whom an agent could run" if shown.returncode else None
 
-    def stopping(self, name: str) -> list[list[str]]:
-        return [["launchctl", "bootout", self._target(name)]] if self._shown(name) is not None else []
+    def unfit(self) -> str | None:
+        return None
 
-    def afterwards(self) -> list[list[str]]:
-        return []
+    def start(self, name: str, run: Run, *, anew: bool) -> None:
+        if self._shown(name) is not None:
+            if not anew:
+                run(["launchctl", "kickstart", self._target(name)])
+                return
+            self.stop(name, run)
+        # Somebody may have disabled it, which outlives its file.
+        run(["launchctl", "enable", self._target(name)])
+        run(self.by_hand(name), again=_NOT_YET, seconds=_BOOTSTRAP_SECONDS)
+
+    def by_hand(self, name: str) -> list[str]:
+        return ["launchctl", "bootstrap", self._domain, str(self.layout(name).unit)]
+
+    def stop(self, name: str, run: Run) -> None:
+        if self._shown(name) is None:
+            return
+        run(["launchctl", "bootout", self._target(name)], fine=_LEAVING)
+        ends = time.monotonic() + STOP_SECONDS + 5
+        while self._shown(name) is not None:
+            if time.monotonic() > ends:
+                raise PgvecError(f"{label(name)} has not left within {STOP_SECONDS + 5} s")
+            time.sleep(PAUSE)
+
+    def forget(self, run: Run) -> None:
+        """launchd looks into the directory when the person logs in."""
 
     def state(self, name: str) -> State:
         shown = self._shown(name)

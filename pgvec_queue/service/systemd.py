@@ -13,11 +13,13 @@ for as long as it takes; what is misused (2) is not.
 from __future__ import annotations
 
 import re
+import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pgvec_queue.errors import SettingsError
-from pgvec_queue.service import MARK, STOP_SECONDS, Layout, Service, State
+from pgvec_queue.errors import PgvecError
+from pgvec_queue.service import MARK, STOP_SECONDS, Installed, Layout, Run, Service, State, arguments_of, kind_of
 from pgvec_queue.service.asking import asked
 
 OLDEST = 250
@@ -54,6 +56,7 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 UMask=0077
 """
 _HARDENED_FOR_A_PERSON = """\
@@ -63,6 +66,7 @@ RestrictRealtime=yes
 RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
 UMask=0077
 """
 # MemoryDenyWriteExecute is not here: torch and its libraries compile for the processor as they go.
@@ -92,8 +96,11 @@ def _below(root: Path, path: Path) -> Path:
     return root / path.relative_to(path.anchor)
 
 
-def unit(service: Service, files: Layout, *, of_a_person: bool, account: str | None = None) -> str:
-    """Returns the text of the unit; ``account`` is whom a unit of the machine runs as, if not as a user made up."""
+def unit(
+    service: Service, files: Layout, *, of_a_person: bool, account: str | None = None, home: Path | None = None
+) -> str:
+    """Returns the text of the unit; ``account`` is whom a unit of the machine runs as, if not as a user made up, and
+    ``home`` is where that account has its caches, if anywhere."""
     where = "~/.config/systemd/user" if of_a_person else "/etc/systemd/system"
     return "".join(
         (
@@ -107,7 +114,7 @@ def unit(service: Service, files: Layout, *, of_a_person: bool, account: str | N
             "Type=exec\n",
             f"ExecStart={_words(service.command_line)}\n",
             f"EnvironmentFile=-{_escaped(str(files.environment))}\n",
-            *(_of_a_person(files) if of_a_person else _of_the_machine(service, files, account)),
+            *(_of_a_person(files) if of_a_person else _of_the_machine(service, files, account, home)),
             "Restart=on-failure\n",
             "RestartSec=5\n",
             "# Misuse: a fresh start would not mend it.\n",
@@ -120,7 +127,7 @@ def unit(service: Service, files: Layout, *, of_a_person: bool, account: str | N
             "OOMPolicy=continue\n",
             "OOMScoreAdjust=500\n",
             "MemoryHigh=80%\n",
-            *(_HARDENED_FOR_A_PERSON if of_a_person else _sandbox(service, account)),
+            *(_HARDENED_FOR_A_PERSON if of_a_person else _sandbox(service, account, home)),
             "\n[Install]\n",
             f"WantedBy={'default.target' if of_a_person else 'multi-user.target'}\n",
         )
@@ -129,35 +136,52 @@ def unit(service: Service, files: Layout, *, of_a_person: bool, account: str | N
 
 def _order(service: Service) -> Iterator[str]:
     yield "Wants=network-online.target\n"
-    cards = "" if service.kind == "exporter" else " nvidia-persistenced.service"
-    yield f"After=network-online.target postgresql.service{cards}\n"
+    if service.kind == "exporter":
+        yield "After=network-online.target postgresql.service\n"
+        return
+    yield "# CUDA would load this module by itself, which the sandbox prevents; without a card nothing happens.\n"
+    yield "Wants=modprobe@nvidia_uvm.service\n"
+    yield ("After=network-online.target postgresql.service nvidia-persistenced.service modprobe@nvidia_uvm.service\n")
 
 
 def _of_a_person(files: Layout) -> Iterator[str]:
     yield f"Environment={_quoted(f'PGVEC_DSN_FILE={files.dsn}', dollars=False)}\n"
 
 
-def _of_the_machine(service: Service, files: Layout, account: str | None) -> Iterator[str]:
+def _of_the_machine(service: Service, files: Layout, account: str | None, home: Path | None) -> Iterator[str]:
     yield f"LoadCredential=dsn:{_escaped(str(files.dsn))}\n"
     yield "Environment=PGVEC_DSN_FILE=%d/dsn\n"
-    if service.kind != "exporter":
+    if service.kind != "exporter" and home is None:
+        # systemd gives the directory to whom the unit runs as: two of them cannot share one.
+        cache = f"pgvec-{account}" if account else "pgvec"
         yield "# Models, and what was measured of this machine.\n"
-        yield "Environment=HF_HOME=%C/pgvec/huggingface XDG_CACHE_HOME=%C/pgvec\n"
-        yield "CacheDirectory=pgvec\n"
+        yield f"Environment=HF_HOME=%C/{cache}/huggingface XDG_CACHE_HOME=%C/{cache}\n"
+        yield f"CacheDirectory={cache}\n"
     yield f"User={account or ACCOUNT}\n"
     if account is None:
         yield "DynamicUser=yes\n"
 
 
-def _sandbox(service: Service, account: str | None) -> Iterator[str]:
+def _sandbox(service: Service, account: str | None, home: Path | None) -> Iterator[str]:
     # An account may have its program and its models at home.
     yield _HARDENED.format(home="yes" if account is None else "read-only")
+    if home is not None:
+        yield f"ReadWritePaths=-{_escaped(str(home))}\n"
     yield "PrivateDevices=yes\n" if service.kind == "exporter" else _DEVICES
 
 
 def _words(words: Sequence[str]) -> str:
-    """Returns a command line as systemd reads it."""
-    return " ".join(_quoted(word) for word in words)
+    """Returns a command line as systemd reads it: the program's path stands for itself, and no variable in it."""
+    return " ".join(_quoted(word, dollars=place > 0) for place, word in enumerate(words))
+
+
+def _unquoted(line: str) -> list[str]:
+    """Reads a command line that ``_words`` has written."""
+    words = []
+    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"|(\S+)', line):
+        word = bare or re.sub(r"\\(.)", r"\1", quoted)
+        words.append(word.replace("$$", "$").replace("%%", "%"))
+    return words
 
 
 def _quoted(word: str, *, dollars: bool = True) -> str:
@@ -182,12 +206,15 @@ class Systemd:
         person: Path | None = None,
         configuration: Path | None = None,
         account: str | None = None,
+        home: Path | None = None,
         root: Path = Path("/"),
     ) -> None:
-        """``person`` is the home of the person whose unit it is; None: the machine's, which runs as ``account``."""
+        """``person`` is the home of the person whose unit it is; None: the machine's, which runs as ``account`` with
+        this ``home``, if it has one."""
         self._person = person
         self._configuration = configuration
         self._account = account
+        self._home = home
         self._root = root
         self._systemctl = ["systemctl", *(["--user"] if person else [])]
 
@@ -197,34 +224,73 @@ class Systemd:
     def text(self, service: Service) -> str:
         # The unit speaks of the machine that it will run on.
         files = layout(service.name, person=self._person, configuration=self._configuration)
-        return unit(service, files, of_a_person=self._person is not None, account=self._account)
+        return unit(service, files, of_a_person=self._person is not None, account=self._account, home=self._home)
 
-    def refuse_where_absent(self) -> None:
-        """Raises ``SettingsError`` where no systemd runs that could be asked, or one that is too old."""
+    def installed(self, name: str) -> Installed | None:
+        try:
+            text = self.layout(name).unit.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+        kind = kind_of(text)
+        if kind is None or MARK not in text:
+            return None
+        said = dict(line.split("=", 1) for line in text.split("\n") if "=" in line and not line.startswith("#"))
+        account = None if said.get("DynamicUser") == "yes" else said.get("User")
+        return Installed(kind, arguments_of(kind, _unquoted(said.get("ExecStart", ""))), account)
+
+    def absent(self) -> str | None:
+        """There may be no systemd, or none for a person who has not logged in, as under su or cron."""
         if not RUNNING.exists():
-            raise SettingsError(
-                f"systemd does not run here (there is no {RUNNING}); --no-start writes the files all the same"
-            )
-        found = re.search(r"systemd (\d+)", asked([*self._systemctl, "--version"]).stdout)
+            return f"systemd does not run here (there is no {RUNNING})"
+        try:
+            shown = self._show("Version")
+        except PgvecError as error:
+            return str(error)
+        if shown.returncode:
+            whose = "systemd of a person who has not logged in" if self._person else "systemd"
+            return f"{whose} cannot be asked: {' '.join(shown.stderr.split())}"
+        return None
+
+    def unfit(self) -> str | None:
+        found = re.match(r"Version=(\d+)", self._show("Version").stdout)
         if found and int(found[1]) < OLDEST:
-            raise SettingsError(f"systemd {found[1]} is too old for the unit, which needs {OLDEST} or later")
+            return f"systemd {found[1]} is too old for the unit, which needs {OLDEST} or later"
+        return None
 
-    def starting(self, name: str, *, changed: bool) -> list[list[str]]:
+    def start(self, name: str, run: Run, *, anew: bool) -> None:
         unit_name = self.layout(name).unit.name
-        reload = [[*self._systemctl, "daemon-reload"]] if changed else []
-        start = "restart" if changed else "start"
-        return [*reload, [*self._systemctl, "enable", "--quiet", unit_name], [*self._systemctl, start, unit_name]]
+        anew = anew or self._is_behind(name)
+        run([*self._systemctl, "daemon-reload"])
+        run([*self._systemctl, "enable", "--quiet", unit_name])
+        run([*self._systemctl, "restart" if anew else "start", unit_name])
 
-    def stopping(self, name: str) -> list[list[str]]:
-        return [[*self._systemctl, "disable", "--quiet", "--now", self.layout(name).unit.name]]
+    def by_hand(self, name: str) -> list[str]:
+        return [*self._systemctl, "enable", "--now", self.layout(name).unit.name]
 
-    def afterwards(self) -> list[list[str]]:
-        return [[*self._systemctl, "daemon-reload"]]
+    def stop(self, name: str, run: Run) -> None:
+        run([*self._systemctl, "disable", "--quiet", "--now", self.layout(name).unit.name])
+
+    def forget(self, run: Run) -> None:
+        run([*self._systemctl, "daemon-reload"])
+
+    def _is_behind(self, name: str) -> bool:
+        """True where what runs is older than a file of it, as after an installation that was cut short."""
+        files = self.layout(name)
+        said = self._show("NeedDaemonReload", "ExecMainStartTimestampMonotonic", unit=files.unit.name).stdout
+        microseconds = re.search(r"^ExecMainStartTimestampMonotonic=([1-9]\d*)$", said, re.MULTILINE)
+        if "NeedDaemonReload=yes" in said or microseconds is None:
+            return "NeedDaemonReload=yes" in said
+        started = time.time() - time.monotonic() + int(microseconds[1]) / 1e6
+        ours = (files.unit, files.environment, files.dsn)
+        return any(path.stat().st_mtime > started for path in ours if path.exists())
+
+    def _show(self, *properties: str, unit: str | None = None) -> subprocess.CompletedProcess[str]:
+        asks = [f"--property={one}" for one in properties]
+        return asked([*self._systemctl, "show", *asks, *([unit] if unit else [])])
 
     def state(self, name: str) -> State:
         names = ("ActiveState", "SubState", "MainPID", "NRestarts", "Result", "UnitFileState")
-        shown = [f"--property={one}" for one in names]
-        said = asked([*self._systemctl, "show", self.layout(name).unit.name, *shown]).stdout
+        said = self._show(*names, unit=self.layout(name).unit.name).stdout
         found = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
         state = f"{found.get('ActiveState', 'unknown')} ({found.get('SubState', '')})"
         details = [f"process {found['MainPID']}"] if found.get("MainPID", "0") != "0" else []

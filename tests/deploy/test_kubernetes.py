@@ -16,14 +16,23 @@ from pgvec_queue.worker.supervisor import LEAVE_PATIENCE
 from tests.deploy.test_images import IMAGE, instructions
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+FOLDERS = [FOLDER, FOLDER / "cuda"]
 KUBECTL = shutil.which("kubectl")
 VERSIONS = ["1.29", "1.37"]
 
 
 @cache
 def manifests() -> list[dict[str, Any]]:
-    resources = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    return [one for name in resources for one in yaml.safe_load_all((FOLDER / name).read_text())]
+    return [one for folder in FOLDERS for one in manifests_of(folder)]
+
+
+def resources(folder: Path) -> list[str]:
+    named: list[str] = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    return named
+
+
+def manifests_of(folder: Path) -> list[dict[str, Any]]:
+    return [one for name in resources(folder) for one in yaml.safe_load_all((folder / name).read_text())]
 
 
 def of_kind(*kinds: str) -> Iterator[dict[str, Any]]:
@@ -59,24 +68,34 @@ def test_a_wrong_manifest_would_be_found() -> None:
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="needs kubectl (Debian: apt install kubernetes-client)")
-def test_kubectl_builds_them_into_one_namespace() -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_kubectl_builds_them_into_one_namespace(folder: Path) -> None:
     assert KUBECTL is not None
-    ran = subprocess.run([KUBECTL, "kustomize", FOLDER], capture_output=True, text=True, check=False)
+    ran = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     built = list(yaml.safe_load_all(ran.stdout))
-    assert len(built) == len(manifests())
+    assert len(built) == len(manifests_of(folder))
     assert {one["metadata"].get("namespace") for one in built if one["kind"] != "Namespace"} == {"pgvec"}
 
 
-def test_every_file_is_named_in_the_kustomization() -> None:
-    named = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
-    assert {path.name for path in FOLDER.iterdir()} == {*named, "kustomization.yaml"}
+def test_every_file_is_named_in_its_kustomization() -> None:
+    for folder in FOLDERS:
+        there = {path.name for path in folder.iterdir() if path.is_file()}
+        assert there == {*resources(folder), "kustomization.yaml"}
+
+
+def test_a_cluster_without_cards_is_asked_for_none() -> None:
+    assert "nvidia.com/gpu" not in str([one for one in manifests_of(FOLDER) if one["kind"] == "Deployment"]).replace(
+        "nvidia.com/gpu.present", ""
+    )
 
 
 @pytest.mark.parametrize(("name", "pod"), pods(), ids=[name for name, _ in pods()])
 def test_a_pod_has_no_rights_that_it_does_not_need(name: str, pod: dict[str, Any]) -> None:
     spec = pod["spec"]
     assert spec["automountServiceAccountToken"] is False
+    # A Service pgvec-gateway would set PGVEC_GATEWAY_PORT to a URL in every pod, and none would start.
+    assert spec["enableServiceLinks"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     user = next(rest for instruction, rest in instructions(IMAGE) if instruction == "USER")
@@ -131,10 +150,17 @@ def test_a_worker_of_each_device_leaves_in_order(device: str) -> None:
     # The kubelet's SIGTERM is the clean leave; a hook that sent one would make that the second, which ends at once.
     assert "lifecycle" not in container
     assert "livenessProbe" not in container
-    (budget,) = [one for one in of_kind("PodDisruptionBudget") if one["metadata"]["name"] == "pgvec-worker"]
-    assert matches(budget["spec"]["selector"], worker["spec"]["template"]["metadata"]["labels"])
+    # One budget for each Deployment: pods that cannot be placed must not use up that of the others.
+    labels = worker["spec"]["template"]["metadata"]["labels"]
+    (budget,) = [one for one in of_kind("PodDisruptionBudget") if matches(one["spec"]["selector"], labels)]
+    assert budget["spec"]["selector"]["matchLabels"] == worker["spec"]["selector"]["matchLabels"]
     cards = container["resources"]["limits"].get("nvidia.com/gpu")
     assert cards == (1 if device == "cuda" else None)
+
+
+def test_a_pod_that_is_not_ready_holds_no_node_up() -> None:
+    for one in of_kind("PodDisruptionBudget"):
+        assert one["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow", one["metadata"]["name"]
 
 
 def test_only_what_is_named_may_come_and_go() -> None:

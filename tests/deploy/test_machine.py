@@ -75,6 +75,13 @@ def test_a_worker_is_installed_killed_told_to_leave_and_removed(there: Machine, 
     assert (again.code, "wrote" in again.err) == (0, False), again
     assert process(there) == first
 
+    # What a person has written since it was started is taken up, although the installation changes no file.
+    there("touch", "/etc/pgvec/worker.env")
+    assert there(*command[:3], environment=given).code == 0
+    wait_for_worker(there, bench, other_than=first)
+    first = process(there)
+    assert "--lease 2" in there("cat", "/etc/systemd/system/pgvec-worker.service").out
+
     told = there(PROGRAM, "service", "status")
     assert told.code == 0, told
     assert f"active (running), process {first}" in told.out

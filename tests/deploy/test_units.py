@@ -157,6 +157,7 @@ def test_an_agent_is_kept_alive_and_awake_and_is_not_slowed_down(kind: str) -> N
     assert found["ExitTimeOut"] > LEAVE_PATIENCE
     assert "/usr/bin/caffeinate -is -w $$" in found["ProgramArguments"][2]
     assert found["ProgramArguments"][-1] == COMMANDS[kind]
+    assert found["ProgramArguments"][:3] == ["/bin/sh", "-c", START]
     assert found["StandardErrorPath"] == f"{HOME}/Library/Logs/pgvec-queue/{kind}.log"
     environment = found["EnvironmentVariables"]
     if kind != "exporter":
@@ -177,9 +178,18 @@ def test_another_reader_of_property_lists_takes_an_agent(kind: str) -> None:
 
 def test_an_agents_command_line_runs_the_worker_itself(bench: Bench, tmp_path: Path) -> None:
     """What launchd would run, run here: the shell becomes the worker, so that signals reach it, and SIGTERM ends it."""
+    direct = "postgresql://me:a'b\"c$HOME\\@db.example/shop?sslmode=require&connect_timeout=3; false"
     environment, dsn = tmp_path / "a worker.env", tmp_path / "worker.dsn"
-    environment.write_text("# settings\nPGVEC_LOG_FORMAT=json\n")
+    # Its lines are read as they stand: `&` and `;` mean nothing there, and the last may lack its end.
+    environment.write_text("# a=b\n\nPGVEC_DIRECT_DSN=" + direct + "\n$(exit 7)\nPGVEC_LOG_FORMAT=json")
     dsn.write_text(bench.dsn + "\n")
+    told = subprocess.run(
+        ["/bin/sh", "-c", START, str(environment), "/usr/bin/env"], capture_output=True, text=True, check=False
+    )
+    assert f"PGVEC_DIRECT_DSN={direct}\n" in told.stdout
+    nothing = subprocess.run(["/bin/sh", "-c", START, "/nowhere", "/bin/true"], capture_output=True, check=False)
+    assert nothing.returncode == 0
+    environment.write_text(environment.read_text().replace(direct, f"{bench.dsn}&connect_timeout=3"))
     program = [sys.executable, "-m", "pgvec_queue", "work"]
     worker = subprocess.Popen(
         ["/bin/sh", "-c", START, str(environment), *program],

@@ -528,3 +528,10 @@ def test_an_argument_that_is_no_text_is_refused(cli: CommandLine) -> None:
     ran = cli("status", os.fsdecode(b"\xff"))
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "pgvec: an argument is not valid text in this locale's encoding\n"
+
+
+def test_a_secret_that_is_not_needed_may_be_out_of_reach(cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DSN", "DIRECT_DSN", "ENDPOINT_KEY"):
+        monkeypatch.setenv(f"PGVEC_{name}_FILE", "/nowhere")
+    assert "127.0.0.1" in cli.refused("status", "--dsn", "host=127.0.0.1 port=1")
+    assert cli.refused("status").startswith("PGVEC_DSN_FILE: /nowhere cannot be read: ")
