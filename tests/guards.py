@@ -1336,8 +1336,8 @@ GUARDS = [
     Guard(
         "large fleets: who finds plenty of jobs says so",
         "pgvec_queue/worker/reader.py",
-        "self._state.plenty = self._state.fleet > 1 and",
-        "self._state.plenty = False and",
+        "ahead.near_end, ahead.plenty",
+        "ahead.near_end, False",
         "tests/integration/test_large_fleets.py::test_whoever_finds_more_than_two_jobs_per_worker_says_so_until_it_is_idle",
     ),
     Guard(
