@@ -161,13 +161,12 @@ def test_simulated_workers_work_through_a_pooler_of_the_benchs_own(
         monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), str(value))
     options = simulation.Options((20,), 2.5, 1, rate=16.0, processes=2, pool_size=6, lease=3.0)
     found = simulation.run(Place("dbname=postgres"), options, lambda _line: None)
-    assert list(Path("/tmp").glob("pgvec-pool-*")) == []
     assert found.parameters["pooled"]
     assert of_fleet(found, "server_connections") <= 6
     assert of_fleet(found, "client_connections") >= 20
     for figure in ("claims_per_second", "claim_p99_ms", "heartbeats_per_second", "writes_per_second"):
         assert of_fleet(found, figure) > 0, figure
-    assert of_fleet(found, "share_of_ideal") < 2, "a device does no more than it could"
+    assert 0 < of_fleet(found, "share_of_ideal") < 1.3, "a device does no more than it could, but for what was waiting"
     assert any("knee" in note for note in found.notes)
     assert left_behind(administration) == []
 
