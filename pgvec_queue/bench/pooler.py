@@ -108,7 +108,7 @@ def pooling(direct: psycopg.Connection[Any], *, pool_size: int, clients: int) ->
         configuration.touch(0o600)
         if root := given.get("sslrootcert"):
             # Where the account that it runs as can read it.
-            given["sslrootcert"] = shutil.copy(root, folder / "root.crt")
+            given["sslrootcert"] = shutil.copy(root, str(folder / "root.crt"))
         configuration.write_text(_configuration(folder, given, pool_size, clients))
         if account is not None:
             os.chown(configuration, account.uid, account.gid)

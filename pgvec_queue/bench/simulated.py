@@ -79,7 +79,7 @@ class Recorded:
     beats: list[float] = field(default_factory=list)
     """Milliseconds from the beginning of a heartbeat to its commit."""
     late: list[float] = field(default_factory=list)
-    """Seconds by which a heartbeat began later than it was due."""
+    """Seconds by which a heartbeat began later than a period after the one before."""
     writes: list[float] = field(default_factory=list)
     """Milliseconds of a slice's write."""
     lags: list[float] = field(default_factory=list)
@@ -135,9 +135,14 @@ class _TimedClaimer(Claimer):
 
 class _TimedHeartbeat(Heartbeat):
     recorder: _Recorder
+    _began_at: float | None = None
 
     def _beat(self) -> dict[str, object]:
-        self.recorder.record("late", max(0.0, time.monotonic() - self._beat_at - self.period))
+        now = time.monotonic()
+        # Due a period after the last one began: of that which takes long, the next one is late.
+        if self._began_at is not None:
+            self.recorder.record("late", max(0.0, now - self._began_at - self.period))
+        self._began_at = now
         return Heartbeat._beat(self)
 
 
