@@ -1580,6 +1580,27 @@ GUARDS = [
         "if one.is_ours or one.parent in self._ours or",
         "tests/integration/test_partitions.py::test_what_no_index_of_all_partitions_can_be_made_of_is_refused",
     ),
+    Guard(
+        "large fleets: jobs that a limit holds back are no plenty",
+        "sql/queue.sql",
+        "count(*) FILTER (WHERE NOT paced)",
+        "count(*)",
+        "tests/integration/test_turns.py::test_the_end_is_near_when_few_ranges_are_left_to_claim_for_all",
+    ),
+    Guard(
+        "large fleets: plenty of jobs is for whoever may do them",
+        "sql/queue.sql",
+        "AND coalesce(o.vectorizers && (SELECT own.vectorizers",
+        "AND coalesce(NULL::text[] && (SELECT own.vectorizers",
+        "tests/integration/test_worlds.py::test_a_worker_of_another_world_claims_writes_and_beats_nothing",
+    ),
+    Guard(
+        "bench: simulated workers whose work is blocked measure nothing",
+        "pgvec_queue/bench/simulated.py",
+        "            state.revision = schema.revision(connection)\n",
+        "",
+        "tests/integration/test_bench.py::test_a_simulated_worker_that_cannot_go_on_ends_the_bench_with_its_words",
+    ),
 ]
 
 
