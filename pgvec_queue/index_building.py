@@ -140,9 +140,13 @@ def _build(
     _drop_leftovers(connection, target, attendant, wish)
     there = vector_index.existing(connection, target)
     found = vector_index.serving(there, wish)
-    if found is not None:
-        return Built(found, None)
     old = [one for one in there if one.valid and one.is_ours]
+    if found is not None:
+        # A build may have ended while it waited to drop what this one has taken the place of.
+        for one in old if found.is_ours else ():
+            if one is not found:
+                remove(connection, target, one.label, attendant)
+        return Built(found, None)
     began = time.monotonic()
     if target.partitioned:
         name, remarks = index_partitions.build(connection, vectorizer, target, wish, vector_schema, attendant)

@@ -11,11 +11,14 @@ A partition's index that somebody else has made is neither attached nor doubled:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psycopg
+
 from pgvec_queue import vector_index
-from pgvec_queue.database import Connection
+from pgvec_queue.database import Connection, statement
 from pgvec_queue.index_room import Room, decide, server
 from pgvec_queue.index_statements import (
     Attendant,
@@ -24,12 +27,15 @@ from pgvec_queue.index_statements import (
     attach,
     create,
     create_on_only,
+    drop,
 )
 from pgvec_queue.vector_index import Existing, IndexRefusedError, Partition, Target, Wish
 from pgvec_queue.vectorizer import Vectorizer
 
 _PASSES = 3
 """Over all partitions, since somebody may add one meanwhile."""
+_GONE = ("55000", "42P17", "42P01", "42704", "XX000")
+"""What PostgreSQL says of a table that is no partition any more, or is there no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +61,21 @@ class Tree:
             for one in (target, *(partition.target for partition in self.partitions))
         }
         self._ours: set[int] = set()
-        for one in self._every():
-            if one.is_ours or one.parent in self._ours:
-                self._ours.add(one.oid)
+        # Each after what it is a partition of, and so each index after the one that it belongs to.
+        for oid, indexes in self.indexes.items():
+            for one in indexes:
+                # On a partition an index may have been made by hand, and be called much as ours are.
+                if one.named or one.parent in self._ours or (oid == target.oid and one.is_ours):
+                    self._ours.add(one.oid)
 
-    def _every(self) -> Iterator[Existing]:
-        """Yields each index after the one that it belongs to."""
-        for indexes in self.indexes.values():
-            yield from indexes
+    def is_ours(self, one: Existing) -> bool:
+        """Whether pgvec has made that index, or PostgreSQL for one of pgvec's."""
+        return one.oid in self._ours
+
+    def has(self, connection: Connection, table: Target) -> bool:
+        """Whether a table is a partition still."""
+        values = {"oid": self.target.oid, "part": table.oid}
+        return connection.execute(statement("index", "partition_exists"), values).fetchone() is not None
 
     def leftovers(self, wish: Wish | None) -> Iterator[tuple[Target, Existing]]:
         """Yields indexes of ours that serve nobody, but for what a build of ``wish`` would go on with."""
@@ -70,7 +83,7 @@ class Tree:
             for one in self.indexes[table.oid]:
                 serves = one.valid and table is self.target
                 goes_on = wish is not None and one.fits(wish) and (one.valid or table.partitioned)
-                if one.is_ours and one.parent is None and not serves and not goes_on:
+                if self.is_ours(one) and one.parent is None and not serves and not goes_on:
                     yield table, one
 
     def check(self) -> None:
@@ -80,7 +93,7 @@ class Tree:
             if partition.foreign:
                 raise IndexRefusedError(f"{table.label} is a foreign table, which can have no index")
             for one in self.indexes[table.oid]:
-                if one.valid and one.oid not in self._ours:
+                if one.valid and not self.is_ours(one):
                     raise IndexRefusedError(
                         f"{one.label} ({one.method}) is there, on a partition of {self.target.label}, and pgvec has "
                         "not made it; drop it, or attach all of yours to one: CREATE INDEX … ON ONLY "
@@ -118,15 +131,30 @@ def build(
                     connection, vectorizer, tree, partition, tops[partition.parent], wish, vector_schema, attendant
                 )
         parents = {partition.target.oid: tops[partition.parent] for partition in tree.partitions}
-        before = vector_index.vectors(connection, vectorizer) - sum(leaf.vectors for leaf in leaves)
-        count = sum(not partition.target.partitioned for partition in tree.partitions)
-        for number, leaf in enumerate(leaves, count - len(leaves) + 1):
-            step = Step(number, count, before, leaf.vectors)
-            remarks += _build_leaf(
-                connection, vectorizer, leaf, parents[leaf.target.oid], wish, step, vector_schema, attendant
-            )
-            before += leaf.vectors
-            attendant.built(step)
+        unbuilt = sum(leaf.index is None for leaf in leaves)
+        number = sum(not partition.target.partitioned for partition in tree.partitions) - unbuilt
+        count = number + unbuilt
+        before = vector_index.vectors(connection, vectorizer) - sum(leaf.vectors for leaf in leaves if not leaf.index)
+        # With what is attached, PostgreSQL looks whether the whole is valid now. So one that is built already waits for
+        # the end: the partition that was to be the last one may leave the table meanwhile.
+        waiting: list[tuple[_Leaf, Existing]] = []
+        for leaf in sorted(leaves, key=lambda one: one.index is None):
+            with _unless_gone(connection, tree, leaf, attendant):
+                index, step = leaf.index, None
+                if index is None:
+                    number += 1
+                    step = Step(number, count, before, leaf.vectors)
+                    index = _build_leaf(connection, vectorizer, leaf, wish, step, vector_schema, attendant, remarks)
+                if waiting:
+                    attach(connection, leaf.target, parents[leaf.target.oid].label, index.label, attendant)
+                else:
+                    waiting.append((leaf, index))
+                if step is not None:
+                    before += leaf.vectors
+                    attendant.built(step)
+        for leaf, index in waiting:
+            with _unless_gone(connection, tree, leaf, attendant):
+                attach(connection, leaf.target, parents[leaf.target.oid].label, index.label, attendant)
         if any(one.valid and one.oid == root.oid for one in vector_index.existing(connection, target)):
             return root.name, list(dict.fromkeys(remarks))
     raise IndexRefusedError(
@@ -169,7 +197,7 @@ def _lacking(connection: Connection, vectorizer: Vectorizer, tree: Tree, wish: W
 
 def _attached(tree: Tree, wish: Wish) -> set[int]:
     """Returns the partitions whose index belongs to that of the table which is being built."""
-    tops = {one.oid for one in tree.indexes[tree.target.oid] if one.is_ours and not one.valid and one.fits(wish)}
+    tops = {one.oid for one in tree.indexes[tree.target.oid] if tree.is_ours(one) and not one.valid and one.fits(wish)}
     done = set()
     for partition in tree.partitions:
         for one in tree.indexes[partition.target.oid]:
@@ -192,7 +220,7 @@ def _index_of(
     there = tree.indexes[table.oid]
     for one in there:
         # That of a partition may be complete before it is attached.
-        if one.is_ours and one.parent is None and one.fits(wish) and (not one.valid or table is not tree.target):
+        if tree.is_ours(one) and one.parent is None and one.fits(wish) and (not one.valid or table is not tree.target):
             return one
     name = next(one for one in table.names if one not in {index.name for index in there})
     create_on_only(connection, vectorizer, table, name, wish, vector_schema, attendant)
@@ -222,25 +250,36 @@ def _build_leaf(
     connection: Connection,
     vectorizer: Vectorizer,
     leaf: _Leaf,
-    parent: Existing,
     wish: Wish,
     step: Step,
     vector_schema: str,
     attendant: Attendant,
-) -> list[str]:
+    remarks: list[str],
+) -> Existing:
     if attendant.stopped():
         raise BuildStoppedError("the build of the index was stopped")
-    remarks: list[str] = []
-    index = leaf.index
-    if index is None:
-        assert leaf.given is not None
-        taken = {one.name for one in vector_index.existing(connection, leaf.target)}
-        name = next(one for one in leaf.target.names if one not in taken)
-        remarks = create(connection, vectorizer, leaf.target, name, wish, leaf.given, step, vector_schema, attendant)
-        index = _named(connection, leaf.target, name)
-    attach(connection, leaf.target, parent.label, index.label, attendant)
-    return remarks
+    assert leaf.given is not None
+    taken = {one.name for one in vector_index.existing(connection, leaf.target)}
+    name = next(one for one in leaf.target.names if one not in taken)
+    remarks += create(connection, vectorizer, leaf.target, name, wish, leaf.given, step, vector_schema, attendant)
+    return _named(connection, leaf.target, name)
+
+
+@contextmanager
+def _unless_gone(connection: Connection, tree: Tree, leaf: _Leaf, attendant: Attendant) -> Generator[None]:
+    """Lets the rest go on where the table is a partition no more; what is ours on it goes."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate not in _GONE or tree.has(connection, leaf.target):
+            raise
+        for one in vector_index.existing(connection, leaf.target):
+            if one.named and one.parent is None:
+                drop(connection, one.label, attendant)
 
 
 def _named(connection: Connection, table: Target, name: str) -> Existing:
-    return next(one for one in vector_index.existing(connection, table) if one.name == name)
+    for one in vector_index.existing(connection, table):
+        if one.name == name:
+            return one
+    raise psycopg.errors.UndefinedTable(f"{table.label} was dropped while its index was built")

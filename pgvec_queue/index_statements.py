@@ -3,7 +3,8 @@ wait for has it shortly or not at all.
 
 ``CREATE INDEX CONCURRENTLY`` and its ``DROP`` run outside a transaction and for any time. What PostgreSQL does to a
 partitioned table's index it does not do concurrently: such a statement gives up when it does not have its locks within
-a second, and tries again, so that nobody queues up behind it for longer.
+a moment, and tries again, the later and the longer the more often that was in vain. So nobody queues up behind it for
+more than a second, nor for more than a twentieth of the time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
@@ -38,9 +39,13 @@ _MOST_MEMORY = 2**31 - 1
 _PART_OF_SHARED_MEMORY = "shared memory segment"
 _DOES_NOT_FIT = "no longer fits into maintenance_work_mem"
 _LOCK_SECONDS = 0.8
-"""Less than the server's deadlock_timeout, so that nobody else becomes the victim."""
-_SHORTEST, _LONGEST = 0.2, 1.0
-"""Seconds between two tries for a lock."""
+"""That others may wait: less than the server's deadlock_timeout, so that nobody else becomes the victim."""
+_GENTLE_SECONDS = 2.5
+"""For a lock that no reader or writer waits behind: more than deadlock_timeout, when autovacuum gives way."""
+_PAUSE, _LONGEST_PAUSE = 1.0, 32.0
+_LOCK_SHARE = 0.05
+"""Of the time, at most, in which others may have to wait."""
+_STATEMENT_SECONDS = 60.0
 
 
 class BuildStoppedError(PgvecError):
@@ -168,21 +173,53 @@ def drop(connection: Connection, label: str, attendant: Attendant) -> None:
 
 def drop_partitioned(connection: Connection, target: Target, label: str, attendant: Attendant) -> None:
     """Drops the index of a partitioned table with those of its partitions, as soon as all are free for a moment."""
-    briefly(connection, statement("index", "drop_partitioned").format(index=literal_sql(label)), target, attendant)
+    query = statement("index", "drop_partitioned").format(index=literal_sql(label))
+    briefly(connection, query, target, attendant, wholly=True)
 
 
-def briefly(connection: Connection, query: sql.Composed, target: Target, attendant: Attendant) -> None:
-    """Runs what takes a moment once it has its locks on the table, which it tries for until the attendant ends it."""
+def tries() -> Iterator[tuple[float, float]]:
+    """Yields for how long to try for a lock that others may wait behind, and to pause afterwards at least; seconds."""
+    pausing = _PAUSE
     while True:
+        yield min(_LOCK_SECONDS, pausing * _LOCK_SHARE), pausing
+        pausing = min(2 * pausing, _LONGEST_PAUSE)
+
+
+def briefly(
+    connection: Connection, query: sql.Composed, target: Target, attendant: Attendant, *, wholly: bool = False
+) -> None:
+    """Runs what takes a moment once it has its locks on the table, which it tries for until the attendant ends it.
+
+    ``wholly``: it locks all partitions, one after the other, each of which may be in use; so all are locked before, and
+    that for a moment altogether.
+    """
+    table = identifier(target.schema, target.table)
+    for seconds, pausing in tries():
+        has_all = False
         try:
-            with transaction(connection, lock_timeout=_LOCK_SECONDS):
+            with transaction(connection, statement_timeout=_GENTLE_SECONDS, lock_timeout=_GENTLE_SECONDS):
+                if wholly:
+                    connection.execute(statement("index", "lock_gently").format(table=table))
+                    _be_patient(connection, seconds, seconds)
+                    connection.execute(statement("index", "lock_wholly").format(table=table))
+                has_all = True
+                _be_patient(connection, _STATEMENT_SECONDS, seconds)
                 connection.execute(query, {})
-        except NOT_HAD:
+        except (*NOT_HAD, psycopg.errors.QueryCanceled) as error:
+            if has_all and not isinstance(error, NOT_HAD):
+                raise
             attendant.waits(f"{target.label} has been in use for every try to lock it")
-            pause(random.uniform(_SHORTEST, _LONGEST), attendant)  # noqa: S311
+            pause(random.uniform(pausing, 1.5 * pausing), attendant)  # noqa: S311
         else:
             attendant.waits(None)
             return
+
+
+def _be_patient(connection: Connection, statement_seconds: float, lock_seconds: float) -> None:
+    connection.execute(
+        statement("index", "patience"),
+        {"statement": f"{statement_seconds * 1000:.0f}ms", "lock": f"{lock_seconds * 1000:.0f}ms"},
+    )
 
 
 def pause(seconds: float, attendant: Attendant) -> None:

@@ -24,7 +24,7 @@ from pgvec_queue.vectorizer import Vectorizer
 OTHER = "@other"
 """Ends the name of the one that waits: the new one before the switch, the old one after it."""
 _LONGEST_NAME = 190
-_LONGEST_TABLE = 57
+_LONGEST_TABLE = 54
 _LONGEST_COLUMN = 55
 """With room for a number, for a partition's, and for what the column of hashes is called."""
 _LONGEST_SHORT = 30

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.rows import class_row, dict_row
@@ -78,6 +78,15 @@ class Turn:
 
     model: str
     began: float
+
+
+class Ahead(NamedTuple):
+    """What is left to claim."""
+
+    near_end: bool
+    """Few ranges, and no more are being planned."""
+    plenty: bool
+    """Many that are there already, and that no limit holds back."""
 
 
 @dataclass(slots=True)
@@ -148,8 +157,8 @@ class Claimer:
             floor = self._floors.get(f"{vectorizer}keys", self._horizon)
             return self._claim_kind(connection, vectorizer, "keys", floor, keys, idle=False)
 
-    def is_near_end(self, connection: Connection, *, most: int) -> bool:
-        """Whether fewer than ``most`` ranges are left to claim; a cheap look from where they were found last."""
+    def look_ahead(self, connection: Connection, *, most: int) -> Ahead:
+        """Tells ``most`` ranges from fewer that are left to claim; a cheap look from where they were found last."""
         with transaction(connection, statement_timeout=30):
             row = connection.execute(
                 statement("queue", "near_end"),
@@ -160,7 +169,7 @@ class Claimer:
                     "most": most,
                 },
             ).fetchone()
-        return bool(row and row[0])
+        return Ahead(*row) if row else Ahead(False, False)
 
     def serves(self, vectorizer: int, priority: int, model: str) -> None:
         """Takes down that this worker has got a job of the vectorizer."""

@@ -21,7 +21,9 @@ from pgvec_queue.vectorizer import Vectorizer
 
 M, EF_CONSTRUCTION = 16, 64
 """pgvector's own defaults."""
-_OURS = re.compile(r"_hnsw_[0-9]+_[0-9]+b?$")
+_OURS = re.compile(r"_hnsw_([0-9]+)_[0-9]+b?$")
+_FIRST_OID = 16384
+"""Of what users make."""
 
 
 class IndexRefusedError(DefinitionError):
@@ -107,10 +109,14 @@ class Existing:
     parent: int | None
     """Of the partitioned table's index that it is a part of, the oid."""
     oid: int
+    named: bool
+    """As an index of ours on that very table is."""
 
     @property
     def is_ours(self) -> bool:
-        return _OURS.search(self.name) is not None
+        """Whether pgvec has made the index of a table; that of a table that was restored names another oid."""
+        made = _OURS.search(self.name)
+        return self.named or (made is not None and int(made[1]) >= _FIRST_OID)
 
     def fits(self, wish: Wish) -> bool:
         return (self.method, self.type, self.m, self.ef_construction) == (
@@ -190,7 +196,12 @@ def existing(connection: Connection, found: Target) -> list[Existing]:
     with connection.cursor(row_factory=class_row(Existing)) as cursor:
         return cursor.execute(
             statement("index", "existing"),
-            {"oid": found.oid, "attnum": found.attnum, "embedding": found.embedding},
+            {
+                "oid": found.oid,
+                "attnum": found.attnum,
+                "embedding": found.embedding,
+                "names": list(found.names),
+            },
         ).fetchall()
 
 

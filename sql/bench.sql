@@ -42,6 +42,9 @@ FROM pgvec.counters WHERE vectorizer_id = %(id)s;
 -- Workers that have written something of this vectorizer.
 SELECT count(*) FROM pgvec.counters WHERE vectorizer_id = %(id)s AND worker_id <> 0 AND rows_embedded > 0;
 
+-- name: blocked
+SELECT blocked_reason FROM pgvec.vectorizers WHERE blocked_reason IS NOT NULL LIMIT 1;
+
 -- name: registered
 SELECT count(*) FROM pgvec.workers WHERE NOT gone;
 

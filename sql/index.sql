@@ -31,7 +31,8 @@ SELECT c.relname AS name, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog
        CASE c.relkind WHEN 'i' THEN pg_catalog.pg_relation_size(c.oid)
             ELSE (SELECT sum(pg_catalog.pg_relation_size(part.relid))::bigint FROM pg_catalog.pg_partition_tree(c.oid) part)
        END AS size_bytes,
-       (SELECT h.inhparent FROM pg_catalog.pg_inherits h WHERE h.inhrelid = c.oid)::oid AS parent, c.oid
+       (SELECT h.inhparent FROM pg_catalog.pg_inherits h WHERE h.inhrelid = c.oid)::oid AS parent, c.oid,
+       c.relname = ANY (%(names)s) AS named
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -121,6 +122,20 @@ CREATE INDEX {index} ON ONLY {table} USING hnsw ({value} {opclass}) WITH (m = {m
 
 -- name: attach
 ALTER INDEX {index} ATTACH PARTITION {part};
+
+-- name: lock_gently
+-- Against vacuum and definitions alone: readers and writers neither wait for it nor are waited for, and autovacuum gives way.
+LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE;
+
+-- name: lock_wholly
+-- With all of its partitions, and theirs.
+LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;
+
+-- name: patience
+SELECT set_config('statement_timeout', %(statement)s, true), set_config('lock_timeout', %(lock)s, true);
+
+-- name: partition_exists
+SELECT FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.relid = %(part)s::oid;
 
 -- name: drop
 DROP INDEX CONCURRENTLY IF EXISTS {index};

@@ -37,12 +37,15 @@ SELECT EXISTS (SELECT FROM pgvec.jobs WHERE state = 'running' AND kind = 'range'
 
 -- name: near_end
 -- Whether fewer than so many ranges are left to claim, and nobody is planning more: then what a worker holds ahead is what
--- the others will wait for.
+-- the others will wait for. And whether so many are there for any worker that comes: those of a vectorizer with a limit are not.
 SELECT count(*) < %(most)s
        AND NOT EXISTS (SELECT FROM pgvec.vectorizers v
-                       WHERE NOT v.plan_complete AND v.plan_beat_at > clock_timestamp() - interval '60 seconds')
+                       WHERE NOT v.plan_complete AND v.plan_beat_at > clock_timestamp() - interval '60 seconds'),
+       count(*) FILTER (WHERE NOT paced) >= %(most)s
 FROM (
-    SELECT FROM pgvec.vectorizers v
+    SELECT v.paced FROM (
+        SELECT *, rows_per_second_limit IS NOT NULL AS paced FROM pgvec.vectorizers ORDER BY rows_per_second_limit IS NOT NULL
+    ) v
     CROSS JOIN LATERAL (
         SELECT j.id FROM pgvec.jobs j
         WHERE (j.vectorizer_id, j.kind, j.id)
@@ -213,7 +216,7 @@ SELECT id, pgvec.world() FROM registered;
 
 -- name: beat
 -- No row: gone, or this is not the world in which the worker registered. Tells how many workers there are, whether one of
--- them has not been heard of for its lease, whether one of them knows of plenty of jobs, and what people want: whether to
+-- them has not been heard of for its lease, whether one of them knows of plenty of jobs that this one may do, and what people want: whether to
 -- leave, which of the vectorizers in hand are to be worked on no more, and the limits of those that have any (rows per
 -- second; seconds of lag; seconds of a commit). And the schema's revision, since somebody may have upgraded it.
 UPDATE pgvec.workers w
@@ -225,7 +228,9 @@ SET beat_at = clock_timestamp(), state = %(state)s, device = %(device)s, dtype =
     cache_hits = %(cache_hits)s, plenty = %(plenty)s
 FROM (SELECT count(*) AS size,
              coalesce(bool_or(o.id <> %(worker)s AND o.beat_at < clock_timestamp() - o.lease), false) AS overdue,
-             coalesce(bool_or(o.id <> %(worker)s AND o.plenty), false) AS plenty
+             coalesce(bool_or(o.id <> %(worker)s AND o.plenty
+                              AND coalesce(o.vectorizers && (SELECT own.vectorizers FROM pgvec.workers own
+                                                             WHERE own.id = %(worker)s), true)), false) AS plenty
       FROM pgvec.workers o WHERE NOT o.gone) fleet
 WHERE w.id = %(worker)s AND NOT w.gone AND pgvec.world() = %(world)s
 RETURNING fleet.size, fleet.overdue, fleet.plenty, w.leave,

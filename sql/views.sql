@@ -436,10 +436,19 @@ CROSS JOIN LATERAL (
                SELECT FROM pg_index x
                JOIN pg_class xc ON xc.oid = x.indexrelid
                JOIN pg_am am ON am.oid = xc.relam AND am.amname = 'hnsw'
+               JOIN pg_attribute first ON first.attrelid = xc.oid AND first.attnum = 1
+               JOIN pg_type keyed ON keyed.oid = first.atttypid
                LEFT JOIN pg_index whole ON whole.indexrelid = pg_partition_root(x.indexrelid)
                WHERE x.indrelid = part.relid AND x.indisvalid
                  AND CASE WHEN i.state = 'built' THEN coalesce(whole.indisvalid, false)
-                          ELSE NOT coalesce(whole.indisvalid, false) AND (xc.relispartition OR xc.relname ~ '_hnsw_[0-9]+_[0-9]+b?$')
+                          -- Its own may be complete while an older one is yet to be dropped.
+                          ELSE xc.relname ~ CASE WHEN xc.relispartition THEN '' ELSE format('_hnsw_%s_[0-9]+b?$', part.relid::oid) END
+                               AND (am.amname, keyed.typname,
+                                    coalesce((SELECT option_value::integer FROM pg_options_to_table(xc.reloptions)
+                                              WHERE option_name = 'm'), 16),
+                                    coalesce((SELECT option_value::integer FROM pg_options_to_table(xc.reloptions)
+                                              WHERE option_name = 'ef_construction'), 64))
+                                   = ('hnsw', i.store, i.m, i.ef_construction)
                      END))::float8 AS built
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = v.destination_schema

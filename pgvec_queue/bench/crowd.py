@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import IO
 
@@ -106,6 +106,7 @@ class Crowd:
         while not condition():
             for process in self._processes:
                 process.ask()
+            self._check()
             if time.monotonic() > deadline:
                 raise PgvecError(f"{what} took longer than {seconds:.0f} s")
             time.sleep(_LOOK)
@@ -128,11 +129,15 @@ class Crowd:
             with ServerClock(self._own) as clock:
                 for thread in threads:
                     thread.start()
-                time.sleep(seconds)
-                ended.set()
-                for thread in threads:
-                    thread.join()
+                try:
+                    time.sleep(seconds)
+                finally:
+                    # Ctrl-C as well: they use connections that are closed then.
+                    ended.set()
+                    for thread in threads:
+                        thread.join()
             after = [process.ask() for process in self._processes]
+            self._check()
             window.seconds = time.monotonic() - began
             window.recorded = _together(after)
             window.transactions = self._transactions(looking) - transactions
@@ -146,6 +151,12 @@ class Crowd:
                 window.pooler_cores = None if now is None or pooled is None else (now - pooled) / window.seconds
             self._count_connections(window, looking)
         return window
+
+    def _check(self) -> None:
+        """Raises ``PgvecError`` where the workers have blocked what they are to work on: they would stand idle."""
+        row = self._own.connection.execute(statement("bench", "blocked")).fetchone()
+        if row is not None:
+            raise PgvecError(f"the simulated workers cannot go on: {row[0]}")
 
     def _count_connections(self, window: Window, connection: psycopg.Connection[tuple[object, ...]]) -> None:
         row = connection.execute(statement("bench", "worker_sessions")).fetchone()
@@ -191,19 +202,21 @@ def _start(settings: Settings) -> _Process:
     )
     process = _Process(running, log)
     assert running.stdin is not None
-    running.stdin.write(json.dumps(asdict(settings)) + "\n")
-    running.stdin.flush()
+    try:
+        running.stdin.write(json.dumps(asdict(settings)) + "\n")
+        running.stdin.flush()
+    except BaseException:
+        _end([process])
+        raise
     return process
 
 
 def _end(processes: Sequence[_Process]) -> None:
     for process in processes:
         assert process.running.stdin is not None
-        try:
+        # It may have ended already.
+        with suppress(OSError):
             process.running.stdin.close()
-        except OSError:
-            # It has ended already.
-            continue
     deadline = time.monotonic() + _END_SECONDS
     for process in processes:
         try:

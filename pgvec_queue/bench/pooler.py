@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from pgvec_queue import embedded_programs
 from pgvec_queue.bench.processor import process_seconds
@@ -26,6 +28,7 @@ from pgvec_queue.errors import PgvecError
 
 _PORT = "6432"
 _START_SECONDS = 10.0
+_END_SECONDS = 2.0
 _LOOK = 0.05
 _CONFIGURATION = """
 [databases]
@@ -49,6 +52,7 @@ log_disconnections = 0
 query_wait_timeout = 0
 """
 _SENT_ON = ("host", "port", "user", "password")
+_NOT_SENT_ON = ("sslcert", "sslkey", "sslcrl", "krbsrvname", "require_auth")
 
 
 def program() -> str | None:
@@ -65,11 +69,9 @@ class Pooler:
     process: subprocess.Popen[bytes]
     user: str
 
-    def dsn(self, direct: str) -> str:
-        """Returns the way to the database of ``direct`` through the pooler."""
-        return make_conninfo(
-            host=str(self.folder), port=_PORT, user=self.user, dbname=conninfo_to_dict(direct)["dbname"]
-        )
+    def dsn(self, database: str) -> str:
+        """Returns the way to that database through the pooler."""
+        return make_conninfo(host=str(self.folder), port=_PORT, user=self.user, dbname=database)
 
     def pool(self, database: str) -> dict[str, int]:
         """Returns what its console says of a database: clients served and waiting, servers in use and idle."""
@@ -89,20 +91,24 @@ class Pooler:
 
 
 @contextmanager
-def pooling(direct: str, *, pool_size: int, clients: int) -> Generator[Pooler]:
+def pooling(direct: psycopg.Connection[Any], *, pool_size: int, clients: int) -> Generator[Pooler]:
     """Runs one for the server of ``direct``: ``pool_size`` connections to it at most, for ``clients`` at most.
 
-    Raises ``PgvecError`` when it does not start.
+    It connects as ``direct`` has, wherever that had it from. Raises ``PgvecError`` when it cannot, or does not start.
     """
     found = program()
     assert found is not None
-    given = {name: str(value) for name, value in conninfo_to_dict(direct).items() if value is not None}
+    given = _given(direct)
     account = embedded_programs.server_account() if os.geteuid() == 0 else None
     # Its socket's name has to be short, whatever TMPDIR is.
     folder = Path(tempfile.mkdtemp(prefix="pgvec-pool-", dir="/tmp"))
+    before = _end_on_hangup()
     try:
         configuration = folder / "pgbouncer.ini"
         configuration.touch(0o600)
+        if root := given.get("sslrootcert"):
+            # Where the account that it runs as can read it.
+            given["sslrootcert"] = shutil.copy(root, str(folder / "root.crt"))
         configuration.write_text(_configuration(folder, given, pool_size, clients))
         if account is not None:
             os.chown(configuration, account.uid, account.gid)
@@ -121,11 +127,47 @@ def pooling(direct: str, *, pool_size: int, clients: int) -> Generator[Pooler]:
             _await(running, folder)
             yield Pooler(folder, running, given["user"])
         finally:
-            # SIGINT would wait for the clients to finish their transactions.
-            running.terminate()
-            running.wait(_START_SECONDS)
+            _end(running)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if before is not None:
+            signal.signal(signal.SIGHUP, before)
+
+
+def _end_on_hangup() -> Any:
+    """Lets SIGHUP end the bench as SIGTERM does, so that nothing stays; returns how it was, None where it stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    before = signal.getsignal(signal.SIGHUP)
+    if before is not signal.SIG_DFL:
+        return None
+
+    def hung_up(number: int, frame: object) -> None:  # noqa: ARG001
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGHUP, hung_up)
+    return before
+
+
+def _end(running: subprocess.Popen[bytes]) -> None:
+    """Has it end at once. From pgbouncer 1.23 on the first SIGTERM has it wait for its clients; the second has not."""
+    for stop in (running.terminate, running.terminate, running.kill):
+        stop()
+        with suppress(subprocess.TimeoutExpired):
+            running.wait(_END_SECONDS)
+            return
+
+
+def _given(direct: psycopg.Connection[Any]) -> dict[str, str]:
+    """Returns how a connection was made: what its string, the environment, a service and a password file say."""
+    info = direct.info
+    given = info.get_parameters()
+    if unknown := [name for name in _NOT_SENT_ON if name in given] or (
+        ["sslrootcert=system"] if given.get("sslrootcert") == "system" else []
+    ):
+        raise PgvecError(f"the bench's pgbouncer cannot connect with {', '.join(unknown)}; give --no-pooler")
+    # Those of the server that was reached, of several.
+    return given | {"host": info.host, "port": str(info.port), "user": info.user, "password": info.password}
 
 
 def _configuration(folder: Path, given: Mapping[str, str], pool_size: int, clients: int) -> str:
@@ -137,7 +179,8 @@ def _configuration(folder: Path, given: Mapping[str, str], pool_size: int, clien
         port=_PORT,
         folder=folder,
         user=given["user"],
-        tls=given.get("sslmode", "prefer"),
+        tls=given.get("sslmode", "prefer")
+        + (f"\nserver_tls_ca_file = {ca}" if (ca := given.get("sslrootcert")) else ""),
     )
 
 

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from pgvec_queue import process, queue
+from pgvec_queue import process, queue, schema
 from pgvec_queue.chunking import Chunk
 from pgvec_queue.database import Connection, Database
 from pgvec_queue.embedders import DeviceOptions
+from pgvec_queue.errors import PgvecError
 from pgvec_queue.queue import Claimer, Job
 from pgvec_queue.slices import Embedded
 from pgvec_queue.worker.cache import Cache
@@ -78,13 +79,13 @@ class Recorded:
     beats: list[float] = field(default_factory=list)
     """Milliseconds from the beginning of a heartbeat to its commit."""
     late: list[float] = field(default_factory=list)
-    """Seconds by which a heartbeat began later than it was due."""
+    """Seconds by which a heartbeat began later than a period after the one before."""
     writes: list[float] = field(default_factory=list)
     """Milliseconds of a slice's write."""
     lags: list[float] = field(default_factory=list)
     """Milliseconds by which a device's clock was served late: this process itself is behind then."""
     rows: int = 0
-    """In the slices that were handed to a writer."""
+    """In the slices that a writer was done with."""
     lost: int = 0
     """Leases that were lost."""
     cpu: float = 0.0
@@ -134,9 +135,14 @@ class _TimedClaimer(Claimer):
 
 class _TimedHeartbeat(Heartbeat):
     recorder: _Recorder
+    _began_at: float | None = None
 
     def _beat(self) -> dict[str, object]:
-        self.recorder.record("late", max(0.0, time.monotonic() - self._beat_at - self.period))
+        now = time.monotonic()
+        # Due a period after the last one began: of that which takes long, the next one is late.
+        if self._began_at is not None:
+            self.recorder.record("late", max(0.0, now - self._began_at - self.period))
+        self._began_at = now
         return Heartbeat._beat(self)
 
 
@@ -182,6 +188,7 @@ class Device(Channel):
             began = time.perf_counter()
             yield work
             self._recorder.record("writes", (time.perf_counter() - began) * 1000)
+            self._recorder.count("rows", len(work.part.documents))
 
     def _pass(self, work: Work, done_at: float) -> None:
         """Waits until the device is done with a slice."""
@@ -191,7 +198,6 @@ class Device(Channel):
             self._state.aborted.wait(left)
             self._recorder.record("lags", max(0.0, time.monotonic() - done_at) * 1000)
         self._state.measured(len(documents), len(documents) / self._rate)
-        self._recorder.count("rows", len(documents))
         work.embedded = [
             Embedded(one, (Chunk(0, one.text or "", 1, one.text or ""),), self._vectors) for one in documents
         ]
@@ -215,6 +221,7 @@ class SimulatedWorker:
         state = State(_TimedMeasures(recorder))
         with self._database.connect("worker") as connection:
             member = queue.register(connection, names=settings.names, lease=settings.lease)
+            state.revision = schema.revision(connection)
         state.worker = member.worker
         # As of a worker that has had the model before: nobody is to wait for the first slices to be of the right size.
         state.measured(settings.rate, 1.0)
@@ -262,6 +269,8 @@ class SimulatedWorker:
         """Begins afresh where the lease is lost. Raises what has ended a stage."""
         if self._state.failure is not None:
             raise self._state.failure
+        if self._state.outgrown.is_set():
+            raise PgvecError("the schema of the bench's database has become another one")
         if self._state.lease_lost.is_set():
             self._recorder.count("lost", 1)
             self._end()

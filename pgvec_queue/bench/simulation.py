@@ -154,10 +154,8 @@ def _measure(own: Arena, count: int, options: Options, *, pooled: bool, say: Say
         dsn = own.dsn
         if pooled:
             clients = (_CONNECTIONS + 1) * count + _OTHERS
-            pooler = stack.enter_context(
-                pooling(own.database.conninfo("worker"), pool_size=options.pool_size, clients=clients)
-            )
-            dsn = pooler.dsn(own.dsn)
+            pooler = stack.enter_context(pooling(own.connection, pool_size=options.pool_size, clients=clients))
+            dsn = pooler.dsn(own.connection.info.dbname)
         direct = own.dsn if options.listen else None
         say(f"starting {count:,} simulated workers")
         settings = Settings(dsn, direct, (work.vectorizer.name,), count, options.rate, options.lease)

@@ -13,6 +13,7 @@ from rich.table import Table
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console
 from pgvec_queue.cli.types import Number, Size, Whole
+from pgvec_queue.definition_options import MOST_PARTITIONS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,7 +47,9 @@ class _Constant(click.ParamType):  # type: ignore[type-arg]
         known = [one.name for one in fields(Constants)]
         if name not in known or not number:
             self.fail(f"{value!r} is no constant; write NAME=NUMBER, of {', '.join(known)}", param, ctx)
-        return name, Number(0, _LARGEST, min_open=True).convert(number, param, ctx)
+        # A graph grows with the logarithm of its vectors, which of one is nothing.
+        least = 1 if name == "build_at" else 0
+        return name, Number(least, _LARGEST, min_open=True).convert(number, param, ctx)
 
 
 def _price(name: str, what: str) -> Callable[[F], F]:
@@ -74,7 +77,12 @@ def _price(name: str, what: str) -> Callable[[F], F]:
 )
 @click.option("--rows-per-job", type=Whole(1), metavar="N", default=1_000, show_default=True, help="As of enqueue.")
 @click.option(
-    "--partitions", type=Whole(1, 1_024), metavar="N", default=1, show_default=True, help="Of the destination."
+    "--partitions",
+    type=Whole(1, MOST_PARTITIONS),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Of the destination.",
 )
 @click.option("--devices", type=Whole(1, 1_000_000), metavar="N", default=1, show_default=True, help="GPUs, or Macs.")
 @click.option(

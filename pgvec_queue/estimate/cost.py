@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.destination_checks import INDEXABLE
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.estimate import hnsw, layout, storage
@@ -24,6 +25,8 @@ from pgvec_queue.estimate.storage import Attribute
 
 MOST_TABLE_BYTES = 32 * 2**40
 """Of one table, or one partition, with pages of 8 kB: PostgreSQL counts them with 32 bits."""
+MOST_TOASTED = 2.0**32
+"""Values of one table that are kept out of line: each has an object id of its own there."""
 CONNECTIONS, MOST_CONNECTIONS = 4, 300
 """Of a worker; and of all, from where on a server without a pooler spends more on them than they are worth."""
 _KEY = Attribute("key0", 8, "d", "p")
@@ -174,6 +177,7 @@ def _space(plan: Plan) -> dict[str, float]:
         "chunks": chunks,
         "tokens": chunks * plan.tokens_per_chunk,
         "row_bytes": float(rows.heap[0] + rows.toast[0]),
+        "toasted_values": chunks * float(rows.toast_rows[0] > 0),
         "table_bytes": heap * parts,
         "key_index_bytes": sum(storage.index_bytes(float(entry[0]) * share, share) for entry in entries) * parts,
         "wal_bytes": chunks * wal,
@@ -231,12 +235,22 @@ def _build(plan: Plan, space: Mapping[str, float]) -> dict[str, float]:
     }
 
 
+def _into(parts: float) -> str:
+    needed = 2 ** math.ceil(math.log2(parts))
+    if needed > MOST_PARTITIONS:
+        return f"more than the {MOST_PARTITIONS} partitions that a destination may have: several destinations"
+    return f"{needed} partitions of the destination"
+
+
 def _breaks(plan: Plan, figures: Mapping[str, float], bottleneck: str) -> list[str]:
     parts = max(plan.partitions, 1)
-    found = []
+    found: list[str] = []
     if figures["table_bytes"] / parts > MOST_TABLE_BYTES:
-        needed = 2 ** math.ceil(math.log2(figures["table_bytes"] / MOST_TABLE_BYTES))
-        found.append(f"a table holds 32 TiB at most: {needed} partitions of the destination")
+        found.append(f"a table holds 32 TiB at most: {_into(figures['table_bytes'] / MOST_TABLE_BYTES)}")
+    if figures["toasted_values"] / parts > MOST_TOASTED:
+        found.append(
+            f"a table holds 2^32 values that are stored out of line: {_into(figures['toasted_values'] / MOST_TOASTED)}"
+        )
     if figures.get("hnsw_bytes", 0.0) / parts > MOST_TABLE_BYTES:
         found.append("an index holds 32 TiB at most: more partitions, or halfvec")
     memory = figures.get("hnsw_memory_bytes", 0.0)

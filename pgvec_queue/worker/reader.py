@@ -275,10 +275,10 @@ class Reader:
         if now >= self._end_look_at:
             self._end_look_at = now + max(_END_LOOK, _END_LOOK_PER_WORKER * self._state.fleet)
             most = _END_JOBS * self._state.fleet
-            self._state.near_end = self._state.fleet > 1 and self._link.call(
-                lambda connection: self.claimer.is_near_end(connection, most=most)
-            )
-            self._state.plenty = self._state.fleet > 1 and not self._state.near_end
+            ahead = queue.Ahead(near_end=False, plenty=False)
+            if self._state.fleet > 1:
+                ahead = self._link.call(lambda connection: self.claimer.look_ahead(connection, most=most))
+            self._state.near_end, self._state.plenty = ahead.near_end, ahead.plenty
         if self._state.near_end and self._state.in_flight >= _HELD_AT_END:
             self._state.wake.clear()
             if self._state.in_flight >= _HELD_AT_END:

@@ -920,7 +920,8 @@ def test_dropping_one_of_the_two_ends_the_migration(bench: Bench) -> None:
 def test_a_new_destination_s_name_is_short_enough(base: str, model: str) -> None:
     short = model_migration_begin._short(model)
     assert re.fullmatch("[a-z0-9_]{1,30}", short)
-    for longest, ending in ((60, ""), (55, "_hash")):
+    table, column = model_migration_begin._LONGEST_TABLE, model_migration_begin._LONGEST_COLUMN
+    for longest, ending in ((table, "_p255"), (column, "_hash")):
         names = list(itertools.islice(model_migration_begin._numbered(base, short, longest), 99))
         assert len(set(names)) == 99
         assert max(len((name + ending).encode()) for name in names) <= 63

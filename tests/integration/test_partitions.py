@@ -14,6 +14,7 @@ import pytest
 from pgvec_queue import (
     index_building,
     index_room,
+    index_statements,
     model_migration,
     model_migration_begin,
     model_migration_end,
@@ -342,7 +343,7 @@ def test_a_build_that_is_stopped_goes_on_where_it_was(bench: Bench) -> None:
 
 def test_what_a_killed_worker_has_built_is_kept(bench: Bench) -> None:
     one = _loaded(bench)
-    half = "SELECT count(*) >= 3 FROM pg_class WHERE relname ~ '_hnsw_' AND relispartition"
+    half = f"SELECT ({VALID}) >= 3"
     with psycopg.connect(bench.dsn) as other:
         # A partition that somebody writes to holds its build up, and a worker dies while it waits.
         other.execute("LOCK docs_vectors_p03 IN ROW EXCLUSIVE MODE")
@@ -361,11 +362,11 @@ def test_what_a_killed_worker_has_built_is_kept(bench: Bench) -> None:
         bench.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
         wait_until(lambda: not bench.sql(BUILDING), what="the end of the build")
         other.rollback()
-    kept = set(bench.sql("SELECT c.oid FROM pg_class c WHERE relname ~ '_hnsw_' AND relispartition"))
+    kept = set(bench.sql(VALID.replace("count(*)", "c.oid")))
     assert (len(kept), bench.value(INDEXES), bench.value(VALID)) == (3, 4, 3)
     assert bench.drain(lease=1.0) is Outcome.COMPLETE
     assert (bench.value(INDEXES), bench.value(VALID)) == (PARTITIONS, PARTITIONS)
-    assert kept < set(bench.sql("SELECT c.oid FROM pg_class c WHERE relname ~ '_hnsw_' AND relispartition"))
+    assert kept < set(bench.sql(VALID.replace("count(*)", "c.oid")))
     assert bench.value("SELECT attempts FROM pgvec.jobs WHERE kind = 'index'") == 0, "what was done since counts"
 
 
@@ -397,6 +398,108 @@ def test_the_old_index_is_dropped_when_nobody_uses_it(bench: Bench) -> None:
 
         assert _build(bench, one, Waiting(), m=8).index.m == 8
     assert bench.value(VALID) == PARTITIONS
+
+
+def test_the_old_index_goes_with_the_next_build_where_one_has_ended_while_it_waited(bench: Bench) -> None:
+    one = _loaded(bench, 50)
+    _build(bench, one, _Attendant())
+    vector_index.want(bench.connection, one, vector_index.Wish(8, 32, "vector"))
+    vector_index.note_begun(bench.connection, one)
+    with psycopg.connect(bench.dsn) as other:
+        other.execute("SELECT FROM docs_vectors_p07")
+
+        class Stopping(_Attendant):
+            def waits(self, what: str | None) -> None:
+                if what is not None and "in use" in what:
+                    now = bench.progress("docs").index
+                    assert now is not None
+                    assert (now["state"], now["partitions_built"]) == ("building", PARTITIONS), "of the new one"
+                    self.most = 0
+
+        with pytest.raises(BuildStoppedError):
+            _build(bench, one, Stopping(), m=8, ef_construction=32)
+    assert bench.value(VALID) == 2 * PARTITIONS
+    assert _build(bench, one, _Attendant(), m=8, ef_construction=32).index.m == 8
+    assert bench.value(VALID) == PARTITIONS
+
+
+def test_a_lock_on_all_partitions_is_tried_for_shortly_and_ever_more_seldom(bench: Bench) -> None:
+    """Readers that leave one after the other would hold up a search behind the drop for as long as there are some."""
+    one = _loaded(bench, 50)
+    built = _build(bench, one, _Attendant())
+    holders = {f"docs_vectors_p{number:02}": psycopg.connect(bench.dsn) for number in range(PARTITIONS)}
+    for name, holder in holders.items():
+        holder.execute(f"SELECT FROM {name}")
+    gave_up = threading.Event()
+
+    class Waiting(_Attendant):
+        def waits(self, what: str | None) -> None:
+            if what is not None:
+                gave_up.set()
+
+    def leave() -> None:
+        waited = "SELECT relation::regclass::text FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+        with psycopg.connect(bench.dsn, autocommit=True) as looking:
+            while not gave_up.is_set() and any(not holder.closed for holder in holders.values()):
+                for (name,) in looking.execute(f"{waited} AND clock_timestamp() - waitstart > '20 ms'"):
+                    holders[name].close()
+        for holder in holders.values():
+            holder.close()
+
+    leaving = threading.Thread(target=leave)
+    leaving.start()
+    with bench.database.connect("test") as connection:
+        index_building.remove(connection, vector_index.target(connection, one), built.index.label, Waiting())
+    assert gave_up.is_set(), "it waited for all of them in one go"
+    leaving.join()
+    assert bench.value(INDEXES) == 0
+    for (seconds, pausing), _ in zip(index_statements.tries(), range(20), strict=False):
+        assert seconds <= 0.8
+        assert seconds <= pausing / 20
+    assert pausing >= 30
+
+
+def test_autovacuum_makes_room_for_the_drop_of_an_index(bench: Bench) -> None:
+    """It gives way to whoever has waited for deadlock_timeout, which nobody does who others wait behind."""
+    one = _loaded(bench, 50)
+    built = _build(bench, one, _Attendant())
+    with bench.database.connect("test") as connection, psycopg.connect(bench.dsn) as vacuum:
+        vacuum.execute("LOCK docs_vectors_p03 IN SHARE UPDATE EXCLUSIVE MODE")
+        waiting = threading.Thread(
+            target=index_building.remove,
+            args=[connection, vector_index.target(connection, one), built.index.label, _Attendant()],
+        )
+        waiting.start()
+        gentle = "SELECT FROM pg_locks WHERE NOT granted AND mode = 'ShareUpdateExclusiveLock'"
+        wait_until(lambda: bench.sql(gentle), what="a wait that is in nobody's way")
+        assert bench.value("SELECT count(*) FROM docs_vectors") == 50
+        vacuum.rollback()
+        waiting.join(30)
+    assert bench.value(INDEXES) == 0
+
+
+@pytest.mark.parametrize("how", ["ALTER TABLE docs_vectors DETACH PARTITION {}", "DROP TABLE {}"])
+@pytest.mark.parametrize("which", ["docs_vectors_p00", "docs_vectors_p15"])
+def test_a_partition_that_leaves_during_a_build_does_not_end_it(bench: Bench, how: str, which: str) -> None:
+    one = _loaded(bench, 50)
+
+    class Leaving(_Attendant):
+        def begins(self, index: str, given: Room, step: Step) -> None:
+            super().begins(index, given, step)
+            if step.number == (1 if which.endswith("00") else PARTITIONS) and "DROP" in how:
+                bench.sql(how.format(which))
+
+        def goes_on(self, backend: int) -> None:
+            """Nobody asks."""
+
+        def built(self, step: Step) -> None:
+            super().built(step)
+            if step.number == PARTITIONS - 1 and "DETACH" in how:
+                bench.sql(how.format(which))
+
+    assert _build(bench, one, Leaving()).index.valid
+    assert bench.value(VALID) == PARTITIONS - 1
+    assert bench.sql("SELECT FROM pg_indexes WHERE tablename = %s AND indexname ~ '_hnsw_'", which) == []
 
 
 def test_whoever_builds_an_index_on_a_partition_is_waited_for(bench: Bench) -> None:
@@ -448,12 +551,14 @@ def test_partitions_of_partitions_are_indexed_too(bench: Bench) -> None:
     assert bench.progress("docs").index["partitions_built"] == 4  # type: ignore[index]
 
 
-@pytest.mark.parametrize("how", ["somebody's own", "a foreign table"])
+@pytest.mark.parametrize(
+    "how", ["mine", "docs_vectors_p02_hnsw_16_200", "docs_vectors_hnsw_99999_4", "a foreign table"]
+)
 def test_what_no_index_of_all_partitions_can_be_made_of_is_refused(bench: Bench, how: str) -> None:
     one = _loaded(bench, 50)
-    if how == "somebody's own":
-        bench.sql("CREATE INDEX mine ON docs_vectors_p02 USING hnsw (embedding vector_cosine_ops)")
-        said = "public.mine (hnsw) is there, on a partition of public.docs_vectors, and pgvec has not made it"
+    if how != "a foreign table":
+        bench.sql(f"CREATE INDEX {how} ON docs_vectors_p02 USING hnsw (embedding vector_cosine_ops)")
+        said = f"public.{how} (hnsw) is there, on a partition of public.docs_vectors, and pgvec has not made it"
     else:
         bench.sql("CREATE TABLE own (LIKE docs_vectors) PARTITION BY RANGE (id)")
         bench.sql("CREATE FOREIGN DATA WRAPPER w; CREATE SERVER f FOREIGN DATA WRAPPER w")
@@ -465,6 +570,7 @@ def test_what_no_index_of_all_partitions_can_be_made_of_is_refused(bench: Bench,
         _build(bench, one, _Attendant())
     assert said in str(refused.value)
     assert bench.sql("SELECT FROM pg_class WHERE relkind = 'I' AND relname ~ '_hnsw_'") == []
+    assert bench.value(VALID) == (0 if how == "a foreign table" else 1), "it is somebody's"
 
 
 def test_memory_is_judged_by_the_largest_partition(bench: Bench) -> None:
@@ -617,7 +723,10 @@ def test_the_index_is_built_shown_and_dropped(here: Bench, cli: CommandLine) -> 
     one = vectorizer.get(here.connection, "docs")
     with pytest.raises(BuildStoppedError):
         _build(here, one, _Attendant(most=7))
-    here.sql("CREATE INDEX docs_vectors_p15_hnsw_1_4b ON docs_vectors_p15 USING hnsw (embedding vector_cosine_ops)")
+    oid = here.value("SELECT 'docs_vectors_p15'::regclass::oid")
+    here.sql(
+        f"CREATE INDEX docs_vectors_p15_hnsw_{oid}_4b ON docs_vectors_p15 USING hnsw (embedding vector_cosine_ops)"
+    )
     vector_index.want(here.connection, one, vector_index.default_wish(one))
     assert "(8 of 16 partitions are)" in cli("status", "docs").out
     told = json.loads(cli("status", "docs", "--json").out)["index"]

@@ -143,7 +143,7 @@ def test_the_end_is_near_when_few_ranges_are_left_to_claim_for_all(bench: Bench)
     claimer = Claimer(bench.register(), None)
 
     def near(most: int) -> bool:
-        return claimer.is_near_end(bench.connection, most=most)
+        return claimer.look_ahead(bench.connection, most=most).near_end
 
     bench.sql("UPDATE pgvec.vectorizers SET plan_complete = true")
     assert (near(12), near(13)) == (False, True)
@@ -152,6 +152,15 @@ def test_the_end_is_near_when_few_ranges_are_left_to_claim_for_all(bench: Bench)
     bench.sql("UPDATE pgvec.vectorizers SET paused = true WHERE name = 'b'")
     assert near(6), "what is paused is nobody's to claim"
     only_b = Claimer(bench.register(), ["b"])
-    assert only_b.is_near_end(bench.connection, most=1)
+    assert only_b.look_ahead(bench.connection, most=1) == (True, False)
     bench.sql("UPDATE pgvec.vectorizers SET plan_complete = false, plan_beat_at = clock_timestamp() WHERE name = 'a'")
-    assert not near(100), "more is being planned"
+    assert claimer.look_ahead(bench.connection, most=100) == (False, False), (
+        "more is being planned, and is not there yet"
+    )
+    assert claimer.look_ahead(bench.connection, most=2) == (False, True)
+    bench.sql("UPDATE pgvec.vectorizers SET rows_per_second_limit = 5 WHERE name = 'a'")
+    assert claimer.look_ahead(bench.connection, most=2) == (False, False), "nobody may do these sooner"
+    bench.sql("UPDATE pgvec.vectorizers SET paused = false WHERE name = 'b'")
+    assert claimer.look_ahead(bench.connection, most=6) == (False, True), (
+        "and those of others count, whatever comes first"
+    )

@@ -97,6 +97,16 @@ def test_a_worker_of_another_world_claims_writes_and_beats_nothing(bench: Bench)
         ).fetchone()
         assert (row is not None) is beats
     assert bench.write(vectorizer, part, embedded, here).fate is Fate.WRITTEN
+    # What another knows of plenty of jobs is for whoever may do them.
+    told = []
+    for theirs, mine in ((["a", "b"], ["b"]), (["a"], ["b"]), (["a"], None), (None, ["b"])):
+        other, member = (queue.register(bench.connection, names=names, lease=60) for names in (theirs, mine))
+        bench.sql("UPDATE pgvec.workers SET plenty = id = %s", other.worker)
+        values = {**beat, "worker": member.worker, "world": member.world}
+        row = bench.connection.execute(statement("queue", "beat"), values).fetchone()
+        assert row is not None
+        told.append(row[2])
+    assert told == [True, False, True, True]
 
 
 def test_a_worker_from_before_a_restore_writes_nothing_into_the_restored_database(

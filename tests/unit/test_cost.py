@@ -169,6 +169,8 @@ def test_the_command_prints_one_object_or_a_table(cli: CommandLine) -> None:
     [
         (["--constant", "colour=3"], "is no constant; write NAME=NUMBER, of job_bytes"),
         (["--constant", "slice_ms"], "is no constant"),
+        (["--constant", "build_at=1"], "1"),
+        (["--partitions", "257"], "256"),
         (["--rows", "0"], "0"),
         (["--rows", "many"], "many"),
     ],
@@ -182,6 +184,15 @@ def test_what_cannot_be_computed_is_refused(cli: CommandLine, arguments: list[st
 def test_an_index_that_cannot_be_is_one_line(cli: CommandLine) -> None:
     assert "indexes at most 4,000 dimensions" in cli.refused("bench", "cost", "--dimensions", "5000")
     assert cli("bench", "cost", "--dimensions", "5000", "--no-index").code == 0
+
+
+def test_no_more_partitions_are_advised_than_a_destination_may_have() -> None:
+    assert cost(Plan(rows=1e11)).breaks[0] == "a table holds 32 TiB at most: 8 partitions of the destination"
+    assert "more than the 256 partitions that a destination may have" in cost(Plan(rows=1e13)).breaks[0]
+    wide = cost(Plan(rows=5e9, dimensions=3_000, partitions=4)).breaks
+    assert not any("out of line" in one for one in wide)
+    wide = cost(Plan(rows=5e9, dimensions=3_000)).breaks
+    assert any("2^32 values that are stored out of line: 2 partitions" in one for one in wide)
 
 
 def test_another_type_is_refused() -> None:
