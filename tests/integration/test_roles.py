@@ -283,6 +283,19 @@ def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], B
         admin.sql("DROP OWNED BY app_user CASCADE; DROP ROLE app_user")
 
 
+def test_a_trigger_function_that_somebody_else_made_first_is_not_taken(bench: Callable[[str], Bench]) -> None:
+    """Its owner could replace the body, which then runs as whoever writes the source."""
+    admin, gateway = bench("postgres"), bench("gateway")
+    following = 1 + admin.value("SELECT max(id) FROM pgvec.vectorizers")
+    gateway.sql(
+        f"CREATE FUNCTION pgvec_sync.sync_{following}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    refusal = f"function pgvec_sync.sync_{following} is there already and belongs to gateway"
+    with pytest.raises(DefinitionError, match=refusal):
+        admin.define("app.others", "body", name="others", sync=True)
+    assert admin.value("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'app.others'::regclass") == 0
+
+
 def test_nobody_is_public(bench: Callable[[str], Bench]) -> None:
     """Without a role nothing of ours can be seen, and no function that changes anything be called."""
     admin = bench("postgres")
