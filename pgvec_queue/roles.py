@@ -72,7 +72,9 @@ def script() -> str:
     parts = [
         "-- The roles of pgvec-queue. First comes the schema: pgvec init, or what pgvec init --sql prints.",
         create,
-        *(_text(name) for name in ("join_enqueuers", "hand_over", *ROLES, "sync_schema")),
+        *(_text(name) for name in ("join_enqueuers", "keep_rights")),
+        _handing_over(),
+        *(_text(name) for name in (*ROLES, "sync_schema")),
         "-- Whoever logs in becomes a member of one of them, such as: GRANT pgvec_worker TO somebody;",
     ]
     return "\n\n".join(parts) + "\n"
@@ -93,9 +95,19 @@ def set_up(database: Database) -> SetUp:
         made, left = _make(connection)
         missing = [name for (name,) in connection.execute(statement("roles", "missing"), {"roles": list(ROLES)})]
         remarks = []
-        if OWNER not in missing and not _hand_over(connection):
-            left.append(_text("join_owners").replace("CURRENT_USER", _current_user(connection)))
-            remarks.append(f"the schema pgvec stays yours, and its upgrades with it; {OWNER} gets all rights on it")
+        if OWNER not in missing:
+            maker = connection.execute(statement("roles", "maker")).fetchone()
+            if not _hand_over(connection, missing):
+                left.extend(_to_hand_over(connection, maker[0] if maker else None, missing))
+                whose = f"{maker[0]}'s" if maker else "yours"
+                remarks.append(
+                    f"the schema pgvec stays {whose}, and its upgrades with it; {OWNER} gets all rights on it"
+                )
+            elif maker:
+                remarks.append(
+                    f"the schema pgvec was {maker[0]}'s, who is a member of {OWNER} now and may do what they could; "
+                    f"what they run goes on, and needs no more than {WORKER} or {ENQUEUER}"
+                )
         there = [role for role in ROLES if role not in missing]
         try:
             grant(connection, there)
@@ -161,17 +173,42 @@ def _make(connection: Connection) -> tuple[list[str], list[str]]:
     return made, left
 
 
-def _hand_over(connection: Connection) -> bool:
-    """Makes the role the owner of schema, tables, views and functions; False where this session may not."""
+def _hand_over(connection: Connection, missing: Sequence[str]) -> bool:
+    """Makes the role the owner of schema, tables, views and functions, and lets nobody lose what runs already.
+
+    False, and nothing is changed, where this session may not.
+    """
+    if ENQUEUER in missing:
+        # For whom a trigger acts could not become one.
+        return False
     try:
         with connection.transaction():
             is_member, *_ = connection.execute(statement("roles", "may_own")).fetchone() or (False,)
             if not is_member:
                 connection.execute(statement("roles", "join_owners"))
-            connection.execute(_text("hand_over").encode())
+            connection.execute(_text("keep_rights").encode())
+            connection.execute(_handing_over().encode())
     except psycopg.errors.InsufficientPrivilege:
         return False
     return True
+
+
+def _to_hand_over(connection: Connection, maker: str | None, missing: Sequence[str]) -> list[str]:
+    """The statements after which this session could hand over."""
+    left = [_text("join_owners").replace("CURRENT_USER", _current_user(connection))]
+    if maker:
+        left.append(f"GRANT {OWNER} TO {maker}")
+    if ENQUEUER not in missing:
+        left.extend(query for (query,) in connection.execute(statement("roles", "keeping")).fetchall())
+    return left
+
+
+def _handing_over() -> str:
+    # The schema needs the roles, to grant them anew.
+    from pgvec_queue import schema
+
+    names = ", ".join(f"'{name}'" for name in sorted({name for _, name in schema.names()}))
+    return _text("hand_over").replace("{names}", f"ARRAY[{names}]")
 
 
 def _join(connection: Connection) -> list[str]:

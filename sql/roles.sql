@@ -39,12 +39,58 @@ SELECT pg_catalog.quote_ident(current_user);
 -- name: may_serve
 SELECT pg_catalog.has_table_privilege('pgvec.api_tokens', 'SELECT') AND pg_catalog.has_table_privilege('pgvec.task_texts', 'INSERT');
 
--- name: hand_over
--- Everything that whoever ran `pgvec init` has made, apart from trigger functions, which act for whoever enqueued.
+-- name: maker
+-- Who owns the schema, where that is somebody else than this session and the role, and no superuser.
+SELECT pg_catalog.quote_ident(r.rolname)
+FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+WHERE n.nspname = 'pgvec' AND r.rolname NOT IN ('pgvec_owner', current_user) AND NOT r.rolsuper;
+
+-- name: keep_rights
+-- Whoever has made the schema keeps what they may, as a member of its new owner: their workers run, and their trigger functions act
+-- for them. Whoever else a trigger acts for becomes an enqueuer: else every change of their sources would be refused.
 DO $$
 DECLARE
     one record;
-    maker oid := (SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgvec.vectorizers'::pg_catalog.regclass);
+BEGIN
+    FOR one IN
+        SELECT r.oid, r.rolname, 'pgvec_owner' AS group_role
+        FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+        WHERE n.nspname = 'pgvec' AND r.rolname <> 'pgvec_owner'
+        UNION
+        SELECT r.oid, r.rolname, 'pgvec_enqueuer'
+        FROM pg_catalog.pg_proc p
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+        WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname ~ '^sync_[0-9]+$'
+          AND EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgfoid = p.oid)
+          AND p.proowner <> (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'pgvec')
+          AND NOT pg_catalog.pg_has_role(p.proowner, 'pgvec_owner', 'USAGE')
+    LOOP
+        IF NOT pg_catalog.pg_has_role(one.oid, one.group_role, 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT %I TO %I', one.group_role, one.rolname);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- name: keeping
+-- The same as statements, for somebody who may run them.
+SELECT DISTINCT pg_catalog.format('GRANT pgvec_enqueuer TO %I', r.rolname)
+FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname ~ '^sync_[0-9]+$'
+  AND EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgfoid = p.oid)
+  AND p.proowner <> (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'pgvec')
+  AND NOT pg_catalog.pg_has_role(r.oid, 'pgvec_enqueuer', 'USAGE') AND NOT pg_catalog.pg_has_role(r.oid, 'pgvec_owner', 'USAGE')
+ORDER BY 1;
+
+-- name: hand_over
+-- Everything that `pgvec init` makes, whoever did, apart from trigger functions, which act for whoever enqueued.
+DO $$
+DECLARE
+    one record;
+    names name[] := {names};
 BEGIN
     ALTER SCHEMA pgvec OWNER TO pgvec_owner;
     IF pg_catalog.to_regnamespace('pgvec_collections') IS NOT NULL THEN
@@ -57,13 +103,13 @@ BEGIN
     FOR one IN
         SELECT pg_catalog.format('ALTER %s pgvec.%I OWNER TO pgvec_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.relname) AS statement
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v')
-          AND c.relowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
+        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY (names)
+          AND c.relowner <> 'pgvec_owner'::pg_catalog.regrole
         UNION ALL
         SELECT pg_catalog.format('ALTER FUNCTION %s OWNER TO pgvec_owner', p.oid::pg_catalog.regprocedure)
         FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname !~ '^sync_[0-9]+$'
-          AND p.proowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = ANY (names)
+          AND p.proowner <> 'pgvec_owner'::pg_catalog.regrole
     LOOP
         EXECUTE one.statement;
     END LOOP;

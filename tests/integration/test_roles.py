@@ -664,6 +664,38 @@ def test_what_was_synced_before_there_were_roles_goes_on(empty: Callable[[str], 
         assert bench.sql(where, f"sync_{made.id}") == []
 
 
+def test_who_made_the_schema_keeps_what_runs_when_it_is_handed_over(
+    cluster: embedded.Server, empty: Callable[[str], str], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a superuser, from a maker who is none: changes of a synced source go on, and so do workers; part of the schema
+    was somebody else's.
+    """
+    with psycopg.connect(empty("postgres"), autocommit=True) as connection:
+        connection.execute(b"CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN")
+        connection.execute(f"GRANT CREATE ON DATABASE {connection.info.dbname} TO alice".encode())
+    try:
+        schema.initialize(Database(empty("alice")))
+        with closing(Bench(empty("alice"))) as alice, closing(Bench(empty("postgres"))) as admin:
+            alice.sql("CREATE SCHEMA app; GRANT ALL ON SCHEMA app TO bob")
+            alice.sql(DOCS)
+            made = alice.enqueue("app.docs", "body", name="docs", sync=True)
+            # For whom another's triggers act, without any right on ours but those that were given one by one.
+            other = alice.enqueue("app.others", "body", name="others", sync=True)
+            admin.sql(f"ALTER FUNCTION pgvec.sync_{other.id} OWNER TO bob")
+            admin.sql("ALTER TABLE pgvec.api_tokens OWNER TO postgres")
+            monkeypatch.setenv("PGVEC_DSN", empty("postgres"))
+            ran = cli("init", "--roles")
+            assert (ran.code, "the schema pgvec was alice's, who is a member of pgvec_owner now" in ran.err) == (0, True)
+            alice.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3; UPDATE app.others SET body = 'changed'")
+            assert admin.value("SELECT pg_has_role('bob', 'pgvec_enqueuer', 'USAGE')")
+            alice.drain(listen=False)
+            assert_right(alice, made)
+            assert cli("init").code == 0
+    finally:
+        with psycopg.connect(empty("postgres"), autocommit=True) as connection:
+            connection.execute(b"DROP OWNED BY alice, bob CASCADE; DROP ROLE alice; DROP ROLE bob")
+
+
 def test_uninstall_takes_the_functions_of_triggers_with_it(bench: Callable[[str], Bench]) -> None:
     admin = bench("postgres")
     uninstall.remove(admin.connection)
