@@ -36,14 +36,27 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     if roles.WORKER not in there:
         return []
     left: list[str] = []
+    withheld: list[str] = []
+    maker = ""
     with transaction(connection):
         protected = _is_protected(connection, vectorizer)
         needs = [*_of_worker(connection, vectorizer)]
         if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
             needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
         for need in needs:
-            left.extend(_grant(connection, need))
+            lacks = connection.execute(statement("roles", "maker_lacks"), _named(need) | {"id": vectorizer.id}).fetchone()
+            if lacks is None:
+                left.extend(_grant(connection, need))
+            else:
+                # Else whoever runs this would give away, by another's definition, what that one may not have.
+                maker = lacks[0]
+                withheld.extend(query.as_string(connection) for query in _lacking(connection, need))
     remarks = []
+    if withheld:
+        remarks.append(
+            f"{maker}, who made {vectorizer.name}, may not do so either, so it was not granted; if it is meant to be: "
+            f"{'; '.join(withheld)}"
+        )
     if left:
         remarks.append(f"you may not grant what the roles need; whoever owns it has to run: {'; '.join(left)}")
     if protected and not vectorizer.into_column:
@@ -137,16 +150,7 @@ def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
     ).fetchone()
     if of_schema and of_schema[0]:
         queries.append(statement("roles", "grant_schema").format(schema=sql.Identifier(need.schema), role=role))
-    row = connection.execute(
-        statement("roles", "lacking"),
-        {
-            "role": need.role,
-            "right": need.right,
-            "columns": None if need.columns is None else list(need.columns),
-            "schema": need.schema,
-            "table": need.table,
-        },
-    ).fetchone()
+    row = connection.execute(statement("roles", "lacking"), _named(need) | {"role": need.role}).fetchone()
     if row is None:
         return queries
     whole, columns, _ = row
@@ -160,6 +164,11 @@ def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
             )
         )
     return queries
+
+
+def _named(need: Need) -> dict[str, object]:
+    columns = None if need.columns is None else list(need.columns)
+    return {"right": need.right, "columns": columns, "schema": need.schema, "table": need.table}
 
 
 def _names(columns: Sequence[str]) -> sql.Composed:

@@ -149,7 +149,10 @@ class Fragments:
     def refuse_hidden(self) -> sql.SQL:
         """Raises where row-level security keeps rows from this role, and sees that it stays so in the transaction."""
         names = {"source_name": self.source, "destination_name": self.destination}
-        literals = {part: sql.Literal(name.as_string(None)) for part, name in names.items()}
+        literals: dict[str, sql.Composable] = {
+            part: sql.Literal(name.as_string(None)) for part, name in names.items()
+        }
+        literals["filtered"] = sql.Literal(self.vectorizer.filter is not None)
         # Composed once: each slice needs it.
         return sql.SQL(self.compose("writing", "refuse_hidden", **literals).as_string(None))
 

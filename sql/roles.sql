@@ -197,6 +197,19 @@ SELECT CASE WHEN %(columns)s::text[] IS NULL THEN NOT pg_catalog.has_table_privi
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
 
+-- name: maker_lacks
+-- Who made a vectorizer, where they lack such a right themselves. A row's xmin is no secret.
+SELECT r.rolname::text
+FROM pgvec.vectorizers v
+JOIN pg_catalog.pg_roles r ON r.rolname = v.maker
+JOIN pg_catalog.pg_namespace n ON n.nspname = %(schema)s
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = %(table)s
+WHERE v.id = %(id)s
+  AND NOT (pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+           AND CASE WHEN %(columns)s::text[] IS NULL THEN pg_catalog.has_table_privilege(r.oid, c.oid, %(right)s)
+               ELSE NOT EXISTS (SELECT FROM unnest(%(columns)s::text[]) AS u(name)
+                                WHERE u.name <> 'xmin' AND NOT pg_catalog.has_column_privilege(r.oid, c.oid, u.name, %(right)s)) END);
+
 -- name: grant_schema
 GRANT USAGE ON SCHEMA {schema} TO {role};
 

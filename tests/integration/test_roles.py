@@ -262,6 +262,36 @@ def test_an_enqueuer_sees_no_tokens_and_makes_nothing_that_others_call(bench: Ca
     )
 
 
+def test_an_enqueuer_changes_no_definition_of_anothers(bench: Callable[[str], Bench]) -> None:
+    """Its filter would run, and its texts go, with the rights of whoever enqueues, verifies or works; steering is free."""
+    other, owner = bench("gateway"), bench("enqueuer")
+    copied = (
+        "INSERT INTO pgvec.vectorizers SELECT (r).* FROM (SELECT jsonb_populate_record(v, jsonb_build_object("
+        "'id', 99, 'name', 'copy', 'maker', 'enqueuer')) AS r FROM pgvec.vectorizers v) c"
+    ).replace("INSERT INTO pgvec.vectorizers SELECT", "INSERT INTO pgvec.vectorizers OVERRIDING SYSTEM VALUE SELECT")
+    assert (
+        _may(
+            other,
+            "UPDATE pgvec.vectorizers SET filter = 'true'",
+            "UPDATE pgvec.vectorizers SET text_columns = '{body,secret}'",
+            "UPDATE pgvec.vectorizers SET destination_schema = 'theirs'",
+            "UPDATE pgvec.vectorizers SET endpoint = 'http://elsewhere'",
+            "UPDATE pgvec.vectorizers SET maker = 'gateway'",
+        )
+        == []
+    )
+    assert owner.value("SELECT maker FROM pgvec.vectorizers WHERE name = 'docs'") == "enqueuer"
+    assert len(_may(other, "UPDATE pgvec.vectorizers SET paused = true", "SELECT pgvec.pause('docs')")) == 2
+    assert len(_may(owner, "UPDATE pgvec.vectorizers SET filter = 'true'")) == 1
+    other.sql(copied)
+    assert owner.value("SELECT maker FROM pgvec.vectorizers WHERE name = 'copy'") == "gateway"
+    # What its maker may not read, nobody gives to workers by enqueueing it.
+    other.sql("UPDATE pgvec.vectorizers SET text_columns = '{body,secret}' WHERE name = 'copy'")
+    [remark] = access.share(owner.connection, vectorizer.get(owner.connection, "copy"))
+    assert remark.startswith("gateway, who made copy, may not do so either, so it was not granted")
+    assert _may(bench("worker"), "SELECT secret FROM app.docs") == []
+
+
 def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], Bench]) -> None:
     """Their changes are queued by the trigger's owner; nobody else may make a trigger of its function."""
     admin, owner = bench("postgres"), bench("enqueuer")
