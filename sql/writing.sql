@@ -27,7 +27,7 @@ SELECT pg_advisory_xact_lock((1346852419::bigint << 32) | %(vectorizer)s);
 -- policy would hide rows. Not where policies of the source itself apply, all of which are open by then: see hidden_elsewhere.
 SELECT pgvec.refuse_hidden({source_name}::regclass, {destination_name}::regclass),
        CASE WHEN row_security_active({source_name}::regclass) THEN {filtered}
-            ELSE set_config('row_security', 'off', true) IS NULL END
+            WHEN {beyond} THEN set_config('row_security', 'off', true) IS NULL END
 FROM (VALUES (true)) one
 LEFT JOIN (SELECT FROM {source} s LIMIT 0) read ON true
 LEFT JOIN (SELECT FROM {destination} d LIMIT 0) written ON true;

@@ -1119,7 +1119,7 @@ GUARDS = [
     Guard(
         "roles: a worker looks whether rows are hidden from it",
         "pgvec_queue/writing.py",
-        "        connection.execute(fragments.refuse_hidden, {})\n",
+        "        fragments.refuse_to_miss_rows(connection)\n",
         "",
         "tests/integration/test_roles.py::test_a_worker_that_does_not_see_all_rows_deletes_nothing",
     ),

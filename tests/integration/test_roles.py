@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import access, embedded, resources, roles, schema, uninstall, vectorizer
+from pgvec_queue import access, embedded, resources, roles, schema, uninstall, vectorizer, verify
 from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
 from pgvec_queue.errors import DefinitionError, PgvecError
@@ -443,6 +443,28 @@ def test_a_worker_that_does_not_see_all_rows_deletes_nothing(bench: Callable[[st
     worker.drain(listen=False)
     assert owner.progress("docs").state == "blocked"
     assert owner.value("SELECT count(*) FROM app.docs_vectors") == 20
+
+
+@pytest.mark.parametrize("protected", [False, True], ids=["plain", "protected source"])
+def test_rows_hidden_in_a_table_that_the_filter_reads_cost_no_vector(
+    protected: bool, bench: Callable[[str], Bench]
+) -> None:
+    owner, worker = bench("enqueuer"), bench("worker")
+    if protected:
+        owner.sql("ALTER TABLE app.docs ENABLE ROW LEVEL SECURITY")
+        owner.sql("CREATE POLICY workers ON app.docs FOR SELECT TO pgvec_worker USING (true)")
+    owner.sql("CREATE TABLE app.kinds AS SELECT id FROM app.docs")
+    owner.enqueue("app.docs", "body", name="kinds", into="app.of_kinds", where="s.id IN (SELECT id FROM app.kinds)")
+    worker.drain(listen=False)
+    assert owner.value("SELECT count(*) FROM app.of_kinds") == 20
+    owner.sql("ALTER TABLE app.kinds ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON app.kinds USING (id > 15)")
+    owner.enqueue("app.docs", name="kinds")
+    worker.drain(listen=False)
+    told = owner.progress("kinds")
+    assert 'affected by row-level security policy for table "kinds"' in (told.reason or "")
+    assert owner.value("SELECT count(*) FROM app.of_kinds") == 20
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match='for table "kinds"'):
+        verify.verify(worker.connection, worker.fragments(vectorizer.get(worker.connection, "kinds")))
 
 
 @pytest.mark.parametrize(
