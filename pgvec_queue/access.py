@@ -40,7 +40,8 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     maker = ""
     with transaction(connection):
         protected = _is_protected(connection, vectorizer)
-        needs = [*_of_worker(connection, vectorizer)]
+        reads = _filter_reads(connection, vectorizer)
+        needs = [*_of_worker(vectorizer, reads)]
         if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
             needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
         for need in needs:
@@ -59,6 +60,11 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
         )
     if left:
         remarks.append(f"you may not grant what the roles need; whoever owns it has to run: {'; '.join(left)}")
+    if reads is None:
+        remarks.append(
+            "what the filter reads cannot be told without the right to make temporary views, so it was not granted; "
+            f"whoever owns it has to run: GRANT SELECT (…) ON {vectorizer.source} TO {roles.WORKER}, with its columns"
+        )
     if protected and not vectorizer.into_column:
         remarks.append(
             f"{vectorizer.source} has row-level security, {vectorizer.destination} has not: readers were not given it; "
@@ -67,11 +73,11 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     return remarks
 
 
-def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]:
+def _of_worker(vectorizer: Vectorizer, reads: dict[tuple[str, str], set[str] | None] | None) -> Iterator[Need]:
     template = Template.parse(vectorizer.template).columns if vectorizer.template else ()
     own = (vectorizer.source_schema, vectorizer.source_table)
     read: dict[tuple[str, str], set[str] | None] = {own: {*vectorizer.key_columns, *vectorizer.text_columns, *template}}
-    for label, columns in _filter_reads(connection, vectorizer).items():
+    for label, columns in (reads or {}).items():
         known = read.get(label, set())
         read[label] = None if columns is None or known is None else known | columns
     roles_ = vectorizer.destination_roles
@@ -90,17 +96,17 @@ def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]
         yield Need(roles.WORKER, vectorizer.destination_schema, vectorizer.destination_table, right)
 
 
-def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[str, str], set[str] | None]:
-    """Which columns of which tables the filter reads; None: a row as a whole, or nobody can tell."""
+def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[str, str], set[str] | None] | None:
+    """Which columns of which tables the filter reads, None: a row as a whole; or None: nobody can tell."""
     if vectorizer.filter is None:
         return {}
-    own = (vectorizer.source_schema, vectorizer.source_table)
     found: dict[tuple[str, str], set[str] | None] = {}
     try:
         with connection.transaction(force_rollback=True):
             connection.execute(
                 statement("roles", "filter_view").format(
-                    source=sql.Identifier(*own), selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter))
+                    source=sql.Identifier(vectorizer.source_schema, vectorizer.source_table),
+                    selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter))
                 )
             )
             for schema, table, column in connection.execute(statement("roles", "filter_reads")).fetchall():
@@ -110,8 +116,8 @@ def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[
                 elif known is not None:
                     known.add(column)
     except psycopg.Error:
-        # Temporary views are forbidden here, say.
-        return {own: None}
+        # Temporary views are forbidden here, say: then a right on all of the source would be the only one that is enough.
+        return None
     return found
 
 

@@ -6,7 +6,8 @@ grants it again after each upgrade to the roles that this database has let in, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -74,7 +75,9 @@ def script() -> str:
         create,
         *(_text(name) for name in ("join_enqueuers", "keep_rights")),
         _handing_over(),
-        *(_text(name) for name in (*ROLES, "sync_schema")),
+        *(_text(name) for name in ROLES),
+        _sharing_functions(),
+        _text("sync_schema"),
         "-- Whoever logs in becomes a member of one of them, such as: GRANT pgvec_worker TO somebody;",
     ]
     return "\n\n".join(parts) + "\n"
@@ -137,6 +140,7 @@ def grant(connection: Connection, there: Sequence[str]) -> None:
     for role in ROLES:
         if role in there:
             connection.execute(_text(role).encode())
+    connection.execute(_sharing_functions().encode())
     if ENQUEUER in there:
         if not _value(connection, "has_sync_schema"):
             try:
@@ -207,8 +211,19 @@ def _handing_over() -> str:
     # The schema needs the roles, to grant them anew.
     from pgvec_queue import schema
 
-    names = ", ".join(f"'{name}'" for name in sorted({name for _, name in schema.names()}))
-    return _text("hand_over").replace("{names}", f"ARRAY[{names}]")
+    return _text("hand_over").replace("{names}", _array({name for _, name in schema.names()}))
+
+
+def _sharing_functions() -> str:
+    from pgvec_queue import schema
+
+    kept = set(re.findall(r"pgvec\.(\w+)\(", _text(OWNER))) | {"keep_definition"}
+    shared = {name for kind, name in schema.names() if kind == "function"} - kept
+    return _text("share_functions").replace("{names}", _array(shared)).replace("{roles}", _array(ROLES))
+
+
+def _array(names: Iterable[str]) -> str:
+    return "ARRAY[{}]".format(", ".join(f"'{name}'" for name in sorted(names)))
 
 
 def _join(connection: Connection) -> list[str]:

@@ -369,6 +369,21 @@ def test_an_upgrade_grants_what_it_makes_anew(bench: Callable[[str], Bench], dsn
     assert owners == [("pgvec_owner",)]
 
 
+def test_roles_work_where_functions_are_not_everybodys_by_default(empty: Callable[[str], str]) -> None:
+    with closing(Bench(empty("postgres"))) as admin:
+        admin.sql("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+        schema.initialize(Database(empty("postgres")))
+        roles.set_up(Database(empty("postgres")))
+        admin.sql("CREATE SCHEMA app AUTHORIZATION enqueuer; SET SESSION AUTHORIZATION enqueuer")
+        admin.sql(DOCS)
+        with closing(Bench(empty("enqueuer"))) as owner, closing(Bench(empty("worker"))) as worker:
+            made = owner.enqueue("app.docs", "body", name="docs", sync=True)
+            owner.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3")
+            worker.drain(listen=False)
+            assert_right(owner, made)
+            assert _may(worker, "SELECT pgvec.pause('docs')", "SELECT pgvec.drop_vectorizer('docs')") == []
+
+
 def test_another_database_of_the_server_gives_no_role_anything_unasked(empty: Callable[[str], str]) -> None:
     schema.initialize(Database(empty("postgres")))
     with psycopg.connect(empty("postgres"), autocommit=True) as connection:
@@ -416,6 +431,17 @@ def test_what_the_enqueuer_may_not_grant_is_left_to_the_owner_in_one_line(bench:
     worker.drain(listen=False)
     assert enqueuer.sql("SELECT id, chunk FROM app.of_texts") == [(1, "one")]
     assert access.share(enqueuer.connection, defined.vectorizer) == []
+
+
+def test_where_nobody_can_tell_what_a_filter_reads_no_more_is_granted(bench: Callable[[str], Bench]) -> None:
+    admin, owner = bench("postgres"), bench("enqueuer")
+    owner.sql("CREATE TABLE app.more (id int PRIMARY KEY, body text, kind text, secret text)")
+    admin.sql(f"REVOKE TEMPORARY ON DATABASE {admin.connection.info.dbname} FROM PUBLIC")
+    [remark] = owner.define("app.more", "body", name="more", where="kind = 'a'").remarks
+    assert remark.startswith("what the filter reads cannot be told")
+    worker = bench("worker")
+    assert _may(worker, "SELECT secret FROM app.more", "SELECT kind FROM app.more") == []
+    assert len(_may(worker, "SELECT id, body, xmin FROM app.more")) == 1
 
 
 # Row-level security
@@ -543,8 +569,25 @@ def test_verify_and_doctor_tell_of_hidden_rows(
     assert [
         one
         for one in found
-        if one["check"] in ("rights", "tables") and one["level"] != "ok" and "no trigger" not in one["message"]
+        if one["check"] in ("rights", "tables", "sync") and one["level"] != "ok"
     ] == []
+    admin = bench("postgres")
+    admin.sql("REVOKE INSERT ON pgvec.jobs FROM pgvec_worker; REVOKE SELECT (shown) ON app.docs FROM pgvec_worker")
+    admin.sql("REVOKE pgvec_enqueuer FROM enqueuer")
+    try:
+        said = [
+            (one["check"], one["message"])
+            for one in map(json.loads, cli("doctor", "--json").out.splitlines())
+            if one["level"] == "error" and one["check"] in ("rights", "tables", "sync")
+        ]
+    finally:
+        admin.sql("GRANT INSERT ON pgvec.jobs TO pgvec_worker; GRANT SELECT (shown) ON app.docs TO pgvec_worker")
+        admin.sql("GRANT pgvec_enqueuer TO enqueuer")
+    assert said == [
+        ("rights", "worker is a member of pgvec_worker, which lacks INSERT on pgvec.jobs"),
+        ("tables", "worker may not run the filter of docs: permission denied for table docs"),
+        ("sync", "every change of app.docs is refused: its trigger acts for enqueuer, who may not queue it"),
+    ]
     _hidden(bench("postgres"), "CREATE POLICY part ON app.docs USING (id > 10)")
     assert "row-level security may hide rows of app.docs" in cli.refused("verify", "docs")
     found = [json.loads(line) for line in cli("doctor", "--json").out.splitlines()]
