@@ -15,6 +15,7 @@ from psycopg import sql
 
 from pgvec_queue import roles
 from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.locks import patiently
 from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -38,20 +39,19 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     left: list[str] = []
     withheld: list[str] = []
     maker = ""
-    with transaction(connection):
-        protected = _is_protected(connection, vectorizer)
-        reads = _filter_reads(connection, vectorizer)
-        needs = [*_of_worker(vectorizer, reads)]
-        if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
-            needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
-        for need in needs:
-            lacks = connection.execute(statement("roles", "maker_lacks"), _named(need) | {"id": vectorizer.id}).fetchone()
-            if lacks is None:
-                left.extend(_grant(connection, need))
-            else:
-                # Else whoever runs this would give away, by another's definition, what that one may not have.
-                maker = lacks[0]
-                withheld.extend(query.as_string(connection) for query in _lacking(connection, need))
+    protected = _is_protected(connection, vectorizer)
+    reads = _filter_reads(connection, vectorizer)
+    needs = [*_of_worker(vectorizer, reads)]
+    if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
+        needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
+    for need in needs:
+        lacks = connection.execute(statement("roles", "maker_lacks"), _named(need) | {"id": vectorizer.id}).fetchone()
+        if lacks is None:
+            left.extend(_grant(connection, need))
+        else:
+            # Else whoever runs this would give away, by another's definition, what that one may not have.
+            maker = lacks[0]
+            withheld.extend(query.as_string(connection) for query in _lacking(connection, need))
     remarks = []
     if withheld:
         remarks.append(
@@ -102,7 +102,7 @@ def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[
         return {}
     found: dict[tuple[str, str], set[str] | None] = {}
     try:
-        with connection.transaction(force_rollback=True):
+        with transaction(connection), connection.transaction(force_rollback=True):
             connection.execute(
                 statement("roles", "filter_view").format(
                     source=sql.Identifier(vectorizer.source_schema, vectorizer.source_table),
@@ -139,8 +139,10 @@ def _grant(connection: Connection, need: Need) -> list[str]:
     """Grants what is lacking of it; returns the statements that this session may not run."""
     for query in _lacking(connection, need):
         try:
-            with connection.transaction():
-                connection.execute(query)
+            # Others grant on the same schema at this moment.
+            for attempt in patiently(10, 0.05, 0.3):
+                with attempt, transaction(connection, lock_timeout=5):
+                    connection.execute(query)
         except psycopg.errors.InsufficientPrivilege:
             pass
     # Who has the right, but not that of granting it, is only warned.

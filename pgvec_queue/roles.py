@@ -16,6 +16,7 @@ from psycopg import sql
 from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, transaction
 from pgvec_queue.errors import DatabaseError
+from pgvec_queue.locks import patiently
 
 OWNER = "pgvec_owner"
 WORKER = "pgvec_worker"
@@ -94,7 +95,15 @@ def set_up(database: Database) -> SetUp:
     What this session may not do is left, as statements for somebody else; the roles that are there get their rights all
     the same. Raises ``DatabaseError`` where even that is refused.
     """
-    with database.connect("init") as connection, transaction(connection, statement_timeout=300, lock_timeout=10):
+    for attempt in patiently(20, 0.2, 1.0):
+        with attempt, database.connect("init") as connection:
+            done = _set_up(connection)
+    return done
+
+
+def _set_up(connection: Connection) -> SetUp:
+    with transaction(connection, statement_timeout=300, lock_timeout=10):
+        connection.execute(statement("schema", "one_at_a_time"))
         made, left = _make(connection)
         missing = [name for (name,) in connection.execute(statement("roles", "missing"), {"roles": list(ROLES)})]
         remarks = []

@@ -24,7 +24,7 @@ from psycopg import sql
 from pgvec_queue import resources, roles, schema_indexes
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaMissingError, SchemaOutdatedError
-from pgvec_queue.locks import NOT_HAD, patiently
+from pgvec_queue.locks import NOT_HAD, is_not_had, patiently
 
 HEAD = "0008"
 """The revision that this program is made for; a test holds it to the newest migration."""
@@ -76,6 +76,8 @@ def initialize(database: Database) -> str:
             f"{_in_the_way(database) or 'others'}; end that, then run `pgvec init` again"
         ) from error
     with database.connect("init") as connection:
+        # Outside of any transaction; it ends with the connection.
+        connection.execute(resources.statements("schema")["as_owner"].encode())
         schema_indexes.complete(connection)
     return found
 
@@ -209,6 +211,8 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         if isinstance(cause, NOT_HAD):
             raise cause from None
+        if is_not_had(cause):
+            raise psycopg.errors.LockNotAvailable(one_line(cause)) from cause
         raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(cause)}") from error
     finally:
         engine.dispose()

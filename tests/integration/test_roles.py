@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.gateway import serving as gateways
 from tests.gateway.server import API, accepted, ended, serving, vectors
 from tests.oracle import assert_right
 from tests.support import Bench
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("roles")
 
@@ -382,6 +384,21 @@ def test_roles_work_where_functions_are_not_everybodys_by_default(empty: Callabl
             worker.drain(listen=False)
             assert_right(owner, made)
             assert _may(worker, "SELECT pgvec.pause('docs')", "SELECT pgvec.drop_vectorizer('docs')") == []
+
+
+def test_grants_at_the_same_time_do_not_fail_each_other(
+    bench: Callable[[str], Bench], dsn: Callable[[str], str]
+) -> None:
+    """PostgreSQL has no lock for them: it says that a tuple was concurrently updated."""
+    admin, owner = bench("postgres"), bench("enqueuer")
+    owner.sql("REVOKE USAGE ON SCHEMA app FROM pgvec_worker, pgvec_reader")
+    with psycopg.connect(dsn("enqueuer")) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("GRANT USAGE ON SCHEMA app TO pgvec_gateway")
+        granting = pool.submit(owner.enqueue, "app.docs", name="docs")
+        wait_until(lambda: admin.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") > 0)
+        other.commit()
+        granting.result(30)
+    assert admin.value("SELECT has_schema_privilege('pgvec_worker', 'app', 'USAGE')")
 
 
 def test_another_database_of_the_server_gives_no_role_anything_unasked(empty: Callable[[str], str]) -> None:
