@@ -73,6 +73,12 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     return remarks
 
 
+def granted(connection: Connection, vectorizer_id: int | None) -> list[str]:
+    """Returns the statements that take back what roles may on tables of a vectorizer alone, or of all (None)."""
+    found = connection.execute(statement("roles", "granted"), {"id": vectorizer_id, "roles": list(roles.ROLES)})
+    return [query for (query,) in found.fetchall()]
+
+
 def _of_worker(vectorizer: Vectorizer, reads: dict[tuple[str, str], set[str] | None] | None) -> Iterator[Need]:
     template = Template.parse(vectorizer.template).columns if vectorizer.template else ()
     own = (vectorizer.source_schema, vectorizer.source_table)
@@ -106,7 +112,7 @@ def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[
             connection.execute(
                 statement("roles", "filter_view").format(
                     source=sql.Identifier(vectorizer.source_schema, vectorizer.source_table),
-                    selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter))
+                    selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter)),
                 )
             )
             for schema, table, column in connection.execute(statement("roles", "filter_reads")).fetchall():

@@ -149,9 +149,7 @@ class Fragments:
     def refuse_hidden(self) -> sql.SQL:
         """Raises where row-level security keeps rows from this role, and sees that it stays so in the transaction."""
         names = {"source_name": self.source, "destination_name": self.destination}
-        literals: dict[str, sql.Composable] = {
-            part: sql.Literal(name.as_string(None)) for part, name in names.items()
-        }
+        literals: dict[str, sql.Composable] = {part: sql.Literal(name.as_string(None)) for part, name in names.items()}
         literals["filtered"] = sql.Literal(self.vectorizer.filter is not None)
         literals["beyond"] = sql.Literal(self.vectorizer.filter is not None or self.vectorizer.source_is_view)
         # Composed once: each slice needs it.

@@ -76,9 +76,13 @@ def initialize(database: Database) -> str:
             f"{_in_the_way(database) or 'others'}; end that, then run `pgvec init` again"
         ) from error
     with database.connect("init") as connection:
-        # Outside of any transaction; it ends with the connection.
         connection.execute(resources.statements("schema")["as_owner"].encode())
-        schema_indexes.complete(connection)
+        try:
+            schema_indexes.complete(connection)
+        finally:
+            # A pooler may give the connection to somebody else.
+            if not connection.broken:
+                connection.execute("RESET ROLE")
     return found
 
 

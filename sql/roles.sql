@@ -215,6 +215,23 @@ SELECT CASE WHEN %(columns)s::text[] IS NULL THEN NOT pg_catalog.has_table_privi
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
 
+-- name: granted
+-- What roles of ours still may on the tables of a vectorizer (NULL: of all), where no other one needs it: as statements that end it.
+-- Revoking from the table revokes from its columns.
+SELECT DISTINCT pg_catalog.format('REVOKE ALL ON %%I.%%I FROM %%I', n.nspname, c.relname, r.rolname)
+FROM pgvec.vectorizers v
+JOIN pg_catalog.pg_namespace n ON n.nspname IN (v.source_schema, v.destination_schema)
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+ AND (n.nspname, c.relname) IN ((v.source_schema, v.source_table), (v.destination_schema, v.destination_table))
+JOIN pg_catalog.pg_roles r ON r.rolname = ANY (%(roles)s::text[])
+WHERE (%(id)s::bigint IS NULL OR v.id = %(id)s)
+  AND (EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a WHERE a.grantee = r.oid)
+       OR EXISTS (SELECT FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee = r.oid))
+  AND NOT EXISTS (SELECT FROM pgvec.vectorizers o
+                  WHERE o.id <> %(id)s AND (n.nspname, c.relname) IN ((o.source_schema, o.source_table),
+                                                                      (o.destination_schema, o.destination_table)))
+ORDER BY 1;
+
 -- name: maker_lacks
 -- Who made a vectorizer, where they lack such a right themselves. A row's xmin is no secret.
 SELECT r.rolname::text

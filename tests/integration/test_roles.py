@@ -583,11 +583,7 @@ def test_verify_and_doctor_tell_of_hidden_rows(
     monkeypatch.setenv("PGVEC_DSN", dsn("worker"))
     ran = cli("doctor", "--json")
     found = [json.loads(line) for line in ran.out.splitlines()]
-    assert [
-        one
-        for one in found
-        if one["check"] in ("rights", "tables", "sync") and one["level"] != "ok"
-    ] == []
+    assert [one for one in found if one["check"] in ("rights", "tables", "sync") and one["level"] != "ok"] == []
     admin = bench("postgres")
     admin.sql("REVOKE INSERT ON pgvec.jobs FROM pgvec_worker; REVOKE SELECT (shown) ON app.docs FROM pgvec_worker")
     admin.sql("REVOKE pgvec_enqueuer FROM enqueuer")
@@ -693,7 +689,9 @@ def test_without_the_right_to_make_roles_what_a_dba_has_to_run_is_printed(
         owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'pgvec'"
         assert connection.execute(owner).fetchone() == ("pgvec_owner",)
     assert cli("verify", "docs").code == 0
-    assert cli("drop", "docs", "--yes").code == 0
+    dropped = cli("drop", "docs", "--yes")
+    assert dropped.code == 0
+    assert "REVOKE ALL ON app.docs FROM pgvec_worker; REVOKE ALL ON app.docs_vectors FROM pgvec_reader" in dropped.err
 
 
 def test_the_printed_statements_make_the_same_rights(
@@ -797,7 +795,10 @@ def test_who_made_the_schema_keeps_what_runs_when_it_is_handed_over(
             admin.sql("ALTER TABLE pgvec.api_tokens OWNER TO postgres")
             monkeypatch.setenv("PGVEC_DSN", empty("postgres"))
             ran = cli("init", "--roles")
-            assert (ran.code, "the schema pgvec was alice's, who is a member of pgvec_owner now" in ran.err) == (0, True)
+            assert (ran.code, "the schema pgvec was alice's, who is a member of pgvec_owner now" in ran.err) == (
+                0,
+                True,
+            )
             alice.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3; UPDATE app.others SET body = 'changed'")
             assert admin.value("SELECT pg_has_role('bob', 'pgvec_enqueuer', 'USAGE')")
             alice.drain(listen=False)
