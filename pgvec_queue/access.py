@@ -122,7 +122,7 @@ def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[
                 elif known is not None:
                     known.add(column)
     except psycopg.Error:
-        # Temporary views are forbidden here, say: then a right on all of the source would be the only one that is enough.
+        # Temporary views are forbidden here, say: only a right on all of the source would do for sure.
         return None
     return found
 

@@ -10,7 +10,7 @@ NOT_HAD = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 
 
 def is_not_had(error: BaseException) -> bool:
-    """Whether a lock could not be had, or two have granted rights on the same thing at once, for which there is none."""
+    """Whether a lock could not be had, or two granted rights on one thing at once, for which there is none."""
     return isinstance(error, NOT_HAD) or (
         isinstance(error, psycopg.errors.InternalError_) and "tuple concurrently" in str(error)
     )

@@ -217,17 +217,12 @@ def _to_hand_over(connection: Connection, maker: str | None, missing: Sequence[s
 
 
 def _handing_over() -> str:
-    # The schema needs the roles, to grant them anew.
-    from pgvec_queue import schema
-
-    return _text("hand_over").replace("{names}", _array({name for _, name in schema.names()}))
+    return _text("hand_over").replace("{names}", _array({name for _, name in resources.objects()}))
 
 
 def _sharing_functions() -> str:
-    from pgvec_queue import schema
-
     kept = set(re.findall(r"pgvec\.(\w+)\(", _text(OWNER))) | {"keep_definition"}
-    shared = {name for kind, name in schema.names() if kind == "function"} - kept
+    shared = {name for kind, name in resources.objects() if kind == "function"} - kept
     return _text("share_functions").replace("{names}", _array(shared)).replace("{roles}", _array(ROLES))
 
 

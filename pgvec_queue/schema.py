@@ -36,8 +36,6 @@ _LOCK_PAUSES = (0.5, 1.5)
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")
 
-_OBJECT = re.compile(r"^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION) pgvec\.(\w+)", re.MULTILINE)
-
 _ALEMBIC = threading.Lock()
 """Alembic's context is one per process: two threads in it would use each other's connections."""
 
@@ -105,11 +103,7 @@ def revision(connection: Connection) -> str:
 
 def names() -> set[tuple[str, str]]:
     """Returns kind (table, view or function) and name of all that ``initialize`` makes in the schema."""
-    texts = [file.read_text("utf-8") for file in (resources.directory("alembic") / "versions").glob("*.sql")]
-    for file in ("schema", "views", "control", "search_function"):
-        texts.extend(resources.statements(file).values())
-    made = {(kind.lower(), name) for text in texts for kind, name in _OBJECT.findall(text)}
-    return made | {("table", "alembic_version")}
+    return resources.objects()
 
 
 def require(connection: Connection, *, exactly: bool = False) -> str:

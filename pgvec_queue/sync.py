@@ -158,7 +158,7 @@ def _make_function(connection: Connection, source: Relation, vectorizer: Vectori
             connection.execute(statement("sync", "shield_function").format(function=function))
     except psycopg.errors.DuplicateFunction as error:
         raise DefinitionError(
-            f"somebody else made the function {function_name(vectorizer.id)} at the same time; run the same command again"
+            f"somebody else made {function_name(vectorizer.id)} at the same time; run the same command again"
         ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise DefinitionError(
