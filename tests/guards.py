@@ -1561,8 +1561,8 @@ GUARDS = [
     Guard(
         "roles: a definition belongs to its maker",
         "alembic/versions/0008_fleet.sql",
-        "        RAISE EXCEPTION 'the definition of % belongs to %', OLD.name, coalesce(OLD.maker, 'the owner of the schema pgvec')\n            USING ERRCODE = 'insufficient_privilege';",
-        "        NULL;",
+        "NEW.maker IS DISTINCT FROM OLD.maker\n          OR NOT EXISTS (",
+        "false AND EXISTS (",
         "tests/integration/test_roles.py::test_an_enqueuer_changes_no_definition_of_anothers",
     ),
     Guard(
