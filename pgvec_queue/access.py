@@ -15,6 +15,7 @@ from psycopg import sql
 
 from pgvec_queue import roles
 from pgvec_queue.database import Connection, statement, transaction
+from pgvec_queue.locks import patiently
 from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -36,16 +37,34 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     if roles.WORKER not in there:
         return []
     left: list[str] = []
-    with transaction(connection):
-        protected = _is_protected(connection, vectorizer)
-        needs = [*_of_worker(connection, vectorizer)]
-        if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
-            needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
-        for need in needs:
+    withheld: list[str] = []
+    maker = ""
+    protected = _is_protected(connection, vectorizer)
+    reads = _filter_reads(connection, vectorizer)
+    needs = [*_of_worker(vectorizer, reads)]
+    if roles.READER in there and vectorizer.destination_created and not vectorizer.into_column and not protected:
+        needs.append(Need(roles.READER, vectorizer.destination_schema, vectorizer.destination_table, "SELECT"))
+    for need in needs:
+        lacks = connection.execute(statement("roles", "maker_lacks"), _named(need) | {"id": vectorizer.id}).fetchone()
+        if lacks is None:
             left.extend(_grant(connection, need))
+        else:
+            # Else whoever runs this would give away, by another's definition, what that one may not have.
+            maker = lacks[0]
+            withheld.extend(query.as_string(connection) for query in _lacking(connection, need))
     remarks = []
+    if withheld:
+        remarks.append(
+            f"{maker}, who made {vectorizer.name}, may not do so either, so it was not granted; if it is meant to be: "
+            f"{'; '.join(withheld)}"
+        )
     if left:
         remarks.append(f"you may not grant what the roles need; whoever owns it has to run: {'; '.join(left)}")
+    if reads is None:
+        remarks.append(
+            "what the filter reads cannot be told without the right to make temporary views, so it was not granted; "
+            f"whoever owns it has to run: GRANT SELECT (…) ON {vectorizer.source} TO {roles.WORKER}, with its columns"
+        )
     if protected and not vectorizer.into_column:
         remarks.append(
             f"{vectorizer.source} has row-level security, {vectorizer.destination} has not: readers were not given it; "
@@ -54,11 +73,17 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     return remarks
 
 
-def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]:
+def granted(connection: Connection, vectorizer_id: int | None) -> list[str]:
+    """Returns the statements that take back what roles may on tables of a vectorizer alone, or of all (None)."""
+    found = connection.execute(statement("roles", "granted"), {"id": vectorizer_id, "roles": list(roles.ROLES)})
+    return [query for (query,) in found.fetchall()]
+
+
+def _of_worker(vectorizer: Vectorizer, reads: dict[tuple[str, str], set[str] | None] | None) -> Iterator[Need]:
     template = Template.parse(vectorizer.template).columns if vectorizer.template else ()
     own = (vectorizer.source_schema, vectorizer.source_table)
     read: dict[tuple[str, str], set[str] | None] = {own: {*vectorizer.key_columns, *vectorizer.text_columns, *template}}
-    for label, columns in _filter_reads(connection, vectorizer).items():
+    for label, columns in (reads or {}).items():
         known = read.get(label, set())
         read[label] = None if columns is None or known is None else known | columns
     roles_ = vectorizer.destination_roles
@@ -77,17 +102,17 @@ def _of_worker(connection: Connection, vectorizer: Vectorizer) -> Iterator[Need]
         yield Need(roles.WORKER, vectorizer.destination_schema, vectorizer.destination_table, right)
 
 
-def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[str, str], set[str] | None]:
-    """Which columns of which tables the filter reads; None: a row as a whole, or nobody can tell."""
+def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[str, str], set[str] | None] | None:
+    """Which columns of which tables the filter reads, None: a row as a whole; or None: nobody can tell."""
     if vectorizer.filter is None:
         return {}
-    own = (vectorizer.source_schema, vectorizer.source_table)
     found: dict[tuple[str, str], set[str] | None] = {}
     try:
-        with connection.transaction(force_rollback=True):
+        with transaction(connection), connection.transaction(force_rollback=True):
             connection.execute(
                 statement("roles", "filter_view").format(
-                    source=sql.Identifier(*own), selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter))
+                    source=sql.Identifier(vectorizer.source_schema, vectorizer.source_table),
+                    selected=sql.SQL("({}\n)").format(sql.SQL(vectorizer.filter)),
                 )
             )
             for schema, table, column in connection.execute(statement("roles", "filter_reads")).fetchall():
@@ -97,8 +122,8 @@ def _filter_reads(connection: Connection, vectorizer: Vectorizer) -> dict[tuple[
                 elif known is not None:
                     known.add(column)
     except psycopg.Error:
-        # Temporary views are forbidden here, say.
-        return {own: None}
+        # Temporary views are forbidden here, say: only a right on all of the source would do for sure.
+        return None
     return found
 
 
@@ -120,8 +145,10 @@ def _grant(connection: Connection, need: Need) -> list[str]:
     """Grants what is lacking of it; returns the statements that this session may not run."""
     for query in _lacking(connection, need):
         try:
-            with connection.transaction():
-                connection.execute(query)
+            # Others grant on the same schema at this moment.
+            for attempt in patiently(10, 0.05, 0.3):
+                with attempt, transaction(connection, lock_timeout=5):
+                    connection.execute(query)
         except psycopg.errors.InsufficientPrivilege:
             pass
     # Who has the right, but not that of granting it, is only warned.
@@ -137,16 +164,7 @@ def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
     ).fetchone()
     if of_schema and of_schema[0]:
         queries.append(statement("roles", "grant_schema").format(schema=sql.Identifier(need.schema), role=role))
-    row = connection.execute(
-        statement("roles", "lacking"),
-        {
-            "role": need.role,
-            "right": need.right,
-            "columns": None if need.columns is None else list(need.columns),
-            "schema": need.schema,
-            "table": need.table,
-        },
-    ).fetchone()
+    row = connection.execute(statement("roles", "lacking"), _named(need) | {"role": need.role}).fetchone()
     if row is None:
         return queries
     whole, columns, _ = row
@@ -160,6 +178,11 @@ def _lacking(connection: Connection, need: Need) -> Iterable[sql.Composed]:
             )
         )
     return queries
+
+
+def _named(need: Need) -> dict[str, object]:
+    columns = None if need.columns is None else list(need.columns)
+    return {"right": need.right, "columns": columns, "schema": need.schema, "table": need.table}
 
 
 def _names(columns: Sequence[str]) -> sql.Composed:

@@ -149,9 +149,21 @@ class Fragments:
     def refuse_hidden(self) -> sql.SQL:
         """Raises where row-level security keeps rows from this role, and sees that it stays so in the transaction."""
         names = {"source_name": self.source, "destination_name": self.destination}
-        literals = {part: sql.Literal(name.as_string(None)) for part, name in names.items()}
+        literals: dict[str, sql.Composable] = {part: sql.Literal(name.as_string(None)) for part, name in names.items()}
+        literals["filtered"] = sql.Literal(self.vectorizer.filter is not None)
+        literals["beyond"] = sql.Literal(self.vectorizer.filter is not None or self.vectorizer.source_is_view)
         # Composed once: each slice needs it.
         return sql.SQL(self.compose("writing", "refuse_hidden", **literals).as_string(None))
+
+    def refuse_to_miss_rows(self, connection: Connection) -> None:
+        """Raises where row-level security keeps rows from this role that it would take for gone: of the source, or of
+        what the filter reads. It stays so until the transaction ends.
+        """
+        row = connection.execute(self.refuse_hidden, {}).fetchone()
+        if row is not None and row[1]:
+            connection.execute(statement("writing", "row_security"), {"as": "off"})
+            connection.execute(self.compose("writing", "hidden_elsewhere"), {})
+            connection.execute(statement("writing", "row_security"), {"as": "on"})
 
     @functools.cached_property
     def document(self) -> sql.Composable:

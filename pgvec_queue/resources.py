@@ -12,6 +12,7 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
 _NAME = re.compile(r"^-- name: *([a-z][a-z0-9_]*) *$", re.MULTILINE)
+_OBJECT = re.compile(r"^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION) pgvec\.(\w+)", re.MULTILINE)
 
 
 def directory(name: str) -> Path:
@@ -30,3 +31,12 @@ def statements(file: str) -> dict[str, str]:
     text = (directory("sql") / f"{file}.sql").read_text("utf-8")
     parts = _NAME.split(text)
     return {name: body.strip().rstrip(";") for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def objects() -> set[tuple[str, str]]:
+    """Returns kind (table, view or function) and name of all that `pgvec init` makes in the schema."""
+    texts = [file.read_text("utf-8") for file in (directory("alembic") / "versions").glob("*.sql")]
+    for file in ("schema", "views", "control", "search_function"):
+        texts.extend(statements(file).values())
+    made = {(kind.lower(), name) for text in texts for kind, name in _OBJECT.findall(text)}
+    return made | {("table", "alembic_version")}

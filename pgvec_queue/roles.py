@@ -6,7 +6,8 @@ grants it again after each upgrade to the roles that this database has let in, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -15,6 +16,7 @@ from psycopg import sql
 from pgvec_queue import resources
 from pgvec_queue.database import Connection, Database, one_line, statement, transaction
 from pgvec_queue.errors import DatabaseError
+from pgvec_queue.locks import patiently
 
 OWNER = "pgvec_owner"
 WORKER = "pgvec_worker"
@@ -72,7 +74,11 @@ def script() -> str:
     parts = [
         "-- The roles of pgvec-queue. First comes the schema: pgvec init, or what pgvec init --sql prints.",
         create,
-        *(_text(name) for name in ("join_enqueuers", "hand_over", *ROLES, "sync_schema")),
+        *(_text(name) for name in ("join_enqueuers", "keep_rights")),
+        _handing_over(),
+        *(_text(name) for name in ROLES),
+        _sharing_functions(),
+        _text("sync_schema"),
         "-- Whoever logs in becomes a member of one of them, such as: GRANT pgvec_worker TO somebody;",
     ]
     return "\n\n".join(parts) + "\n"
@@ -89,13 +95,31 @@ def set_up(database: Database) -> SetUp:
     What this session may not do is left, as statements for somebody else; the roles that are there get their rights all
     the same. Raises ``DatabaseError`` where even that is refused.
     """
-    with database.connect("init") as connection, transaction(connection, statement_timeout=300, lock_timeout=10):
+    for attempt in patiently(20, 0.2, 1.0):
+        with attempt, database.connect("init") as connection:
+            done = _set_up(connection)
+    return done
+
+
+def _set_up(connection: Connection) -> SetUp:
+    with transaction(connection, statement_timeout=300, lock_timeout=10):
+        connection.execute(statement("schema", "one_at_a_time"))
         made, left = _make(connection)
         missing = [name for (name,) in connection.execute(statement("roles", "missing"), {"roles": list(ROLES)})]
         remarks = []
-        if OWNER not in missing and not _hand_over(connection):
-            left.append(_text("join_owners").replace("CURRENT_USER", _current_user(connection)))
-            remarks.append(f"the schema pgvec stays yours, and its upgrades with it; {OWNER} gets all rights on it")
+        if OWNER not in missing:
+            maker = connection.execute(statement("roles", "maker")).fetchone()
+            if not _hand_over(connection, missing):
+                left.extend(_to_hand_over(connection, maker[0] if maker else None, missing))
+                whose = f"{maker[0]}'s" if maker else "yours"
+                remarks.append(
+                    f"the schema pgvec stays {whose}, and its upgrades with it; {OWNER} gets all rights on it"
+                )
+            elif maker:
+                remarks.append(
+                    f"the schema pgvec was {maker[0]}'s, who is a member of {OWNER} now and may do what they could; "
+                    f"what they run goes on, and needs no more than {WORKER} or {ENQUEUER}"
+                )
         there = [role for role in ROLES if role not in missing]
         try:
             grant(connection, there)
@@ -125,6 +149,7 @@ def grant(connection: Connection, there: Sequence[str]) -> None:
     for role in ROLES:
         if role in there:
             connection.execute(_text(role).encode())
+    connection.execute(_sharing_functions().encode())
     if ENQUEUER in there:
         if not _value(connection, "has_sync_schema"):
             try:
@@ -161,17 +186,48 @@ def _make(connection: Connection) -> tuple[list[str], list[str]]:
     return made, left
 
 
-def _hand_over(connection: Connection) -> bool:
-    """Makes the role the owner of schema, tables, views and functions; False where this session may not."""
+def _hand_over(connection: Connection, missing: Sequence[str]) -> bool:
+    """Makes the role the owner of schema, tables, views and functions, and lets nobody lose what runs already.
+
+    False, and nothing is changed, where this session may not.
+    """
+    if ENQUEUER in missing:
+        # For whom a trigger acts could not become one.
+        return False
     try:
         with connection.transaction():
             is_member, *_ = connection.execute(statement("roles", "may_own")).fetchone() or (False,)
             if not is_member:
                 connection.execute(statement("roles", "join_owners"))
-            connection.execute(_text("hand_over").encode())
+            connection.execute(_text("keep_rights").encode())
+            connection.execute(_handing_over().encode())
     except psycopg.errors.InsufficientPrivilege:
         return False
     return True
+
+
+def _to_hand_over(connection: Connection, maker: str | None, missing: Sequence[str]) -> list[str]:
+    """The statements after which this session could hand over."""
+    left = [_text("join_owners").replace("CURRENT_USER", _current_user(connection))]
+    if maker:
+        left.append(f"GRANT {OWNER} TO {maker}")
+    if ENQUEUER not in missing:
+        left.extend(query for (query,) in connection.execute(statement("roles", "keeping")).fetchall())
+    return left
+
+
+def _handing_over() -> str:
+    return _text("hand_over").replace("{names}", _array({name for _, name in resources.objects()}))
+
+
+def _sharing_functions() -> str:
+    kept = set(re.findall(r"pgvec\.(\w+)\(", _text(OWNER))) | {"keep_definition"}
+    shared = {name for kind, name in resources.objects() if kind == "function"} - kept
+    return _text("share_functions").replace("{names}", _array(shared)).replace("{roles}", _array(ROLES))
+
+
+def _array(names: Iterable[str]) -> str:
+    return "ARRAY[{}]".format(", ".join(f"'{name}'" for name in sorted(names)))
 
 
 def _join(connection: Connection) -> list[str]:

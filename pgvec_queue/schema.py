@@ -24,7 +24,7 @@ from psycopg import sql
 from pgvec_queue import resources, roles, schema_indexes
 from pgvec_queue.database import Connection, Database, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError, SchemaMissingError, SchemaOutdatedError
-from pgvec_queue.locks import NOT_HAD, patiently
+from pgvec_queue.locks import NOT_HAD, is_not_had, patiently
 
 HEAD = "0008"
 """The revision that this program is made for; a test holds it to the newest migration."""
@@ -35,8 +35,6 @@ _LOCK_PAUSES = (0.5, 1.5)
 """For a lock on a table of the queue, everybody else waits that long behind; between two tries they catch up."""
 
 _VIEW = re.compile(r"CREATE OR REPLACE VIEW pgvec\.(\w+)")
-
-_OBJECT = re.compile(r"^ *CREATE (?:OR REPLACE )?(TABLE|VIEW|FUNCTION) pgvec\.(\w+)", re.MULTILINE)
 
 _ALEMBIC = threading.Lock()
 """Alembic's context is one per process: two threads in it would use each other's connections."""
@@ -76,7 +74,13 @@ def initialize(database: Database) -> str:
             f"{_in_the_way(database) or 'others'}; end that, then run `pgvec init` again"
         ) from error
     with database.connect("init") as connection:
-        schema_indexes.complete(connection)
+        connection.execute(resources.statements("schema")["as_owner"].encode())
+        try:
+            schema_indexes.complete(connection)
+        finally:
+            # A pooler may give the connection to somebody else.
+            if not connection.broken:
+                connection.execute("RESET ROLE")
     return found
 
 
@@ -99,11 +103,7 @@ def revision(connection: Connection) -> str:
 
 def names() -> set[tuple[str, str]]:
     """Returns kind (table, view or function) and name of all that ``initialize`` makes in the schema."""
-    texts = [file.read_text("utf-8") for file in (resources.directory("alembic") / "versions").glob("*.sql")]
-    for file in ("schema", "views", "control", "search_function"):
-        texts.extend(resources.statements(file).values())
-    made = {(kind.lower(), name) for text in texts for kind, name in _OBJECT.findall(text)}
-    return made | {("table", "alembic_version")}
+    return resources.objects()
 
 
 def require(connection: Connection, *, exactly: bool = False) -> str:
@@ -209,6 +209,8 @@ def _run_alembic(*, offline: io.StringIO | None, database: Database | None) -> N
         cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
         if isinstance(cause, NOT_HAD):
             raise cause from None
+        if is_not_had(cause):
+            raise psycopg.errors.LockNotAvailable(one_line(cause)) from cause
         raise DatabaseError(f"the schema cannot be created or upgraded: {one_line(cause)}") from error
     finally:
         engine.dispose()

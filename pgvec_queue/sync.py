@@ -64,10 +64,14 @@ def function_name(vectorizer_id: int) -> str:
 
 def _function(connection: Connection, vectorizer_id: int) -> sql.Identifier:
     """The trigger function where it is, else where this session can make one."""
+    return sql.Identifier(_function_schema(connection, vectorizer_id), function_name(vectorizer_id))
+
+
+def _function_schema(connection: Connection, vectorizer_id: int) -> str:
     name = function_name(vectorizer_id)
     row = connection.execute(statement("sync", "function_schema"), {"function": name}).fetchone()
     assert row is not None
-    return sql.Identifier(row[0], name)
+    return str(row[0])
 
 
 def is_ours(name: str) -> bool:
@@ -129,17 +133,33 @@ def renew(connection: Connection, vectorizer: Vectorizer) -> None:
 
 def _make_function(connection: Connection, source: Relation, vectorizer: Vectorizer) -> None:
     body = _body(connection, source, vectorizer)
-    function = _function(connection, vectorizer.id)
     try:
         with transaction(connection):
+            schema, name = _function_schema(connection, vectorizer.id), function_name(vectorizer.id)
+            function = sql.Identifier(schema, name)
+            there = connection.execute(
+                statement("sync", "function_owner"), {"schema": schema, "function": name, "source": source.oid}
+            ).fetchone()
+            if there is not None and not (there[1] or there[2]):
+                # Who owns it could give it another body, which would run as whoever writes the source.
+                raise DefinitionError(
+                    f"the function {schema}.{name} is there already and belongs to {there[0]}, and no trigger of "
+                    f"{vectorizer.source} calls it; drop it, then run the same command again"
+                )
             connection.execute(
                 statement("sync", "create_function").format(
+                    # Somebody else's that comes in this moment is not replaced: that would leave it theirs.
+                    replace=sql.SQL("" if there is None else "OR REPLACE"),
                     function=function,
                     settings=sql.SQL("") if set(vectorizer.key_types) <= _PLAIN else statement("sync", "settings"),
                     body=sql.Literal(body),
                 )
             )
             connection.execute(statement("sync", "shield_function").format(function=function))
+    except psycopg.errors.DuplicateFunction as error:
+        raise DefinitionError(
+            f"somebody else made {function_name(vectorizer.id)} at the same time; run the same command again"
+        ) from error
     except psycopg.errors.InsufficientPrivilege as error:
         raise DefinitionError(
             f"you may not make the function that follows changes of {vectorizer.source}: {one_line(error)}; "

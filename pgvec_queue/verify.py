@@ -291,7 +291,7 @@ class _Verifier:
             if not self._vectorizer.source_is_view:
                 # What a view joins is its owner's business.
                 self._connection.execute(statement("verify", "local_settings"))
-            self._connection.execute(self._fragments.refuse_hidden, {})
+            self._fragments.refuse_to_miss_rows(self._connection)
             yield
 
     def _dropped(self) -> PgvecError:

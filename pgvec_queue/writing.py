@@ -48,7 +48,7 @@ def write(
         if not vectorizer.into_column:
             lock = "lock_exclusive" if job.kind == "keys" else "lock_shared"
             connection.execute(statement("writing", lock), {"vectorizer": vectorizer.id})
-        connection.execute(fragments.refuse_hidden, {})
+        fragments.refuse_to_miss_rows(connection)
         if job.kind == "sweep":
             result = _sweep(connection, fragments, part)
             _record(connection, part, result, Plan(), member.worker, read_to)

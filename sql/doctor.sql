@@ -91,6 +91,15 @@ FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) a JOIN pg_roles r ON
 WHERE n.nspname = 'pgvec' AND a.privilege_type = 'USAGE' AND r.rolname ~ '^pgvec_(owner|worker|enqueuer|reader|gateway)$'
 ORDER BY 1;
 
+-- name: only_works
+-- Whether this role is a worker of `pgvec init --roles`, and neither enqueues nor owns.
+SELECT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'pgvec_worker' AND pg_has_role(r.oid, 'USAGE'))
+       AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname IN ('pgvec_enqueuer', 'pgvec_owner') AND pg_has_role(r.oid, 'USAGE'));
+
+-- name: filter_runs
+-- Nothing is read: rights are looked at before that.
+SELECT FROM {source} s WHERE {selected} LIMIT 0;
+
 -- name: rights_on_table
 -- Columns that are not there, columns that may not be read, columns that may not be written, other rights that this role
 -- lacks, and whether row-level security hides rows from it, or applies to it at all.
@@ -109,6 +118,17 @@ SELECT has_schema_privilege(n.oid, 'USAGE'),
        pgvec.hides_rows(c.oid, cardinality(%(written)s::text[]) > 0), row_security_active(c.oid)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
+
+-- name: follower
+-- For whom the trigger function of a vectorizer acts, where that role could not queue a change. No row: it can, or there is none.
+SELECT o.rolname::text
+FROM pg_proc p
+JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname IN ('pgvec', 'pgvec_sync')
+JOIN pg_roles o ON o.oid = p.proowner
+WHERE p.proname = %(function)s AND p.pronargs = 0
+  AND NOT (has_schema_privilege(o.oid, 'pgvec', 'USAGE') AND has_table_privilege(o.oid, 'pgvec.jobs', 'SELECT')
+           AND has_table_privilege(o.oid, 'pgvec.jobs', 'INSERT')
+           AND has_column_privilege(o.oid, 'pgvec.vectorizers', 'blocked_reason', 'UPDATE'));
 
 -- name: may_see_statistics
 SELECT pg_has_role('pg_read_all_stats', 'USAGE');

@@ -39,12 +39,58 @@ SELECT pg_catalog.quote_ident(current_user);
 -- name: may_serve
 SELECT pg_catalog.has_table_privilege('pgvec.api_tokens', 'SELECT') AND pg_catalog.has_table_privilege('pgvec.task_texts', 'INSERT');
 
--- name: hand_over
--- Everything that whoever ran `pgvec init` has made, apart from trigger functions, which act for whoever enqueued.
+-- name: maker
+-- Who owns the schema, where that is somebody else than this session and the role, and no superuser.
+SELECT pg_catalog.quote_ident(r.rolname)
+FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+WHERE n.nspname = 'pgvec' AND r.rolname NOT IN ('pgvec_owner', current_user) AND NOT r.rolsuper;
+
+-- name: keep_rights
+-- Whoever has made the schema keeps what they may, as a member of its new owner: their workers run, and their trigger functions act
+-- for them. Whoever else a trigger acts for becomes an enqueuer: else every change of their sources would be refused.
 DO $$
 DECLARE
     one record;
-    maker oid := (SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgvec.vectorizers'::pg_catalog.regclass);
+BEGIN
+    FOR one IN
+        SELECT r.oid, r.rolname, 'pgvec_owner' AS group_role
+        FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+        WHERE n.nspname = 'pgvec' AND r.rolname <> 'pgvec_owner'
+        UNION
+        SELECT r.oid, r.rolname, 'pgvec_enqueuer'
+        FROM pg_catalog.pg_proc p
+        JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+        JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+        WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname ~ '^sync_[0-9]+$'
+          AND EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgfoid = p.oid)
+          AND p.proowner <> (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'pgvec')
+          AND NOT pg_catalog.pg_has_role(p.proowner, 'pgvec_owner', 'USAGE')
+    LOOP
+        IF NOT pg_catalog.pg_has_role(one.oid, one.group_role, 'USAGE') THEN
+            EXECUTE pg_catalog.format('GRANT %I TO %I', one.group_role, one.rolname);
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- name: keeping
+-- The same as statements, for somebody who may run them.
+SELECT DISTINCT pg_catalog.format('GRANT pgvec_enqueuer TO %I', r.rolname)
+FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+JOIN pg_catalog.pg_roles r ON r.oid = p.proowner
+WHERE n.nspname IN ('pgvec', 'pgvec_sync') AND p.proname ~ '^sync_[0-9]+$'
+  AND EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgfoid = p.oid)
+  AND p.proowner <> (SELECT nspowner FROM pg_catalog.pg_namespace WHERE nspname = 'pgvec')
+  AND NOT pg_catalog.pg_has_role(r.oid, 'pgvec_enqueuer', 'USAGE') AND NOT pg_catalog.pg_has_role(r.oid, 'pgvec_owner', 'USAGE')
+ORDER BY 1;
+
+-- name: hand_over
+-- Everything that `pgvec init` makes, whoever did, apart from trigger functions, which act for whoever enqueued.
+DO $$
+DECLARE
+    one record;
+    names name[] := {names};
 BEGIN
     ALTER SCHEMA pgvec OWNER TO pgvec_owner;
     IF pg_catalog.to_regnamespace('pgvec_collections') IS NOT NULL THEN
@@ -57,13 +103,13 @@ BEGIN
     FOR one IN
         SELECT pg_catalog.format('ALTER %s pgvec.%I OWNER TO pgvec_owner', CASE c.relkind WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, c.relname) AS statement
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v')
-          AND c.relowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
+        WHERE c.relnamespace = 'pgvec'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v') AND c.relname = ANY (names)
+          AND c.relowner <> 'pgvec_owner'::pg_catalog.regrole
         UNION ALL
         SELECT pg_catalog.format('ALTER FUNCTION %s OWNER TO pgvec_owner', p.oid::pg_catalog.regprocedure)
         FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname !~ '^sync_[0-9]+$'
-          AND p.proowner = maker AND maker <> 'pgvec_owner'::pg_catalog.regrole
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = ANY (names)
+          AND p.proowner <> 'pgvec_owner'::pg_catalog.regrole
     LOOP
         EXECUTE one.statement;
     END LOOP;
@@ -76,10 +122,10 @@ COMMENT ON SCHEMA pgvec_sync IS 'Trigger functions of live changes, each owned b
 GRANT ALL ON SCHEMA pgvec, pgvec_collections TO pgvec_owner;
 GRANT ALL ON ALL TABLES IN SCHEMA pgvec TO pgvec_owner;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA pgvec TO pgvec_owner;
-GRANT EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
-    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers TO pgvec_owner;
-REVOKE EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
-    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
+    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) TO pgvec_owner;
+REVOKE EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
+    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) FROM PUBLIC;
 
 -- name: pgvec_worker
 -- Jobs and what is known of them; of a vectorizer it may change nothing but why it is blocked.
@@ -93,7 +139,7 @@ GRANT SELECT, INSERT, UPDATE ON pgvec.pace TO pgvec_worker;
 GRANT SELECT, INSERT, DELETE ON pgvec.events TO pgvec_worker;
 GRANT SELECT, UPDATE ON pgvec.indexes TO pgvec_worker;
 GRANT SELECT (vectorizer_id, finished_at) ON pgvec.tasks TO pgvec_worker;
-GRANT EXECUTE ON FUNCTION pgvec.retry_documents, pgvec.stop_workers TO pgvec_worker;
+GRANT EXECUTE ON FUNCTION pgvec.retry_documents(bigint, text, jsonb), pgvec.stop_workers(text) TO pgvec_worker;
 
 -- name: pgvec_enqueuer
 -- Definitions and their plans; no tokens, and of the gateway's tasks only that they move with their vectorizer.
@@ -107,8 +153,8 @@ GRANT SELECT, INSERT ON pgvec.events TO pgvec_enqueuer;
 GRANT UPDATE (leave) ON pgvec.workers TO pgvec_enqueuer;
 GRANT UPDATE (vectorizer_id) ON pgvec.collections TO pgvec_enqueuer;
 GRANT SELECT (vectorizer_id), UPDATE (vectorizer_id) ON pgvec.tasks TO pgvec_enqueuer;
-GRANT EXECUTE ON FUNCTION pgvec.pause, pgvec.resume, pgvec.cancel, pgvec.retry_documents, pgvec.retry, pgvec.alter_vectorizer,
-    pgvec.drop_vectorizer, pgvec.swap_models, pgvec.switch_model, pgvec.roll_back_model, pgvec.stop_workers TO pgvec_enqueuer;
+GRANT EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
+    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) TO pgvec_enqueuer;
 
 -- name: pgvec_reader
 -- What is known of vectorizers, jobs and workers; the vectors by grants on each destination.
@@ -124,6 +170,24 @@ GRANT USAGE, CREATE ON SCHEMA pgvec_collections TO pgvec_gateway;
 GRANT SELECT, INSERT, UPDATE, DELETE ON pgvec.collections, pgvec.tasks, pgvec.task_texts TO pgvec_gateway;
 GRANT SELECT ON pgvec.api_tokens TO pgvec_gateway;
 GRANT UPDATE (last_used_at) ON pgvec.api_tokens TO pgvec_gateway;
+
+-- name: share_functions
+-- What everybody may call by default, where somebody has taken that default away; what is kept from PUBLIC is granted above.
+DO $$
+DECLARE
+    one record;
+BEGIN
+    FOR one IN
+        SELECT p.oid::pg_catalog.regprocedure AS label, r.rolname
+        FROM pg_catalog.pg_proc p, pg_catalog.pg_roles r
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = ANY ({names})
+          AND r.rolname = ANY ({roles}) AND pg_catalog.has_schema_privilege(r.oid, 'pgvec', 'USAGE')
+          AND NOT pg_catalog.has_function_privilege(r.oid, p.oid, 'EXECUTE')
+    LOOP
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %I', one.label, one.rolname);
+    END LOOP;
+END
+$$;
 
 -- name: sync_schema
 -- Apart from the schema pgvec: whoever could create there could overload a function that others call.
@@ -150,6 +214,36 @@ SELECT CASE WHEN %(columns)s::text[] IS NULL THEN NOT pg_catalog.has_table_privi
        c.relrowsecurity
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %(schema)s AND c.relname = %(table)s;
+
+-- name: granted
+-- What roles of ours still may on the tables of a vectorizer (NULL: of all), where no other one needs it: as statements that end it.
+-- Revoking from the table revokes from its columns.
+SELECT DISTINCT pg_catalog.format('REVOKE ALL ON %%I.%%I FROM %%I', n.nspname, c.relname, r.rolname)
+FROM pgvec.vectorizers v
+JOIN pg_catalog.pg_namespace n ON n.nspname IN (v.source_schema, v.destination_schema)
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+ AND (n.nspname, c.relname) IN ((v.source_schema, v.source_table), (v.destination_schema, v.destination_table))
+JOIN pg_catalog.pg_roles r ON r.rolname = ANY (%(roles)s::text[])
+WHERE (%(id)s::bigint IS NULL OR v.id = %(id)s)
+  AND (EXISTS (SELECT FROM pg_catalog.aclexplode(c.relacl) a WHERE a.grantee = r.oid)
+       OR EXISTS (SELECT FROM pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a WHERE t.attrelid = c.oid AND a.grantee = r.oid))
+  AND NOT EXISTS (SELECT FROM pgvec.vectorizers o
+                  WHERE o.id <> %(id)s AND (n.nspname, c.relname) IN ((o.source_schema, o.source_table),
+                                                                      (o.destination_schema, o.destination_table)))
+ORDER BY 1;
+
+-- name: maker_lacks
+-- Who made a vectorizer, where they lack such a right themselves. A row's xmin is no secret.
+SELECT r.rolname::text
+FROM pgvec.vectorizers v
+JOIN pg_catalog.pg_roles r ON r.rolname = v.maker
+JOIN pg_catalog.pg_namespace n ON n.nspname = %(schema)s
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = %(table)s
+WHERE v.id = %(id)s
+  AND NOT (pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+           AND CASE WHEN %(columns)s::text[] IS NULL THEN pg_catalog.has_table_privilege(r.oid, c.oid, %(right)s)
+               ELSE NOT EXISTS (SELECT FROM unnest(%(columns)s::text[]) AS u(name)
+                                WHERE u.name <> 'xmin' AND NOT pg_catalog.has_column_privilege(r.oid, c.oid, u.name, %(right)s)) END);
 
 -- name: grant_schema
 GRANT USAGE ON SCHEMA {schema} TO {role};

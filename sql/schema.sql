@@ -23,6 +23,10 @@ CREATE EXTENSION IF NOT EXISTS vector;
 -- name: create_extension_in_public
 CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
 
+-- name: one_at_a_time
+-- As prepare does: the rights that an upgrade grants are the same.
+SELECT pg_catalog.pg_advisory_xact_lock(2312187183);
+
 -- name: prepare
 -- Two at once take turns; the number is the CRC-32 of 'pgvec.init'. A member of pgvec_owner makes what belongs to all of them, and
 -- needs no right to create schemas where ours is there.
@@ -36,6 +40,19 @@ BEGIN
                     AND pg_catalog.pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::integer < 160000
                                                            THEN 'MEMBER' ELSE 'SET' END)) THEN
         SET LOCAL ROLE pgvec_owner;
+    END IF;
+END
+$$;
+
+-- name: as_owner
+-- For what is made after the transaction of the migrations, by a member of pgvec_owner.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+               WHERE n.nspname = 'pgvec' AND r.rolname = 'pgvec_owner'
+                 AND pg_catalog.pg_has_role(r.oid, CASE WHEN current_setting('server_version_num')::integer < 160000
+                                                        THEN 'MEMBER' ELSE 'SET' END)) THEN
+        SET ROLE pgvec_owner;
     END IF;
 END
 $$;

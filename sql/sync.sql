@@ -68,8 +68,16 @@ SELECT coalesce(
 -- It acts for whoever made it: on a table with other columns it would run others' casts as that role.
 REVOKE EXECUTE ON FUNCTION {function}() FROM PUBLIC;
 
+-- name: function_owner
+-- Of a function of that name: whose it is, whether that is this session's role, and whether triggers of the source itself call
+-- it: who could make those has the source's rows anyway. No row: there is none.
+SELECT pg_catalog.pg_get_userbyid(p.proowner)::text, p.proowner = (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = current_user),
+       EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgfoid = p.oid AND g.tgrelid = %(source)s::oid)
+FROM pg_catalog.pg_proc p
+WHERE p.pronamespace = pg_catalog.to_regnamespace(%(schema)s) AND p.proname = %(function)s AND p.pronargs = 0;
+
 -- name: create_function
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+CREATE {replace} FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{settings}
 AS {body};
 

@@ -16,7 +16,7 @@ JOIN pg_catalog.pg_class c ON c.oid = g.tgrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_catalog.pg_proc p ON p.oid = g.tgfoid
 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace
-WHERE (pn.nspname = 'pgvec' OR pn.nspname = 'pgvec_sync' AND p.proname ~ '^sync_[0-9]+$')
+WHERE (pn.nspname = 'pgvec' AND p.proname <> 'keep_definition' OR pn.nspname = 'pgvec_sync' AND p.proname ~ '^sync_[0-9]+$')
   AND NOT g.tgisinternal AND g.tgparentid = 0
 ORDER BY 1, 2, 3;
 

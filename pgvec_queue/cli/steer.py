@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pgvec_queue import model_migration, queue, sync, vectorizer
+from pgvec_queue import access, model_migration, queue, sync, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole
@@ -79,9 +79,12 @@ def drop(session: Session, *, name: str, yes: bool) -> None:
     found = vectorizer.get(connection, name)
     migration = model_migration.find(connection, found)
     confirm(f"Drop the vectorizer {name}? {found.destination} stays as it is.{_ends(migration, found)}", yes=yes)
+    granted = access.granted(connection, found.id)
     sync.remove(connection, found.id)
     vectorizer.steer(connection, name, "drop")
     click.echo(f"{name} is dropped; {found.destination} stays as it is.")
+    if granted:
+        click.echo(f"pgvec: rights stay as well; where nobody needs them: {plain('; '.join(granted))}", err=True)
 
 
 def _ends(migration: Migration | None, found: vectorizer.Vectorizer) -> str:

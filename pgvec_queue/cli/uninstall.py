@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from pgvec_queue import schema
+from pgvec_queue import access, schema
 from pgvec_queue import uninstall as removal
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import plain
@@ -47,8 +47,11 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
     confirm(f"Remove pgvec from {session.database.address}?", yes=yes)
     if found.workers:
         _send_away(connection, wait, anyway=anyway)
+    granted = access.granted(connection, None)
     removal.remove(connection, cascade=cascade)
     click.echo("pgvec is removed; the destinations stay as they are.")
+    if granted:
+        click.echo(f"pgvec: rights stay as well; where nobody needs them: {plain('; '.join(granted))}", err=True)
 
 
 def _show(found: Installed) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
+from psycopg import sql
+
+from pgvec_queue.database import one_line, statement
 from pgvec_queue.doctor.finding import Finding, error, listed, note, ok, warning
 from pgvec_queue.doctor.question import Examined
+from pgvec_queue.template import Template
 from pgvec_queue.vectorizer import Vectorizer
 
 
@@ -29,6 +34,12 @@ def on_our_schema(examined: Examined) -> Iterator[Finding]:
     lacking = examined.rows("rights_on_ours")
     ours = examined.rows("our_roles")
     mine = [name for name, is_member in ours if is_member]
+    if lacking and "pgvec_worker" in mine:
+        said = listed([f"{', '.join(rights)} on pgvec.{name}" for name, rights in lacking], most=3)
+        yield error(
+            "rights", f"{role} is a member of pgvec_worker, which lacks {said}", "run as the schema's owner: pgvec init"
+        )
+        return
     if lacking and mine:
         yield ok("rights", f"{role} is a member of {listed(mine)}, which is no worker's role: docs/roles.md")
         return
@@ -67,14 +78,23 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
     written = [one.destination_roles.embedding] if one.into_column else []
     if one.into_column and one.destination_roles.source_hash:
         written.append(one.destination_roles.source_hash)
+    (only_works,) = examined.row("only_works")
     rights = examined.rows(
         "rights_on_table",
         schema=one.source_schema,
         table=one.source_table,
         # A worker tells by it whether a row is another than it has read.
-        read=[*one.key_columns, *one.text_columns, *([] if one.source_is_view else ["xmin"])],
+        read=sorted(
+            {
+                *one.key_columns,
+                *one.text_columns,
+                *(Template.parse(one.template).columns if one.template else ()),
+                *([] if one.source_is_view else ["xmin"]),
+            }
+        ),
         written=written,
-        wanted=["TRIGGER"] if one.sync else [],
+        # A login that is a worker and no more is not meant to have it.
+        wanted=["TRIGGER"] if one.sync and not only_works else [],
     )
     yield from _judge(one, one.source, role, rights)
     if rights and rights[0][0] and rights[0][4]:
@@ -84,6 +104,23 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
             f"run it as the owner, or GRANT TRIGGER ON {one.source} TO {role}",
             vectorizer=one.name,
         )
+    # A plan may call functions of the filter: only who runs it anyway does that, no administrator.
+    if rights and one.filter is not None and only_works:
+        try:
+            with examined.connection.transaction(force_rollback=True):
+                examined.connection.execute(
+                    statement("doctor", "filter_runs").format(
+                        source=sql.Identifier(one.source_schema, one.source_table),
+                        selected=sql.SQL("({}\n)").format(sql.SQL(one.filter)),
+                    )
+                )
+        except psycopg.Error as problem:
+            yield error(
+                "tables",
+                f"{role} may not run the filter of {one.name}: {one_line(problem)}",
+                "grant what it reads, or drop the vectorizer and enqueue anew",
+                vectorizer=one.name,
+            )
     if rights and rights[0][5]:
         yield error(
             "tables",

@@ -45,7 +45,16 @@ def triggers(examined: Examined) -> Iterator[Finding]:
     synced = {one.name: one for one in examined.vectorizers if one.sync}
     for name, one in synced.items():
         missing = sync.uncovered(examined.connection, one)
-        if missing:
+        powerless = examined.rows("follower", function=sync.function_name(one.id))
+        if powerless:
+            (owner,) = powerless[0]
+            yield error(
+                "sync",
+                f"every change of {one.source} is refused: its trigger acts for {owner}, who may not queue it",
+                f"GRANT pgvec_enqueuer TO {owner}: docs/roles.md",
+                vectorizer=name,
+            )
+        elif missing:
             yield error(
                 "sync",
                 f"{name} does not follow what is written straight into {', '.join(missing)}",

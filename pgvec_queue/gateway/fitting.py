@@ -39,6 +39,9 @@ class Fitting:
             except (psycopg.Error, psycopg_pool.PoolTimeout):
                 # Whoever asks for anything hears of it.
                 pass
+            except Exception as error:
+                # The task would end, and the gateway never look again.
+                log.exception("schema could not be looked at", error=str(error))
             await asyncio.sleep(EVERY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
 
     async def look(self, connection: AsyncConnection) -> None:

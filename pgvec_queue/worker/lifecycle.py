@@ -165,7 +165,9 @@ class Worker:
                 try:
                     self._await_schema(state)
                     if refused is None:
-                        refused = self._refused()
+                        refused = self._refused_here()
+                    if refused is None:
+                        continue
                     self._session(state, dict.fromkeys(refused, "packages are missing"))
                 except StoppedError:
                     return self._leaving or Outcome.STOPPED
@@ -179,6 +181,17 @@ class Worker:
             if not self.hung:
                 self._models.close()
         return self._leaving or self._outcome()
+
+    def _refused_here(self) -> dict[int, str] | None:
+        """As ``_refused``; None where the schema was upgraded in this moment, and is waited for."""
+        try:
+            return self._refused()
+        except SchemaMissingError:
+            raise
+        except SchemaOutdatedError:
+            if self._options.drain:
+                raise
+            return None
 
     def _refused(self) -> dict[int, str]:
         """Makes sure that the worker can begin; returns the vectorizers that it cannot serve here."""
@@ -230,7 +243,13 @@ class Worker:
         if not isinstance(failure, psycopg.Error) or kind_of(failure) is Kind.PASSING:
             return False
         # Where there is none any more, the failure says it.
-        if self._patiently(State(), "looking at the schema", schema.revision) not in ("", state.revision):
+        looking = State(self.measures)
+        self._state = looking
+        try:
+            found = "" if self._leaving else self._patiently(looking, "looking at the schema", schema.revision)
+        except StoppedError:
+            return True
+        if found not in ("", state.revision):
             log.info("schema was upgraded; the worker begins afresh", error=one_line(failure))
             state.outgrown.set()
         return state.outgrown.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import access, embedded, resources, roles, schema, uninstall, vectorizer
+from pgvec_queue import access, embedded, resources, roles, schema, uninstall, vectorizer, verify
 from pgvec_queue.dashboard import snapshot
 from pgvec_queue.database import Database
 from pgvec_queue.errors import DefinitionError, PgvecError
@@ -24,6 +25,7 @@ from tests.gateway import serving as gateways
 from tests.gateway.server import API, accepted, ended, serving, vectors
 from tests.oracle import assert_right
 from tests.support import Bench
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.xdist_group("roles")
 
@@ -262,6 +264,36 @@ def test_an_enqueuer_sees_no_tokens_and_makes_nothing_that_others_call(bench: Ca
     )
 
 
+def test_an_enqueuer_changes_no_definition_of_anothers(bench: Callable[[str], Bench]) -> None:
+    """Its filter would run with the rights of whoever enqueues, verifies or works; steering is free."""
+    other, owner = bench("gateway"), bench("enqueuer")
+    copied = (
+        "INSERT INTO pgvec.vectorizers SELECT (r).* FROM (SELECT jsonb_populate_record(v, jsonb_build_object("
+        "'id', 99, 'name', 'copy', 'maker', 'enqueuer')) AS r FROM pgvec.vectorizers v) c"
+    ).replace("INSERT INTO pgvec.vectorizers SELECT", "INSERT INTO pgvec.vectorizers OVERRIDING SYSTEM VALUE SELECT")
+    assert (
+        _may(
+            other,
+            "UPDATE pgvec.vectorizers SET filter = 'true'",
+            "UPDATE pgvec.vectorizers SET text_columns = '{body,secret}'",
+            "UPDATE pgvec.vectorizers SET destination_schema = 'theirs'",
+            "UPDATE pgvec.vectorizers SET endpoint = 'http://elsewhere'",
+            "UPDATE pgvec.vectorizers SET maker = 'gateway'",
+        )
+        == []
+    )
+    assert owner.value("SELECT maker FROM pgvec.vectorizers WHERE name = 'docs'") == "enqueuer"
+    assert len(_may(other, "UPDATE pgvec.vectorizers SET paused = true", "SELECT pgvec.pause('docs')")) == 2
+    assert len(_may(owner, "UPDATE pgvec.vectorizers SET filter = 'true'")) == 1
+    other.sql(copied)
+    assert owner.value("SELECT maker FROM pgvec.vectorizers WHERE name = 'copy'") == "gateway"
+    # What its maker may not read, nobody gives to workers by enqueueing it.
+    other.sql("UPDATE pgvec.vectorizers SET text_columns = '{body,secret}' WHERE name = 'copy'")
+    [remark] = access.share(owner.connection, vectorizer.get(owner.connection, "copy"))
+    assert remark.startswith("gateway, who made copy, may not do so either, so it was not granted")
+    assert _may(bench("worker"), "SELECT secret FROM app.docs") == []
+
+
 def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], Bench]) -> None:
     """Their changes are queued by the trigger's owner; nobody else may make a trigger of its function."""
     admin, owner = bench("postgres"), bench("enqueuer")
@@ -281,6 +313,19 @@ def test_users_of_a_source_need_no_rights_on_the_schema(bench: Callable[[str], B
         assert _may(user, trap) == []
     finally:
         admin.sql("DROP OWNED BY app_user CASCADE; DROP ROLE app_user")
+
+
+def test_a_trigger_function_that_somebody_else_made_first_is_not_taken(bench: Callable[[str], Bench]) -> None:
+    """Its owner could replace the body, which then runs as whoever writes the source."""
+    admin, gateway = bench("postgres"), bench("gateway")
+    following = 1 + admin.value("SELECT max(id) FROM pgvec.vectorizers")
+    gateway.sql(
+        f"CREATE FUNCTION pgvec_sync.sync_{following}() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    refusal = f"function pgvec_sync.sync_{following} is there already and belongs to gateway"
+    with pytest.raises(DefinitionError, match=refusal):
+        admin.define("app.others", "body", name="others", sync=True)
+    assert admin.value("SELECT count(*) FROM pg_trigger WHERE tgrelid = 'app.others'::regclass") == 0
 
 
 def test_nobody_is_public(bench: Callable[[str], Bench]) -> None:
@@ -324,6 +369,36 @@ def test_an_upgrade_grants_what_it_makes_anew(bench: Callable[[str], Bench], dsn
         " UNION SELECT proowner::regrole::text FROM pg_proc WHERE pronamespace = 'pgvec'::regnamespace"
     )
     assert owners == [("pgvec_owner",)]
+
+
+def test_roles_work_where_functions_are_not_everybodys_by_default(empty: Callable[[str], str]) -> None:
+    with closing(Bench(empty("postgres"))) as admin:
+        admin.sql("ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC")
+        schema.initialize(Database(empty("postgres")))
+        roles.set_up(Database(empty("postgres")))
+        admin.sql("CREATE SCHEMA app AUTHORIZATION enqueuer; SET SESSION AUTHORIZATION enqueuer")
+        admin.sql(DOCS)
+        with closing(Bench(empty("enqueuer"))) as owner, closing(Bench(empty("worker"))) as worker:
+            made = owner.enqueue("app.docs", "body", name="docs", sync=True)
+            owner.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3")
+            worker.drain(listen=False)
+            assert_right(owner, made)
+            assert _may(worker, "SELECT pgvec.pause('docs')", "SELECT pgvec.drop_vectorizer('docs')") == []
+
+
+def test_grants_at_the_same_time_do_not_fail_each_other(
+    bench: Callable[[str], Bench], dsn: Callable[[str], str]
+) -> None:
+    """PostgreSQL has no lock for them: it says that a tuple was concurrently updated."""
+    admin, owner = bench("postgres"), bench("enqueuer")
+    owner.sql("REVOKE USAGE ON SCHEMA app FROM pgvec_worker, pgvec_reader")
+    with psycopg.connect(dsn("enqueuer")) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("GRANT USAGE ON SCHEMA app TO pgvec_gateway")
+        granting = pool.submit(owner.enqueue, "app.docs", name="docs")
+        wait_until(lambda: admin.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") > 0)
+        other.commit()
+        granting.result(30)
+    assert admin.value("SELECT has_schema_privilege('pgvec_worker', 'app', 'USAGE')")
 
 
 def test_another_database_of_the_server_gives_no_role_anything_unasked(empty: Callable[[str], str]) -> None:
@@ -375,6 +450,17 @@ def test_what_the_enqueuer_may_not_grant_is_left_to_the_owner_in_one_line(bench:
     assert access.share(enqueuer.connection, defined.vectorizer) == []
 
 
+def test_where_nobody_can_tell_what_a_filter_reads_no_more_is_granted(bench: Callable[[str], Bench]) -> None:
+    admin, owner = bench("postgres"), bench("enqueuer")
+    owner.sql("CREATE TABLE app.more (id int PRIMARY KEY, body text, kind text, secret text)")
+    admin.sql(f"REVOKE TEMPORARY ON DATABASE {admin.connection.info.dbname} FROM PUBLIC")
+    [remark] = owner.define("app.more", "body", name="more", where="kind = 'a'").remarks
+    assert remark.startswith("what the filter reads cannot be told")
+    worker = bench("worker")
+    assert _may(worker, "SELECT secret FROM app.more", "SELECT kind FROM app.more") == []
+    assert len(_may(worker, "SELECT id, body, xmin FROM app.more")) == 1
+
+
 # Row-level security
 
 
@@ -400,6 +486,28 @@ def test_a_worker_that_does_not_see_all_rows_deletes_nothing(bench: Callable[[st
     worker.drain(listen=False)
     assert owner.progress("docs").state == "blocked"
     assert owner.value("SELECT count(*) FROM app.docs_vectors") == 20
+
+
+@pytest.mark.parametrize("protected", [False, True], ids=["plain", "protected source"])
+def test_rows_hidden_in_a_table_that_the_filter_reads_cost_no_vector(
+    protected: bool, bench: Callable[[str], Bench]
+) -> None:
+    owner, worker = bench("enqueuer"), bench("worker")
+    if protected:
+        owner.sql("ALTER TABLE app.docs ENABLE ROW LEVEL SECURITY")
+        owner.sql("CREATE POLICY workers ON app.docs FOR SELECT TO pgvec_worker USING (true)")
+    owner.sql("CREATE TABLE app.kinds AS SELECT id FROM app.docs")
+    owner.enqueue("app.docs", "body", name="kinds", into="app.of_kinds", where="s.id IN (SELECT id FROM app.kinds)")
+    worker.drain(listen=False)
+    assert owner.value("SELECT count(*) FROM app.of_kinds") == 20
+    owner.sql("ALTER TABLE app.kinds ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON app.kinds USING (id > 15)")
+    owner.enqueue("app.docs", name="kinds")
+    worker.drain(listen=False)
+    told = owner.progress("kinds")
+    assert 'affected by row-level security policy for table "kinds"' in (told.reason or "")
+    assert owner.value("SELECT count(*) FROM app.of_kinds") == 20
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match='for table "kinds"'):
+        verify.verify(worker.connection, worker.fragments(vectorizer.get(worker.connection, "kinds")))
 
 
 @pytest.mark.parametrize(
@@ -475,11 +583,24 @@ def test_verify_and_doctor_tell_of_hidden_rows(
     monkeypatch.setenv("PGVEC_DSN", dsn("worker"))
     ran = cli("doctor", "--json")
     found = [json.loads(line) for line in ran.out.splitlines()]
-    assert [
-        one
-        for one in found
-        if one["check"] in ("rights", "tables") and one["level"] != "ok" and "no trigger" not in one["message"]
-    ] == []
+    assert [one for one in found if one["check"] in ("rights", "tables", "sync") and one["level"] != "ok"] == []
+    admin = bench("postgres")
+    admin.sql("REVOKE INSERT ON pgvec.jobs FROM pgvec_worker; REVOKE SELECT (shown) ON app.docs FROM pgvec_worker")
+    admin.sql("REVOKE pgvec_enqueuer FROM enqueuer")
+    try:
+        said = [
+            (one["check"], one["message"])
+            for one in map(json.loads, cli("doctor", "--json").out.splitlines())
+            if one["level"] == "error" and one["check"] in ("rights", "tables", "sync")
+        ]
+    finally:
+        admin.sql("GRANT INSERT ON pgvec.jobs TO pgvec_worker; GRANT SELECT (shown) ON app.docs TO pgvec_worker")
+        admin.sql("GRANT pgvec_enqueuer TO enqueuer")
+    assert said == [
+        ("rights", "worker is a member of pgvec_worker, which lacks INSERT on pgvec.jobs"),
+        ("tables", "worker may not run the filter of docs: permission denied for table docs"),
+        ("sync", "every change of app.docs is refused: its trigger acts for enqueuer, who may not queue it"),
+    ]
     _hidden(bench("postgres"), "CREATE POLICY part ON app.docs USING (id > 10)")
     assert "row-level security may hide rows of app.docs" in cli.refused("verify", "docs")
     found = [json.loads(line) for line in cli("doctor", "--json").out.splitlines()]
@@ -568,7 +689,9 @@ def test_without_the_right_to_make_roles_what_a_dba_has_to_run_is_printed(
         owner = "SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'pgvec'"
         assert connection.execute(owner).fetchone() == ("pgvec_owner",)
     assert cli("verify", "docs").code == 0
-    assert cli("drop", "docs", "--yes").code == 0
+    dropped = cli("drop", "docs", "--yes")
+    assert dropped.code == 0
+    assert "REVOKE ALL ON app.docs FROM pgvec_worker; REVOKE ALL ON app.docs_vectors FROM pgvec_worker" in dropped.err
 
 
 def test_the_printed_statements_make_the_same_rights(
@@ -649,6 +772,39 @@ def test_what_was_synced_before_there_were_roles_goes_on(empty: Callable[[str], 
         assert bench.sql(where, f"sync_{made.id}") == [("pgvec", False)]
         vectorizer.steer(bench.connection, "docs", "drop")
         assert bench.sql(where, f"sync_{made.id}") == []
+
+
+def test_who_made_the_schema_keeps_what_runs_when_it_is_handed_over(
+    cluster: embedded.Server, empty: Callable[[str], str], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a superuser, from a maker who is none: changes of a synced source go on, and so do workers; part of the schema
+    was somebody else's.
+    """
+    with psycopg.connect(empty("postgres"), autocommit=True) as connection:
+        connection.execute(b"CREATE ROLE alice LOGIN; CREATE ROLE bob LOGIN")
+        connection.execute(f"GRANT CREATE ON DATABASE {connection.info.dbname} TO alice".encode())
+    try:
+        schema.initialize(Database(empty("alice")))
+        with closing(Bench(empty("alice"))) as alice, closing(Bench(empty("postgres"))) as admin:
+            alice.sql("CREATE SCHEMA app; GRANT ALL ON SCHEMA app TO bob")
+            alice.sql(DOCS)
+            made = alice.enqueue("app.docs", "body", name="docs", sync=True)
+            # For whom another's triggers act, without any right on ours but those that were given one by one.
+            other = alice.enqueue("app.others", "body", name="others", sync=True)
+            admin.sql(f"ALTER FUNCTION pgvec.sync_{other.id} OWNER TO bob")
+            admin.sql("ALTER TABLE pgvec.api_tokens OWNER TO postgres")
+            monkeypatch.setenv("PGVEC_DSN", empty("postgres"))
+            ran = cli("init", "--roles")
+            assert ran.code == 0
+            assert "the schema pgvec was alice's, who is a member of pgvec_owner now" in ran.err
+            alice.sql("UPDATE app.docs SET body = 'changed' WHERE id = 3; UPDATE app.others SET body = 'changed'")
+            assert admin.value("SELECT pg_has_role('bob', 'pgvec_enqueuer', 'USAGE')")
+            alice.drain(listen=False)
+            assert_right(alice, made)
+            assert cli("init").code == 0
+    finally:
+        with psycopg.connect(empty("postgres"), autocommit=True) as connection:
+            connection.execute(b"DROP OWNED BY alice, bob CASCADE; DROP ROLE alice; DROP ROLE bob")
 
 
 def test_uninstall_takes_the_functions_of_triggers_with_it(bench: Callable[[str], Bench]) -> None:
