@@ -310,7 +310,7 @@ BAD = [
     ("bench cost", "--dimensions", "0", "1<=x<=16000"),
     ("bench cost", "--store", "bit", "'vector', 'halfvec'"),
     ("bench cost", "--rows-per-job", "0", "x>=1"),
-    ("bench cost", "--partitions", "0", "1<=x<=1024"),
+    ("bench cost", "--partitions", "0", "1<=x<=256"),
     ("bench cost", "--devices", "0", "1<=x"),
     ("bench cost", "--tokens-per-second", "0", "1<=x"),
     ("bench cost", "--server-cores", "0", "1<=x"),
