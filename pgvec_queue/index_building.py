@@ -22,7 +22,7 @@ import psycopg
 from pgvec_queue import index_partitions, vector_index
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.index_room import room
-from pgvec_queue.index_statements import Attendant, Step, create, drop, drop_partitioned, pause
+from pgvec_queue.index_statements import Attendant, Building, Step, create, drop, drop_partitioned, pause
 from pgvec_queue.vector_index import Existing, IndexRefusedError, Target, Wish
 from pgvec_queue.vectorizer import Vectorizer
 
@@ -138,6 +138,7 @@ def _build(
     attendant: Attendant,
 ) -> Built:
     _drop_leftovers(connection, target, attendant, wish)
+    building = Building(connection, vectorizer, wish, vector_schema, attendant)
     there = vector_index.existing(connection, target)
     found = vector_index.serving(there, wish)
     old = [one for one in there if one.valid and one.is_ours]
@@ -149,12 +150,12 @@ def _build(
         return Built(found, None)
     began = time.monotonic()
     if target.partitioned:
-        name, remarks = index_partitions.build(connection, vectorizer, target, wish, vector_schema, attendant)
+        name, remarks = index_partitions.build(building, target)
     else:
         given = room(connection, vectorizer, wish)
         name = next(one for one in target.names if one not in {index.name for index in old})
         step = Step(vectors=vector_index.vectors(connection, vectorizer))
-        remarks = create(connection, vectorizer, target, name, wish, given, step, vector_schema, attendant)
+        remarks = create(building, target, name, given, step)
     for one in old:
         remove(connection, target, one.label, attendant)
     made = next(one for one in vector_index.existing(connection, target) if one.valid and one.name == name)

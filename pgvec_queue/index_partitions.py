@@ -20,17 +20,8 @@ import psycopg
 from pgvec_queue import vector_index
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.index_room import Room, decide, server
-from pgvec_queue.index_statements import (
-    Attendant,
-    BuildStoppedError,
-    Step,
-    attach,
-    create,
-    create_on_only,
-    drop,
-)
+from pgvec_queue.index_statements import Building, BuildStoppedError, Step, attach, create, create_on_only, drop
 from pgvec_queue.vector_index import Existing, IndexRefusedError, Partition, Target, Wish
-from pgvec_queue.vectorizer import Vectorizer
 
 _PASSES = 3
 """Over all partitions, since somebody may add one meanwhile."""
@@ -105,31 +96,23 @@ class Tree:
                     )
 
 
-def build(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    target: Target,
-    wish: Wish,
-    vector_schema: str,
-    attendant: Attendant,
-) -> tuple[str, list[str]]:
+def build(building: Building, target: Target) -> tuple[str, list[str]]:
     """Builds what the partitions lack; returns the name of the table's index, and what there is to say.
 
     What is left of other builds has to be dropped before. Raises ``IndexRefusedError``, ``BuildStoppedError``, and what
     the database says.
     """
+    connection, vectorizer = building.connection, building.vectorizer
     remarks: list[str] = []
     for _ in range(_PASSES):
         tree = Tree(connection, target)
         tree.check()
-        leaves = _lacking(connection, vectorizer, tree, wish)
-        root = _index_of(connection, vectorizer, tree, target, wish, vector_schema, attendant)
+        leaves = _lacking(building, tree)
+        root = _index_of(building, tree, target)
         tops = {target.oid: root}
         for partition in tree.partitions:
             if partition.target.partitioned:
-                tops[partition.target.oid] = _middle(
-                    connection, vectorizer, tree, partition, tops[partition.parent], wish, vector_schema, attendant
-                )
+                tops[partition.target.oid] = _middle(building, tree, partition, tops[partition.parent])
         parents = {partition.target.oid: tops[partition.parent] for partition in tree.partitions}
         unbuilt = sum(leaf.index is None for leaf in leaves)
         number = sum(not partition.target.partitioned for partition in tree.partitions) - unbuilt
@@ -139,22 +122,22 @@ def build(
         # the end: the partition that was to be the last one may leave the table meanwhile.
         waiting: list[tuple[_Leaf, Existing]] = []
         for leaf in sorted(leaves, key=lambda one: one.index is None):
-            with _unless_gone(connection, tree, leaf, attendant):
+            with _unless_gone(building, tree, leaf):
                 index, step = leaf.index, None
                 if index is None:
                     number += 1
                     step = Step(number, count, before, leaf.vectors)
-                    index = _build_leaf(connection, vectorizer, leaf, wish, step, vector_schema, attendant, remarks)
+                    index = _build_leaf(building, leaf, step, remarks)
                 if waiting:
-                    attach(connection, leaf.target, parents[leaf.target.oid].label, index.label, attendant)
+                    attach(building, leaf.target, parents[leaf.target.oid].label, index.label)
                 else:
                     waiting.append((leaf, index))
                 if step is not None:
                     before += leaf.vectors
-                    attendant.built(step)
+                    building.attendant.built(step)
         for leaf, index in waiting:
-            with _unless_gone(connection, tree, leaf, attendant):
-                attach(connection, leaf.target, parents[leaf.target.oid].label, index.label, attendant)
+            with _unless_gone(building, tree, leaf):
+                attach(building, leaf.target, parents[leaf.target.oid].label, index.label)
         if any(one.valid and one.oid == root.oid for one in vector_index.existing(connection, target)):
             return root.name, list(dict.fromkeys(remarks))
     raise IndexRefusedError(
@@ -163,11 +146,12 @@ def build(
     )
 
 
-def _lacking(connection: Connection, vectorizer: Vectorizer, tree: Tree, wish: Wish) -> list[_Leaf]:
+def _lacking(building: Building, tree: Tree) -> list[_Leaf]:
     """Returns the partitions that are not done, with what the build of each is given.
 
     Raises ``IndexRefusedError`` where one of them cannot fit, before anything is made.
     """
+    connection, vectorizer, wish = building.connection, building.vectorizer, building.wish
     tables = [partition for partition in tree.partitions if not partition.target.partitioned]
     every = vector_index.vectors(connection, vectorizer)
     size = sum(partition.bytes for partition in tables)
@@ -207,75 +191,50 @@ def _attached(tree: Tree, wish: Wish) -> set[int]:
     return done
 
 
-def _index_of(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    tree: Tree,
-    table: Target,
-    wish: Wish,
-    vector_schema: str,
-    attendant: Attendant,
-) -> Existing:
+def _index_of(building: Building, tree: Tree, table: Target) -> Existing:
     """Returns the index of a partitioned table that is not complete, making it where there is none."""
     there = tree.indexes[table.oid]
     for one in there:
         # That of a partition may be complete before it is attached.
-        if tree.is_ours(one) and one.parent is None and one.fits(wish) and (not one.valid or table is not tree.target):
+        is_part = not one.valid or table is not tree.target
+        if tree.is_ours(one) and one.parent is None and one.fits(building.wish) and is_part:
             return one
     name = next(one for one in table.names if one not in {index.name for index in there})
-    create_on_only(connection, vectorizer, table, name, wish, vector_schema, attendant)
-    return _named(connection, table, name)
+    create_on_only(building, table, name)
+    return _named(building.connection, table, name)
 
 
-def _middle(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    tree: Tree,
-    partition: Partition,
-    parent: Existing,
-    wish: Wish,
-    vector_schema: str,
-    attendant: Attendant,
-) -> Existing:
+def _middle(building: Building, tree: Tree, partition: Partition, parent: Existing) -> Existing:
     """Returns the index of a partition that is partitioned itself, as a part of its parent's."""
     for one in tree.indexes[partition.target.oid]:
         if one.parent == parent.oid:
             return one
-    made = _index_of(connection, vectorizer, tree, partition.target, wish, vector_schema, attendant)
-    attach(connection, partition.target, parent.label, made.label, attendant)
+    made = _index_of(building, tree, partition.target)
+    attach(building, partition.target, parent.label, made.label)
     return made
 
 
-def _build_leaf(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    leaf: _Leaf,
-    wish: Wish,
-    step: Step,
-    vector_schema: str,
-    attendant: Attendant,
-    remarks: list[str],
-) -> Existing:
-    if attendant.stopped():
+def _build_leaf(building: Building, leaf: _Leaf, step: Step, remarks: list[str]) -> Existing:
+    if building.attendant.stopped():
         raise BuildStoppedError("the build of the index was stopped")
     assert leaf.given is not None
-    taken = {one.name for one in vector_index.existing(connection, leaf.target)}
+    taken = {one.name for one in vector_index.existing(building.connection, leaf.target)}
     name = next(one for one in leaf.target.names if one not in taken)
-    remarks += create(connection, vectorizer, leaf.target, name, wish, leaf.given, step, vector_schema, attendant)
-    return _named(connection, leaf.target, name)
+    remarks += create(building, leaf.target, name, leaf.given, step)
+    return _named(building.connection, leaf.target, name)
 
 
 @contextmanager
-def _unless_gone(connection: Connection, tree: Tree, leaf: _Leaf, attendant: Attendant) -> Generator[None]:
+def _unless_gone(building: Building, tree: Tree, leaf: _Leaf) -> Generator[None]:
     """Lets the rest go on where the table is a partition no more; what is ours on it goes."""
     try:
         yield
     except psycopg.Error as error:
-        if error.sqlstate not in _GONE or tree.has(connection, leaf.target):
+        if error.sqlstate not in _GONE or tree.has(building.connection, leaf.target):
             raise
-        for one in vector_index.existing(connection, leaf.target):
+        for one in vector_index.existing(building.connection, leaf.target):
             if one.named and one.parent is None:
-                drop(connection, one.label, attendant)
+                drop(building.connection, one.label, building.attendant)
 
 
 def _named(connection: Connection, table: Target, name: str) -> Existing:

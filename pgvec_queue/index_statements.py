@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import psycopg
 from psycopg import sql
 
+from pgvec_queue.catalog import quoted_name
 from pgvec_queue.database import Connection, one_line, statement, transaction, untimed
 from pgvec_queue.errors import PgvecError
 from pgvec_queue.fragments import identifier, literal_sql
@@ -83,25 +84,28 @@ class Attendant(Protocol):
         """Called several times a second while that server process builds."""
 
 
-def create(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    target: Target,
-    name: str,
-    wish: Wish,
-    given: Room,
-    step: Step,
-    vector_schema: str,
-    attendant: Attendant,
-) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Building:
+    """One build: of what, as what, over which connection, and for whom."""
+
+    connection: Connection
+    vectorizer: Vectorizer
+    wish: Wish
+    vector_schema: str
+    """Where pgvector is."""
+    attendant: Attendant
+
+
+def create(building: Building, target: Target, name: str, given: Room, step: Step) -> list[str]:
     """Builds an index concurrently; returns what there is to say of it."""
+    connection, attendant = building.connection, building.attendant
     remarks = [given.remark] if given.remark else []
     notices: list[str] = []
 
     def heard(diagnostic: psycopg.errors.Diagnostic) -> None:
         notices.append(diagnostic.message_primary or "")
 
-    query = _creation("create", vectorizer, target, name, wish, vector_schema)
+    query = _creation(building, "create", target, name)
     connection.add_notice_handler(heard)
     try:
         try:
@@ -113,7 +117,7 @@ def create(
                 raise
             # A parallel build has its memory in /dev/shm, of which a container may have 64 MB.
             remarks.append(f"built by one process: {one_line(error)} (give the server a larger /dev/shm)")
-            drop(connection, f"{_quoted(target.schema)}.{_quoted(name)}", attendant)
+            drop(connection, quoted_name(target.schema, name), attendant)
             _prepare(connection, replace(given, workers=0))
             _run(connection, query, attendant)
     finally:
@@ -122,40 +126,28 @@ def create(
     return remarks
 
 
-def create_on_only(
-    connection: Connection,
-    vectorizer: Vectorizer,
-    target: Target,
-    name: str,
-    wish: Wish,
-    vector_schema: str,
-    attendant: Attendant,
-) -> None:
+def create_on_only(building: Building, target: Target, name: str) -> None:
     """Makes the index of a partitioned table, to which those of its partitions are to be attached."""
-    briefly(connection, _creation("create_on_only", vectorizer, target, name, wish, vector_schema), target, attendant)
+    query = _creation(building, "create_on_only", target, name)
+    briefly(building.connection, query, target, building.attendant)
 
 
-def attach(connection: Connection, target: Target, parent: str, part: str, attendant: Attendant) -> None:
+def attach(building: Building, target: Target, parent: str, part: str) -> None:
     """Attaches the index of a partition; both are schema and name, quoted."""
     query = statement("index", "attach").format(index=literal_sql(parent), part=literal_sql(part))
-    briefly(connection, query, target, attendant)
+    briefly(building.connection, query, target, building.attendant)
 
 
-def _creation(
-    how: str, vectorizer: Vectorizer, target: Target, name: str, wish: Wish, vector_schema: str
-) -> sql.Composed:
+def _creation(building: Building, how: str, target: Target, name: str) -> sql.Composed:
+    wish = building.wish
     return statement("index", how).format(
         index=identifier(name),
         table=identifier(target.schema, target.table),
-        value=value(vectorizer, wish.store, vector_schema),
-        opclass=identifier(vector_schema, f"{wish.store}_cosine_ops"),
+        value=value(building.vectorizer, wish.store, building.vector_schema),
+        opclass=identifier(building.vector_schema, f"{wish.store}_cosine_ops"),
         m=sql.Literal(wish.m),
         ef_construction=sql.Literal(wish.ef_construction),
     )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def value(vectorizer: Vectorizer, store: str, vector_schema: str) -> sql.Composed:

@@ -836,8 +836,8 @@ GUARDS = [
     Guard(
         "index: what a build has left is dropped",
         "pgvec_queue/index_building.py",
-        "    _drop_leftovers(connection, target, attendant, wish)\n    there",
-        "    there",
+        "    _drop_leftovers(connection, target, attendant, wish)\n    building",
+        "    building",
         "tests/integration/test_index.py::test_a_worker_that_is_told_to_leave_ends_the_build_and_leaves",
     ),
     Guard(
@@ -1028,8 +1028,8 @@ GUARDS = [
     Guard(
         "model: columns of an existing table by their names",
         "pgvec_queue/model_migration_begin.py",
-        "        options = replace(options, columns={})\n",
-        "        pass\n",
+        "options = replace(options, columns={}, partitions=",
+        "options = replace(options, partitions=",
         "tests/integration/test_model_migration.py::test_columns_of_an_existing_table_are_found_by_their_names",
     ),
     Guard(
@@ -1147,14 +1147,14 @@ GUARDS = [
     Guard(
         "roles: those that were made before are shielded by init",
         "pgvec_queue/schema.py",
-        '        _execute(context.get_context(), resources.statements("schema")["shield_triggers"])\n',
+        '        _execute(running, resources.statements("schema")["shield_triggers"])\n',
         "",
         "tests/integration/test_roles.py::test_what_was_synced_before_there_were_roles_goes_on",
     ),
     Guard(
         "roles: an upgrade renews the grants",
         "pgvec_queue/schema.py",
-        "            roles.renew(_driver_connection(context.get_context()))\n",
+        "            roles.renew(_driver(running))\n",
         "            pass\n",
         "tests/integration/test_roles.py::test_an_upgrade_grants_what_it_makes_anew",
     ),
@@ -1653,7 +1653,7 @@ GUARDS = [
     Guard(
         "partitions: one that leaves its table does not end a build",
         "pgvec_queue/index_partitions.py",
-        "if error.sqlstate not in _GONE or tree.has(connection, leaf.target):",
+        "if error.sqlstate not in _GONE or tree.has(building.connection, leaf.target):",
         "if True:",
         "tests/integration/test_partitions.py::test_a_partition_that_leaves_during_a_build_does_not_end_it",
     ),

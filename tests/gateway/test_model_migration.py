@@ -23,6 +23,9 @@ from tests.gateway.server import API, MODEL, accepted, post, serving, working
 from tests.support import Bench
 from tests.waiting import wait_until
 
+WAITING_FOR_A_LOCK = (
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 OTHER = {"document_prompt": "other: ", "query_prompt": "other: "}
 
 
@@ -231,9 +234,7 @@ def test_a_task_that_is_being_written_moves_too(bench: Bench, client: httpx2.Cli
             [migration.old.id],
         )
         thread.start()
-        wait_until(
-            lambda: bench.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0, what="the switch to wait"
-        )
+        wait_until(lambda: bench.value(WAITING_FOR_A_LOCK) > 0, what="the switch to wait")
     thread.join(30)
     assert bench.sql("SELECT vectorizer_id FROM pgvec.tasks") == [(migration.new.id,)]
 
@@ -247,7 +248,7 @@ def test_a_task_belongs_to_what_its_collection_has_become_meanwhile(bench: Bench
         answers: list[httpx2.Response] = []
         thread = threading.Thread(target=lambda: answers.append(post(client, ["one lamp"], collection="notes")))
         thread.start()
-        wait_until(lambda: bench.value("SELECT count(*) FROM pg_locks WHERE NOT granted") > 0, what="the task to wait")
+        wait_until(lambda: bench.value(WAITING_FOR_A_LOCK) > 0, what="the task to wait")
     thread.join(30)
     assert answers[0].status_code == 202, answers[0].text
     assert bench.sql("SELECT vectorizer_id FROM pgvec.tasks") == [(migration.new.id,)]

@@ -375,7 +375,7 @@ def test_what_a_build_that_was_ended_leaves_is_dropped_and_built_anew(bench: Ben
         with _draining(bench) as ended:
             wait_until(lambda: bench.value("SELECT max(epoch) FROM pgvec.jobs WHERE kind = 'index'") == 2, 30)
             left = bench.value("SELECT indexrelid FROM pg_index WHERE NOT indisvalid")
-            bench.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
+            bench.sql(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
             other.rollback()
     assert ended == [Outcome.COMPLETE]
     assert (bench.value(VALID), bench.value(ALL)) == (1, 1)

@@ -41,6 +41,7 @@ INDEXES = (
     " WHERE a.amname = 'hnsw' AND c.relkind = 'i'"
 )
 VALID = f"{INDEXES} AND i.indisvalid"
+HERE = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 BUILDING = "SELECT pid FROM pg_stat_progress_create_index WHERE datname = current_database()"
 
 
@@ -359,7 +360,7 @@ def test_what_a_killed_worker_has_built_is_kept(bench: Bench) -> None:
         finally:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        bench.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_create_index")
+        bench.sql(BUILDING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
         wait_until(lambda: not bench.sql(BUILDING), what="the end of the build")
         other.rollback()
     kept = set(bench.sql(VALID.replace("count(*)", "c.oid")))
@@ -438,7 +439,10 @@ def test_a_lock_on_all_partitions_is_tried_for_shortly_and_ever_more_seldom(benc
                 gave_up.set()
 
     def leave() -> None:
-        waited = "SELECT relation::regclass::text FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+        waited = (
+            "SELECT relation::regclass::text FROM pg_locks"
+            f" WHERE {HERE} AND NOT granted AND mode = 'AccessExclusiveLock'"
+        )
         with psycopg.connect(bench.dsn, autocommit=True) as looking:
             while not gave_up.is_set() and any(not holder.closed for holder in holders.values()):
                 for (name,) in looking.execute(f"{waited} AND clock_timestamp() - waitstart > '20 ms'"):
@@ -470,7 +474,7 @@ def test_autovacuum_makes_room_for_the_drop_of_an_index(bench: Bench) -> None:
             args=[connection, vector_index.target(connection, one), built.index.label, _Attendant()],
         )
         waiting.start()
-        gentle = "SELECT FROM pg_locks WHERE NOT granted AND mode = 'ShareUpdateExclusiveLock'"
+        gentle = f"SELECT FROM pg_locks WHERE {HERE} AND NOT granted AND mode = 'ShareUpdateExclusiveLock'"
         wait_until(lambda: bench.sql(gentle), what="a wait that is in nobody's way")
         assert bench.value("SELECT count(*) FROM docs_vectors") == 50
         vacuum.rollback()
