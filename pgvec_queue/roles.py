@@ -6,7 +6,6 @@ grants it again after each upgrade to the roles that this database has let in, s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,32 +25,24 @@ GATEWAY = "pgvec_gateway"
 
 ROLES = (OWNER, WORKER, ENQUEUER, READER, GATEWAY)
 
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "init": (OWNER,),
-    "enqueue": (ENQUEUER, GATEWAY),
-    "import-pgai": (ENQUEUER, GATEWAY),
-    "work": (WORKER,),
-    "status": ROLES,
-    "dashboard": ROLES,
-    "search": (READER, ENQUEUER, GATEWAY),
-    "verify": (ENQUEUER, WORKER, GATEWAY),
-    "index": (ENQUEUER, GATEWAY),
-    "failures": (READER, WORKER, ENQUEUER, GATEWAY, OWNER),
-    "retry": (ENQUEUER, GATEWAY, OWNER),
-    "pause": (ENQUEUER, GATEWAY, OWNER),
-    "resume": (ENQUEUER, GATEWAY, OWNER),
-    "cancel": (ENQUEUER, GATEWAY, OWNER),
-    "drop": (ENQUEUER, GATEWAY, OWNER),
-    "alter": (ENQUEUER, GATEWAY, OWNER),
-    "migrate-model": (ENQUEUER, GATEWAY),
-    "workers": (WORKER, ENQUEUER, GATEWAY, OWNER, READER),
-    "serve": (GATEWAY,),
-    "uninstall": (OWNER,),
-    "api-token": (OWNER,),
-    "exporter": (READER, WORKER, ENQUEUER, GATEWAY, OWNER),
-    "doctor": ROLES,
+COMMANDS: dict[str, str] = {
+    **dict.fromkeys(("init", "uninstall", "api-token"), OWNER),
+    **dict.fromkeys(("enqueue", "import-pgai", "index", "migrate-model"), ENQUEUER),
+    **dict.fromkeys(("retry", "pause", "resume", "cancel", "drop", "alter"), ENQUEUER),
+    **dict.fromkeys(("work", "workers"), WORKER),
+    **dict.fromkeys(("status", "dashboard", "search", "failures", "exporter", "doctor"), READER),
+    "verify": ENQUEUER,
+    "serve": GATEWAY,
 }
-"""Who is meant to run what, the least of them first; named where somebody else is refused."""
+"""Who is meant to run what: the least role that may, which is named where somebody is refused."""
+
+STEERING: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("pause", "resume", "cancel", "retry", "alter_vectorizer", "drop_vectorizer"), (OWNER, ENQUEUER)),
+    **dict.fromkeys(("swap_models", "switch_model", "roll_back_model"), (OWNER, ENQUEUER)),
+    **dict.fromkeys(("retry_documents", "stop_workers"), (OWNER, ENQUEUER, WORKER)),
+}
+"""Functions that change something, and who may call them; the others are for every role."""
+_CALLED_BY_NOBODY = {"keep_definition"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,17 +208,18 @@ def _to_hand_over(connection: Connection, maker: str | None, missing: Sequence[s
 
 
 def _handing_over() -> str:
-    return _text("hand_over").replace("{names}", _array({name for _, name in resources.objects()}))
+    return _text("hand_over").replace("{names}", _array(sorted({name for _, name in resources.objects()})))
 
 
 def _sharing_functions() -> str:
-    kept = set(re.findall(r"pgvec\.(\w+)\(", _text(OWNER))) | {"keep_definition"}
-    shared = {name for kind, name in resources.objects() if kind == "function"} - kept
-    return _text("share_functions").replace("{names}", _array(shared)).replace("{roles}", _array(ROLES))
+    functions = {name for kind, name in resources.objects() if kind == "function"} - _CALLED_BY_NOBODY
+    may = [(function, role) for function in sorted(functions) for role in STEERING.get(function, ROLES)]
+    query = _text("share_functions").replace("{steering}", _array(STEERING))
+    return query.replace("{functions}", _array(name for name, _ in may)).replace("{callers}", _array(r for _, r in may))
 
 
 def _array(names: Iterable[str]) -> str:
-    return "ARRAY[{}]".format(", ".join(f"'{name}'" for name in sorted(names)))
+    return "ARRAY[{}]".format(", ".join(f"'{name}'" for name in names))
 
 
 def _join(connection: Connection) -> list[str]:

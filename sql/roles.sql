@@ -122,10 +122,6 @@ COMMENT ON SCHEMA pgvec_sync IS 'Trigger functions of live changes, each owned b
 GRANT ALL ON SCHEMA pgvec, pgvec_collections TO pgvec_owner;
 GRANT ALL ON ALL TABLES IN SCHEMA pgvec TO pgvec_owner;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA pgvec TO pgvec_owner;
-GRANT EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
-    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) TO pgvec_owner;
-REVOKE EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
-    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) FROM PUBLIC;
 
 -- name: pgvec_worker
 -- Jobs and what is known of them; of a vectorizer it may change nothing but why it is blocked.
@@ -139,7 +135,6 @@ GRANT SELECT, INSERT, UPDATE ON pgvec.pace TO pgvec_worker;
 GRANT SELECT, INSERT, DELETE ON pgvec.events TO pgvec_worker;
 GRANT SELECT, UPDATE ON pgvec.indexes TO pgvec_worker;
 GRANT SELECT (vectorizer_id, finished_at) ON pgvec.tasks TO pgvec_worker;
-GRANT EXECUTE ON FUNCTION pgvec.retry_documents(bigint, text, jsonb), pgvec.stop_workers(text) TO pgvec_worker;
 
 -- name: pgvec_enqueuer
 -- Definitions and their plans; no tokens, and of the gateway's tasks only that they move with their vectorizer.
@@ -153,8 +148,6 @@ GRANT SELECT, INSERT ON pgvec.events TO pgvec_enqueuer;
 GRANT UPDATE (leave) ON pgvec.workers TO pgvec_enqueuer;
 GRANT UPDATE (vectorizer_id) ON pgvec.collections TO pgvec_enqueuer;
 GRANT SELECT (vectorizer_id), UPDATE (vectorizer_id) ON pgvec.tasks TO pgvec_enqueuer;
-GRANT EXECUTE ON FUNCTION pgvec.pause(text), pgvec.resume(text), pgvec.cancel(text), pgvec.retry_documents(bigint, text, jsonb), pgvec.retry(text, text), pgvec.alter_vectorizer(text, text, integer, integer, double precision, interval, interval),
-    pgvec.drop_vectorizer(text), pgvec.swap_models(text, boolean), pgvec.switch_model(text), pgvec.roll_back_model(text), pgvec.stop_workers(text) TO pgvec_enqueuer;
 
 -- name: pgvec_reader
 -- What is known of vectorizers, jobs and workers; the vectors by grants on each destination.
@@ -172,17 +165,24 @@ GRANT SELECT ON pgvec.api_tokens TO pgvec_gateway;
 GRANT UPDATE (last_used_at) ON pgvec.api_tokens TO pgvec_gateway;
 
 -- name: share_functions
--- What everybody may call by default, where somebody has taken that default away; what is kept from PUBLIC is granted above.
+-- Those that steer are taken from everybody; who may call what is granted to those that lack it: the other functions as well, where
+-- somebody has taken away that everybody may.
 DO $$
 DECLARE
     one record;
 BEGIN
     FOR one IN
+        SELECT p.oid::pg_catalog.regprocedure AS label FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = ANY ({steering})
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', one.label);
+    END LOOP;
+    FOR one IN
         SELECT p.oid::pg_catalog.regprocedure AS label, r.rolname
-        FROM pg_catalog.pg_proc p, pg_catalog.pg_roles r
-        WHERE p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = ANY ({names})
-          AND r.rolname = ANY ({roles}) AND pg_catalog.has_schema_privilege(r.oid, 'pgvec', 'USAGE')
-          AND NOT pg_catalog.has_function_privilege(r.oid, p.oid, 'EXECUTE')
+        FROM unnest({functions}, {callers}) AS may(function, caller)
+        JOIN pg_catalog.pg_proc p ON p.pronamespace = 'pgvec'::pg_catalog.regnamespace AND p.proname = may.function
+        JOIN pg_catalog.pg_roles r ON r.rolname = may.caller
+        WHERE pg_catalog.has_schema_privilege(r.oid, 'pgvec', 'USAGE') AND NOT pg_catalog.has_function_privilege(r.oid, p.oid, 'EXECUTE')
     LOOP
         EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %I', one.label, one.rolname);
     END LOOP;

@@ -157,8 +157,8 @@ def _role_needed(arguments: Sequence[str], error: Exception) -> str:
     named = found[2].partition("(")[0]
     if named != "pgvec" and named not in {name for _, name in schema.names()}:
         return ""
-    allowed = roles.COMMANDS.get(command, ())
-    return f"; a member of {allowed[0]} may (docs/roles.md)" if allowed else ""
+    role = roles.COMMANDS.get(command)
+    return f"; a member of {role} may (docs/roles.md)" if role else ""
 
 
 def _line(error: Exception) -> str:
