@@ -11,11 +11,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import psycopg
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pgvec_queue import __version__, schema
@@ -350,52 +349,6 @@ def housekeeping(connection: Connection) -> None:
             connection.execute(statement("queue", name))
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What is left of one vectorizer, as far as a draining worker cares."""
-
-    id: int
-    name: str
-    queued: bool
-    running: bool
-    planning: bool
-    unplanned: bool
-    blocked_reason: str | None
-    paused: bool
-    index_queued: bool = False
-    index_running: bool = False
-
-    @property
-    def waits(self) -> bool:
-        """Something will still become claimable or end by itself."""
-        return self.blocked_reason is None and not self.paused and (self.queued or self.running or self.planning)
-
-    @property
-    def index_waits(self) -> bool:
-        """Its index is being built, or is all that is left to do."""
-        if self.blocked_reason is not None or self.paused:
-            return False
-        return self.index_running or (self.index_queued and not (self.queued or self.running or self.unplanned))
-
-
-def pending(connection: Connection, names: Sequence[str] | None) -> list[Pending]:
-    with connection.cursor(row_factory=class_row(Pending)) as cursor:
-        found = cursor.execute(
-            statement("queue", "pending"), {"names": None if names is None else list(names)}
-        ).fetchall()
-    try:
-        indexes = connection.execute(statement("queue", "pending_indexes")).fetchall()
-    except psycopg.errors.InsufficientPrivilege:
-        # Whoever may not look at them builds none either.
-        return found
-    jobs = {vectorizer: (queued, running) for vectorizer, queued, running in indexes}
-    nothing = (False, False)
-    return [
-        replace(one, index_queued=jobs.get(one.id, nothing)[0], index_running=jobs.get(one.id, nothing)[1])
-        for one in found
-    ]
-
-
 def notify(connection: Connection, payload: str = "") -> None:
     """Wakes idle workers: a hint in a transaction of its own, since NOTIFY takes a database-wide lock at commit."""
     connection.execute(statement("queue", "notify"), {"payload": payload})
@@ -404,25 +357,3 @@ def notify(connection: Connection, payload: str = "") -> None:
 def announce(connection: Connection, vectorizer_id: int) -> None:
     """Tells gateways that something of a vectorizer was written, where a task of it is unfinished."""
     connection.execute(statement("queue", "announce"), {"vectorizer": vectorizer_id})
-
-
-def failures(connection: Connection, vectorizer_id: int) -> list[dict[str, Any]]:
-    """Returns the quarantine of a vectorizer, oldest first."""
-    # A client reads times in some of the server's date styles only.
-    with transaction(connection), connection.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(statement("progress", "failures"), {"id": vectorizer_id}).fetchall()
-
-
-def retry(
-    connection: Connection, vectorizer_id: int, error_class: str | None = None, *, keys: Sequence[Key] | None = None
-) -> int:
-    """Takes documents out of quarantine (all, those of one error class, or those listed) and queues them.
-
-    Returns how many.
-    """
-    listed = None if keys is None else Jsonb([list(key) for key in keys])
-    with transaction(connection, statement_timeout=300):
-        row = connection.execute(
-            statement("queue", "retry"), {"id": vectorizer_id, "error_class": error_class, "keys": listed}
-        ).fetchone()
-    return int(row[0]) if row else 0

@@ -842,14 +842,14 @@ GUARDS = [
     ),
     Guard(
         "index: a build ends with its worker",
-        "pgvec_queue/worker/indexing.py",
+        "pgvec_queue/worker/index_attendants.py",
         "return self._run.stopped or self._state.stopping.is_set() or self._state.aborted.is_set()",
         "return self._run.stopped or self._state.aborted.is_set()",
         "tests/integration/test_index.py::test_a_worker_that_is_told_to_leave_ends_the_build_and_leaves",
     ),
     Guard(
         "index: a build ends with the lease",
-        "pgvec_queue/worker/indexing.py",
+        "pgvec_queue/worker/index_attendants.py",
         "return self._run.stopped or self._state.stopping.is_set() or self._state.aborted.is_set()",
         "return self._run.stopped or self._state.stopping.is_set()",
         "tests/integration/test_index.py::test_a_worker_that_lost_its_lease_ends_its_build",
@@ -1279,7 +1279,7 @@ GUARDS = [
     ),
     Guard(
         "partitions: a partition that is done clears what the build has cost",
-        "pgvec_queue/worker/indexing.py",
+        "pgvec_queue/worker/index_attendants.py",
         "        self._advanced()\n",
         "",
         "tests/integration/test_partitions.py::test_what_a_killed_worker_has_built_is_kept",

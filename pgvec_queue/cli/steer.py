@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pgvec_queue import access, model_migration, queue, sync, vectorizer
+from pgvec_queue import access, model_migration, quarantine, sync, vectorizer
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import documents, plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole
@@ -209,7 +209,7 @@ def _follow(connection: Connection, found: vectorizer.Vectorizer, *, wanted: boo
 def failures(session: Session, *, name: str, as_json: bool) -> None:
     """List the documents of NAME that could not be embedded, and why."""
     connection, _ = session.connect_checked("failures")
-    found = queue.failures(connection, vectorizer.get(connection, name).id)
+    found = quarantine.failures(connection, vectorizer.get(connection, name).id)
     for row in found:
         if as_json:
             click.echo(json.dumps(row, default=str))

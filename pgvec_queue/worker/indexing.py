@@ -21,14 +21,14 @@ from pgvec_queue import index_building, recall, route, vector_index, vectorizer
 from pgvec_queue.database import Connection, Database, kind_of, one_line, statement, transaction, versions
 from pgvec_queue.errors import DatabaseError, Kind
 from pgvec_queue.index_building import Built
-from pgvec_queue.index_room import Room
-from pgvec_queue.index_statements import BuildStoppedError, Step, attended
+from pgvec_queue.index_statements import BuildStoppedError, attended
 from pgvec_queue.log import get_logger
 from pgvec_queue.queue import Membership
 from pgvec_queue.vector_index import IndexRefusedError, Wish
 from pgvec_queue.vectorizer import Vectorizer
+from pgvec_queue.worker.index_attendants import Clearing, Watcher, is_wanted
 from pgvec_queue.worker.link import Link
-from pgvec_queue.worker.state import State, StoppedError
+from pgvec_queue.worker.state import State
 from pgvec_queue.worker.work import IndexRun
 
 log = get_logger("pgvec.worker")
@@ -40,7 +40,6 @@ _IDLE_LOOK, _DRAIN_LOOK = 1.0, 0.1
 _TICK = 0.05
 _LOOK_SHARE = 0.02
 """Of the time, at most, that goes into these looks."""
-_TOLD_EVERY = 2.0
 _TRIES = 3
 """Of a build that fails for something that may pass, such as a full disk; and workers that it may cost."""
 _AGAIN, _AGAIN_FACTOR = 30.0, 4.0
@@ -50,8 +49,6 @@ _CONNECTS = 4
 """Tries, until what a draining worker cannot reach is left to others."""
 _LEFT_FOR = 300.0
 """Seconds until what was left to others is looked at again: somebody may have mended what was in the way."""
-_CLEARING = 2.0
-"""Seconds that a worker which is done takes to drop what a build has left."""
 _DIRECT = "the direct connection"
 _CANCELLED, _TERMINATED = "57014", "57P01"
 
@@ -223,7 +220,7 @@ class Indexer:
     def _do(self, connection: Connection, one: Vectorizer, run: IndexRun) -> None:
         self._state.index = run
         server: object = None
-        attendant = _Watcher(self._link, self._state, run, one, lambda: self._fenced(run, _note_advanced(run)))
+        attendant = Watcher(self._link, self._state, run, one, lambda: self._fenced(run, _note_advanced(run)))
         began = time.monotonic()
         log.debug("job is claimed", vectorizer=one.name, job=run.job, kind="index")
         try:
@@ -245,7 +242,7 @@ class Indexer:
             self._state.waits.pop(attendant.name, None)
             self._state.wake.set()
 
-    def _build(self, connection: Connection, one: Vectorizer, run: IndexRun, attendant: _Watcher) -> None:
+    def _build(self, connection: Connection, one: Vectorizer, run: IndexRun, attendant: Watcher) -> None:
         wish = vector_index.wish_of(connection, one)
         if wish is None:
             raise BuildStoppedError("its vectorizer was dropped in this moment")
@@ -320,10 +317,10 @@ class Indexer:
 
     def _clear(self, connection: Connection, one: Vectorizer) -> None:
         """Drops what the build has left where nobody is to begin anew: it would be maintained, and never read."""
-        if self._link.call(lambda own: _is_wanted(own, one)):
+        if self._link.call(lambda own: is_wanted(own, one)):
             return
         with suppress(psycopg.Error, IndexRefusedError, BuildStoppedError):
-            index_building.clear(connection, one, _Clearing(self._state))
+            index_building.clear(connection, one, Clearing(self._state))
         with suppress(psycopg.Error, IndexRefusedError):
             for left in self._link.call(lambda own: index_building.leftovers(own, vector_index.target(own, one))):
                 log.warning(
@@ -377,104 +374,3 @@ def _is_there(connection: Connection, one: Vectorizer, wish: Wish) -> bool:
     return (
         vector_index.serving(vector_index.existing(connection, vector_index.target(connection, one)), wish) is not None
     )
-
-
-def _is_wanted(connection: Connection, one: Vectorizer) -> bool:
-    """Whether it is still wanted, and its vectorizer there."""
-    row = connection.execute(statement("index", "state"), {"vectorizer": one.id}).fetchone()
-    return row is not None and row[0] != "unwanted"
-
-
-class _Clearing:
-    """Attends to the drop of what is left, for as long as the worker is there, and a moment longer in a drain."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._until: float | None = None
-
-    def stopped(self) -> bool:
-        if self._state.drained.is_set() and self._until is None:
-            self._until = time.monotonic() + _CLEARING
-        return (
-            self._state.stopping.is_set()
-            or self._state.aborted.is_set()
-            or (self._until is not None and time.monotonic() >= self._until)
-        )
-
-    def waits(self, what: str | None) -> None:
-        """Nobody waits for it."""
-
-    def begins(self, index: str, given: Room, step: Step) -> None:
-        """Nothing is built."""
-
-    def built(self, step: Step) -> None:
-        """Nothing is built."""
-
-    def goes_on(self, backend: int) -> None:
-        """Nobody asks how far it is."""
-
-
-class _Watcher:
-    """Attends to a build for a worker: ends it with the worker, and tells `status` what it waits for."""
-
-    def __init__(self, link: Link, state: State, run: IndexRun, one: Vectorizer, advanced: Callable[[], None]) -> None:
-        self._link = link
-        self._state = state
-        self._run = run
-        self._vectorizer = one.name
-        self._one = one
-        self._advanced = advanced
-        self._look_at = self._wanted_at = 0.0
-        self.name = f"the index of {one.name}"
-
-    def stopped(self) -> bool:
-        """Whether the worker is to end, or the build: somebody may not want it any more, or nobody has it any more."""
-        now = time.monotonic()
-        if not self._is_told() and now >= self._wanted_at:
-            self._wanted_at = now + _TOLD_EVERY
-            try:
-                if not self._link.call(lambda connection: _is_wanted(connection, self._one)):
-                    self._run.stopped = True
-            except StoppedError:
-                return True
-        return self._is_told()
-
-    def _is_told(self) -> bool:
-        return self._run.stopped or self._state.stopping.is_set() or self._state.aborted.is_set()
-
-    def waits(self, what: str | None) -> None:
-        if what is None:
-            self._state.waits.pop(self.name, None)
-        else:
-            self._state.waits[self.name] = f"{self.name}: waits, since {what}"
-
-    def built(self, step: Step) -> None:
-        self._advanced()
-        log.info(
-            "index of a partition is built",
-            vectorizer=self._vectorizer,
-            part=f"{step.number} of {step.of}",
-            rows=round(step.vectors),
-        )
-
-    def begins(self, index: str, given: Room, step: Step) -> None:
-        log.info(
-            "index is being built",
-            vectorizer=self._vectorizer,
-            index=index,
-            memory=given.memory,
-            workers=given.workers,
-            part=f"{step.number} of {step.of}" if step.of > 1 else None,
-            error=given.remark,
-        )
-
-    def goes_on(self, backend: int) -> None:
-        now = time.monotonic()
-        if now < self._look_at:
-            return
-        self._look_at = now + _TOLD_EVERY
-        row = self._link.call(
-            lambda connection: connection.execute(statement("index", "building"), {"pid": backend}).fetchone()
-        )
-        pid, who, seconds = row[3:6] if row else (None, None, None)
-        self.waits(None if pid is None else f"a transaction of {who} (pid {pid}) has been open for {seconds:.0f} s")

@@ -23,11 +23,12 @@ import psycopg
 import tenacity
 from structlog.contextvars import bound_contextvars
 
-from pgvec_queue import embedders, process, queue, schema
+from pgvec_queue import embedders, pending, process, quarantine, queue, schema
 from pgvec_queue.database import Connection, Database, Pool, kind_of, one_line
 from pgvec_queue.errors import DatabaseError, Kind, SchemaMissingError, SchemaOutdatedError
 from pgvec_queue.log import get_logger
-from pgvec_queue.queue import Claimer, Membership, Pending
+from pgvec_queue.pending import Pending
+from pgvec_queue.queue import Claimer, Membership
 from pgvec_queue.worker.cache import Cache
 from pgvec_queue.worker.chunking import ChunkStage
 from pgvec_queue.worker.embedding import EmbedStage
@@ -404,8 +405,8 @@ class Worker:
 
     def _outcome(self) -> Outcome:
         def look(connection: Connection) -> tuple[list[Pending], bool]:
-            left = queue.pending(connection, self._options.names)
-            return left, any(queue.failures(connection, one.id) for one in left if not one.paused)
+            left = pending.pending(connection, self._options.names)
+            return left, any(quarantine.failures(connection, one.id) for one in left if not one.paused)
 
         if self._left_to_others:
             return Outcome.BLOCKED

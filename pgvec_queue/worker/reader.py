@@ -16,11 +16,12 @@ from dataclasses import replace
 
 import psycopg
 
-from pgvec_queue import queue, reading, stealing, vectorizer
+from pgvec_queue import pending, queue, reading, stealing, vectorizer
 from pgvec_queue.database import Connection, one_line, versions
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.log import get_logger, hidden_data
-from pgvec_queue.queue import Claimer, Pending
+from pgvec_queue.pending import Pending
+from pgvec_queue.queue import Claimer
 from pgvec_queue.slices import Failure, Slice
 from pgvec_queue.worker.link import Link
 from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
@@ -335,7 +336,7 @@ class Reader:
         )
 
     def pending(self) -> list[Pending]:
-        return self._link.call(lambda connection: queue.pending(connection, self._names))
+        return self._link.call(lambda connection: pending.pending(connection, self._names))
 
 
 def _load_fragments(connection: Connection, vectorizer_id: int) -> Fragments | None:

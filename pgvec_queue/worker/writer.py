@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
-from pgvec_queue import queue, writing
+from pgvec_queue import quarantine, queue, writing
 from pgvec_queue.database import is_write_conflict, kind_of, one_line
 from pgvec_queue.errors import Kind
 from pgvec_queue.log import get_logger, hidden
@@ -93,7 +93,7 @@ class Writer:
         """Frees the documents whose failures are not their own fault; returns what to say."""
         vectorizer = run.job.vectorizer_id
         failed, seen = breaker.trip(vectorizer)
-        self._link.call(lambda connection: queue.retry(connection, vectorizer, keys=failed))
+        self._link.call(lambda connection: quarantine.retry(connection, vectorizer, keys=failed))
         return f"{len(failed)} of the last {seen} documents {why}"
 
     def _write(self, run: Run, part: Slice, embedded: Sequence[Embedded]) -> None:

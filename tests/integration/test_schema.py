@@ -16,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import queue, resources, schema
+from pgvec_queue import quarantine, resources, schema
 from pgvec_queue.database import Database, versions
 from pgvec_queue.errors import DatabaseError, SchemaOutdatedError
 from pgvec_queue.vectorizer import Vectorizer
@@ -392,7 +392,7 @@ def test_the_quarantine_can_be_read_whatever_the_server_s_date_style(bench: Benc
         vectorizer.id,
     )
     bench.sql("SET DateStyle TO 'SQL, DMY'")
-    [failure] = queue.failures(bench.connection, vectorizer.id)
+    [failure] = quarantine.failures(bench.connection, vectorizer.id)
     assert (failure["key"], failure["first_at"]) == (["7"], failure["last_at"])
 
 

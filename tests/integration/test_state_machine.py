@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pgvec_queue import queue, stealing, writing
+from pgvec_queue import quarantine, queue, stealing, writing
 from pgvec_queue.database import Connection, statement
 from pgvec_queue.queue import Job, Key, Membership
 from pgvec_queue.slices import Embedded, Failure, Fate, Slice, position
@@ -222,7 +222,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def retry(self) -> None:
-        queue.retry(self.bench.connection, self.vectorizer.id)
+        quarantine.retry(self.bench.connection, self.vectorizer.id)
 
     # Workers.
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pgvec_queue import queue, reading, stealing
+from pgvec_queue import pending, queue, reading, stealing
 from pgvec_queue.database import Connection, Pool
 from pgvec_queue.queue import Claimer, Job
 from pgvec_queue.slices import Fate
@@ -577,7 +577,7 @@ def test_thieves_and_owners_side_by_side_end_with_what_one_worker_makes(bench: B
                 ready.wait()
                 _beat(bench)
                 thief = Thief(worker.claimer, least_rows=2)
-                while any(one.waits for one in queue.pending(connection, None)):
+                while any(one.waits for one in pending.pending(connection, None)):
                     job = worker.claimer.claim(connection) or thief.steal(connection, lambda _: worker.fragments)
                     if job is not None:
                         _read_ahead(worker.take(job), robbed=job.rows == 400)

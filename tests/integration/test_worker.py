@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgvec_queue import queue
+from pgvec_queue import quarantine, queue
 from pgvec_queue.database import statement
 from pgvec_queue.vectorizer import Vectorizer
 from pgvec_queue.worker import Outcome, Worker, WorkerOptions
@@ -476,8 +476,8 @@ def test_documents_that_are_retried_leave_the_quarantine_when_they_succeed(bench
     bench.sql("ALTER TABLE docs_vectors ADD CONSTRAINT picky CHECK (id NOT IN (17, 30))")
     assert bench.drain() is Outcome.QUARANTINED
     bench.sql("ALTER TABLE docs_vectors DROP CONSTRAINT picky")
-    assert queue.retry(bench.connection, vectorizer.id, "SQLSTATE 99999") == 0
-    assert queue.retry(bench.connection, vectorizer.id, "SQLSTATE 23514") == 2
+    assert quarantine.retry(bench.connection, vectorizer.id, "SQLSTATE 99999") == 0
+    assert quarantine.retry(bench.connection, vectorizer.id, "SQLSTATE 23514") == 2
     assert bench.progress("docs").rows_done == 48
     assert bench.drain() is Outcome.COMPLETE
     done = bench.progress("docs")

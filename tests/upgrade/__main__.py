@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgvec_queue import queue, schema, vectorizer
+from pgvec_queue import quarantine, schema, vectorizer
 from tests.chaos.program import Program
 from tests.chaos.server import Server
 from tests.support import Bench
@@ -135,7 +135,7 @@ def _judge(bench: Bench, fleet: Fleet, users: list[User], report: Report) -> Non
     report.add("events", [f"{kind}: {message}" for kind, message in events])
     report.add("attempts", [f"job {job}" for (job,) in bench.sql("SELECT id FROM pgvec.jobs WHERE attempts > 0")])
     docs = vectorizer.get(bench.connection, "docs")
-    report.add("documents in quarantine", [str(one["key"]) for one in queue.failures(bench.connection, docs.id)])
+    report.add("documents in quarantine", [str(one["key"]) for one in quarantine.failures(bench.connection, docs.id)])
     report.add("wrong rows", [kind for kind, count in bench.wrong(docs).items() for _ in range(count)])
     rows, counted = bench.sql("SELECT count(*), count(DISTINCT id) FROM docs_vectors")[0]
     report.add("rows twice", ["a row"] * (rows - counted))
