@@ -22,6 +22,7 @@ import psycopg
 
 from pgvec_queue import queue
 from pgvec_queue.bench.database import Arena
+from pgvec_queue.bench.fleet import reap
 from pgvec_queue.bench.pooler import Pooler
 from pgvec_queue.bench.processor import ServerClock
 from pgvec_queue.bench.simulated import Recorded, Settings
@@ -29,7 +30,6 @@ from pgvec_queue.database import statement
 from pgvec_queue.errors import PgvecError
 
 START_SECONDS = 300.0
-_END_SECONDS = 30.0
 _LOOK = 0.2
 _WAITS_PER_SECOND = 5
 _NOTIFY_SECONDS = 1.0
@@ -184,7 +184,7 @@ def crowd(own: Arena, settings: Settings, processes: int, pooler: Pooler | None)
         for number in range(min(processes, settings.workers)):
             started += [_start(replace(settings, workers=share + (number < rest)))]
         found = Crowd(own, started, settings, pooler)
-        found.wait("starting the simulated workers", START_SECONDS, lambda: _registered(own) >= settings.workers)
+        found.wait("starting the simulated workers", START_SECONDS, lambda: own.registered() >= settings.workers)
         yield found
     finally:
         _end(started)
@@ -217,21 +217,11 @@ def _end(processes: Sequence[_Process]) -> None:
         # It may have ended already.
         with suppress(OSError):
             process.running.stdin.close()
-    deadline = time.monotonic() + _END_SECONDS
+    reap([process.running for process in processes])
     for process in processes:
-        try:
-            process.running.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.running.kill()
-            process.running.wait()
         assert process.running.stdout is not None
         process.running.stdout.close()
         process.log.close()
-
-
-def _registered(own: Arena) -> int:
-    row = own.connection.execute(statement("bench", "registered")).fetchone()
-    return int(row[0]) if row else 0
 
 
 def _sample(connection: psycopg.Connection[tuple[object, ...]], seen: Counter[str], ended: threading.Event) -> None:

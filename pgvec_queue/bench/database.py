@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgvec_queue import schema
-from pgvec_queue.database import Connection, Database, Versions, one_line, versions
+from pgvec_queue.database import Connection, Database, Versions, one_line, statement, versions
 from pgvec_queue.errors import DatabaseError
 
 PREFIX = "pgvec_bench_"
@@ -38,6 +38,11 @@ class Arena:
     connection: Connection
     """Plain: what a bench does to a table takes its time, and VACUUM runs in no transaction."""
     versions: Versions
+
+    def registered(self) -> int:
+        """Returns how many workers have made themselves known."""
+        row = self.connection.execute(statement("bench", "registered")).fetchone()
+        return int(row[0]) if row else 0
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from pgvec_queue.errors import PgvecError
 
 START_SECONDS = 600.0
 """Longest that all of them may take to register: 64 on two cores take minutes."""
-_END_SECONDS = 20.0
+_END_SECONDS = 30.0
 # Seldom: whoever looks takes from what is measured, and the database's clock tells when it ended.
 _POLL = 0.2
 
@@ -82,15 +82,10 @@ def fleet(
         for arguments in commands:
             processes += [_start(arena, arguments, environment or {})]
         started = Fleet(arena, processes)
-        started.wait("starting the workers", START_SECONDS, lambda: _registered(arena) >= len(processes))
+        started.wait("starting the workers", START_SECONDS, lambda: arena.registered() >= len(processes))
         yield started
     finally:
         _end(processes)
-
-
-def _registered(arena: Arena) -> int:
-    row = arena.connection.execute(statement("bench", "registered")).fetchone()
-    return int(row[0]) if row else 0
 
 
 def _start(arena: Arena, arguments: Sequence[str], environment: Mapping[str, str]) -> Process:
@@ -112,11 +107,17 @@ def _end(processes: Sequence[Process]) -> None:
     for process in processes:
         if process.running.poll() is None:
             process.running.terminate()
+    reap([process.running for process in processes])
+    for process in processes:
+        process.log.close()
+
+
+def reap(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """Waits until processes that were told to leave have left, and ends those that take too long."""
     deadline = time.monotonic() + _END_SECONDS
     for process in processes:
         try:
-            process.running.wait(max(0.0, deadline - time.monotonic()))
+            process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.running.kill()
-            process.running.wait()
-        process.log.close()
+            process.kill()
+            process.wait()
