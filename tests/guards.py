@@ -1327,6 +1327,13 @@ GUARDS = [
         "tests/integration/test_partitions.py::test_what_is_left_of_a_build_goes_when_none_is_wanted_any_more",
     ),
     Guard(
+        "large fleets: a look for live changes is the more seldom",
+        "pgvec_queue/worker/changes_look.py",
+        "max(_UNTOLD, _UNTOLD_PER_WORKER * fleet)",
+        "_UNTOLD",
+        "tests/unit/test_changes_look.py::test_all_of_a_fleet_together_look_about_ten_times_a_second",
+    ),
+    Guard(
         "large fleets: who hears of plenty of jobs looks at once",
         "pgvec_queue/worker/heartbeat.py",
         "            self.state.told_of_plenty()",

@@ -66,9 +66,14 @@ def find(steps: Sequence[Step], cores: int) -> Knee | None:
     return None
 
 
-def workers_per_core(step: Step) -> float | None:
-    """Returns how many such workers keep one core of the server busy; None where that was not seen."""
-    return step.workers / step.server_cores if step.server_cores else None
+def workers_per_core(steps: Sequence[Step]) -> tuple[float, Step] | None:
+    """Returns how many such workers keep one core of the server busy, and by which fleet's figures.
+
+    Those of the largest that keeps every bar: beyond the knee less is done, so that each seems to cost less. None where
+    there is no such fleet, or what the server takes was not seen.
+    """
+    kept = max((one for one in steps if not _missed(one)), key=lambda one: one.workers, default=None)
+    return (kept.workers / kept.server_cores, kept) if kept is not None and kept.server_cores else None
 
 
 def _missed(step: Step) -> list[str]:

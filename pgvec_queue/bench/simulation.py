@@ -286,10 +286,10 @@ def _notes(steps: Sequence[Step]) -> list[str]:
         waits = ", ".join(f"{name} {count:.1f}" for name, count in list(step.waits.items())[:4])
         if waits:
             notes.append(f"{step.workers:,} workers: sessions at work at each moment, and what they wait for: {waits}")
-    largest = max(steps, key=lambda one: one.workers, default=None)
-    carried = knee.workers_per_core(largest) if largest else None
-    if carried:
-        notes.append(f"one core of a server carries {carried:,.0f} such workers, by the largest fleet's figures")
+    carried = knee.workers_per_core(steps)
+    if carried is not None:
+        number, fleet = carried
+        notes.append(f"one core of a server carries {number:,.0f} such workers, by the figures of {fleet.workers:,}")
     return notes
 
 

@@ -23,6 +23,7 @@ from pgvec_queue.log import get_logger, hidden_data
 from pgvec_queue.pending import Pending
 from pgvec_queue.queue import Claimer
 from pgvec_queue.slices import Failure, Slice
+from pgvec_queue.worker.changes_look import ChangesLook
 from pgvec_queue.worker.link import Link
 from pgvec_queue.worker.measures import BLOCKED, HELD, STARVED
 from pgvec_queue.worker.pacing import Pace
@@ -43,10 +44,6 @@ DEATHS = 2
 """Workers that a document may cost once it is alone."""
 _STRAY_SECONDS = 1.0
 _LOOK = 0.1
-_CHANGES_LOOK, _UNTOLD = 0.5, 1.5
-"""Seconds between looks for live changes while a range is read, at least; and longer, as long as nobody told of any."""
-_CHANGES_SHARE = 0.02
-"""Of the time, at most, that goes into these looks."""
 _END_LOOK, _END_LOOK_PER_WORKER = 1.0, 0.03
 """Seconds between looks at how much is left to claim; in a large fleet each looks the more seldom."""
 _END_JOBS = 2
@@ -84,7 +81,7 @@ class Reader:
         self._lease = lease
         self._strays_at = time.monotonic() + lease
         self._end_look_at = 0.0
-        self._changes_at = 0.0
+        self._changes = ChangesLook()
         self._names = names
         self._drain = drain
         self.claimer = claimer
@@ -230,16 +227,15 @@ class Reader:
         Beside one that runs alone nothing may be in hand.
         """
         now = time.monotonic()
-        if now < self._changes_at or (now < self._changes_at + _UNTOLD and not self._state.news.is_set()):
+        if not self._changes.is_due(now, told=self._state.news.is_set()):
             return
-        self._changes_at = now + _CHANGES_LOOK
+        self._changes.begins(now, self._state.fleet)
         self._state.news.clear()
         vectorizer, keys = run.job.vectorizer_id, self._rows()
         if vectorizer in self._state.held or not run.begins:
             return
         job = self._claiming(lambda connection: self.claimer.claim_keys(connection, vectorizer, keys=keys))
-        # Under an old snapshot the queue's index may hold the entries of many finished lists.
-        self._changes_at = max(self._changes_at, now + (time.monotonic() - now) / _CHANGES_SHARE)
+        self._changes.took(now, time.monotonic())
         if job is not None:
             self._read_job(self._begin(job, run.fragments, stolen=False))
 

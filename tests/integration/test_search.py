@@ -559,7 +559,7 @@ def test_a_question_finds_the_text_that_answers_it_in_other_words(bench: Bench) 
     for i, body in enumerate(bodies, 1):
         bench.sql("INSERT INTO docs VALUES (%s, %s)", i, body)
     defined = bench.enqueue("docs", "body", model=DEFAULT_MODEL, chunk_size=128)
-    bench.drain(device=DeviceOptions(runtime="torch"))
+    bench.drain(device=DeviceOptions(runtime="torch", batch_tokens=1_024))
     embedder = load(defined.spec, DeviceOptions(runtime="torch"))
     try:
         for question, key in (

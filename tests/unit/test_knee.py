@@ -66,6 +66,8 @@ def test_else_it_is_what_sessions_wait_for() -> None:
     assert why(SLOW) == "nothing that was looked at is full"
 
 
-def test_workers_per_core_are_those_of_the_server() -> None:
-    assert knee.workers_per_core(replace(GOOD, workers=300, server_cores=1.5)) == 200
-    assert knee.workers_per_core(replace(GOOD, server_cores=None)) is None
+def test_workers_per_core_are_those_of_the_largest_fleet_that_keeps_the_bars() -> None:
+    kept = replace(GOOD, workers=300, server_cores=1.5)
+    assert knee.workers_per_core([GOOD, kept, replace(SLOW, workers=1_000, server_cores=0.5)]) == (200, kept)
+    assert knee.workers_per_core([SLOW]) is None
+    assert knee.workers_per_core([replace(GOOD, server_cores=None)]) is None
