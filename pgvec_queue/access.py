@@ -73,6 +73,19 @@ def share(connection: Connection, vectorizer: Vectorizer) -> list[str]:
     return remarks
 
 
+def lacking(connection: Connection, vectorizer: Vectorizer) -> bool:
+    """Whether workers by their role alone, ``pgvec_worker``, lack a right on the vectorizer's own tables."""
+    needs = _of_worker(vectorizer, _filter_reads(connection, vectorizer))
+    return any(_lacking(connection, need) for need in needs)
+
+
+def remedy(name: str, reason: str | None) -> str:
+    """What to do first about a vectorizer that is blocked for this reason."""
+    if reason and "permission denied for" in reason:
+        return f"grant it (with roles, `pgvec enqueue {name}` as the owner of its tables does)"
+    return "mend that"
+
+
 def granted(connection: Connection, vectorizer_id: int | None) -> list[str]:
     """Returns the statements that take back what roles may on tables of a vectorizer alone, or of all (None)."""
     found = connection.execute(statement("roles", "granted"), {"id": vectorizer_id, "roles": list(roles.ROLES)})

@@ -69,6 +69,24 @@ def use(directory: Path, *, version: int = DEFAULT_VERSION, settings: Mapping[st
         yield server.dsn
 
 
+def administrator(conninfo: str) -> str | None:
+    """Returns the superuser's way to the same database, for the login of ours on a server of ours; else None.
+
+    That login, ``pgvec``, owns one database and can make neither others nor roles.
+    """
+    # Late: what only starts a server needs no driver.
+    from psycopg.conninfo import conninfo_to_dict
+
+    given = conninfo_to_dict(conninfo)
+    host, database = str(given.get("host") or ""), str(given.get("dbname") or "pgvec")
+    if given.get("user") != "pgvec":
+        return None
+    server = Server(Path(host).parent) if host.startswith("/") else None
+    if server is None or not server.running() or conninfo_to_dict(server.dsn).get("host") != host:
+        return None
+    return server.uri(user="postgres", database=database)
+
+
 class Server:
     """The server of one directory. Making the object touches neither."""
 

@@ -216,11 +216,7 @@ bench.add_command(cost)
 
 def _place(session: Session) -> Place:
     dsn = session.database.conninfo("bench")
-    directory = session.source.directory
-    if directory is None:
-        return Place(dsn)
-    # The role that everybody works as on the embedded server owns one database and can make none.
-    return Place(dsn, embedded.Server(directory).uri(user="postgres", database="postgres"))
+    return Place(dsn, embedded.administrator(dsn))
 
 
 def _say(line: str) -> None:

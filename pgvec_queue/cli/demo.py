@@ -78,7 +78,7 @@ def demo(session: Session, *, documents: int, take_all: bool) -> int:
     _say(f"That took {time.monotonic() - started:.0f} s. Now try, on the same table:")
     for line in _next_steps(session, defined.name):
         _say(f"  {line}")
-    _say("and on your own database: the four lines in README.md.")
+    _say("and on your own database, as README.md says.")
     return EXIT_CODES[outcome]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pgvec_queue import roles, schema
+from pgvec_queue import access, embedded, roles, schema, vectorizer
 from pgvec_queue.cli.common import Session, command
 
 
@@ -38,14 +38,28 @@ def init(session: Session, *, with_roles: bool, only_print: bool) -> int:
 def _set_up_roles(session: Session) -> int:
     """Says what was done, and prints what is left for somebody with more rights; 1 where a role is missing."""
     done = roles.set_up(session.database)
+    administrator = embedded.administrator(session.database.conninfo("init")) if done.missing else None
     if done.made:
         click.echo(f"Made the roles {', '.join(done.made)}.")
     if done.granted:
         click.echo(f"Granted {', '.join(done.granted)} what their commands need.")
     for remark in done.remarks:
         click.echo(f"pgvec: {remark}", err=True)
+    if administrator is not None:
+        click.echo(
+            f"pgvec: {', '.join(done.missing)} could not be made by this login; on this server, which `pgvec db start` "
+            f"made, run: pgvec init --roles --dsn '{administrator}'",
+            err=True,
+        )
+        return 1
     for query in done.left:
         click.echo(f"{query.rstrip(';')};")
+    if roles.WORKER not in done.missing and (names := _ungranted(session)):
+        click.echo(
+            f"pgvec: members of {roles.WORKER} lack rights on the tables of {', '.join(names)}; as their owner run: "
+            + "; ".join(f"pgvec enqueue {name}" for name in names),
+            err=True,
+        )
     if done.missing:
         click.echo(
             f"pgvec: {', '.join(done.missing)} could not be made: have a DBA run the statements above, "
@@ -54,3 +68,9 @@ def _set_up_roles(session: Session) -> int:
         )
         return 1
     return 0
+
+
+def _ungranted(session: Session) -> list[str]:
+    with session.database.connect("init") as connection:
+        found = [vectorizer.get(connection, name) for name in vectorizer.names(connection)]
+        return [one.name for one in found if access.lacking(connection, one)]

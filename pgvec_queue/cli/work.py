@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol
 import click
 from click.core import ParameterSource
 
-from pgvec_queue import process, progress
+from pgvec_queue import access, process, progress
 from pgvec_queue.cli import processes as several
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.live import Live, relayed
@@ -311,7 +311,8 @@ def _remarks(one: progress.Progress) -> Iterator[str]:
     if one.rows_failed:
         yield f"{one.name}: {documents(one.rows_failed)} in quarantine; see `pgvec failures {one.name}`"
     if one.state == "blocked":
-        yield f"{one.name} is blocked: {one.reason}; mend that, then run `pgvec resume {one.name}`"
+        remedy = access.remedy(one.name, one.reason)
+        yield f"{one.name} is blocked: {one.reason}; {remedy}, then run `pgvec resume {one.name}`"
     elif one.state in ("paused", "cancelled"):
         yield f"{one.name} is {one.state}; `pgvec resume {one.name}` lets it go on"
     elif not one.plan_complete:

@@ -96,7 +96,7 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
         # A login that is a worker and no more is not meant to have it.
         wanted=["TRIGGER"] if one.sync and not only_works else [],
     )
-    yield from _judge(one, one.source, role, rights)
+    yield from _judge(examined, one, one.source, role, rights)
     if rights and rights[0][0] and rights[0][4]:
         yield warning(
             "tables",
@@ -130,6 +130,13 @@ def _on_source(examined: Examined, one: Vectorizer, role: str) -> Iterator[Findi
         )
 
 
+def _grant(examined: Examined, one: Vectorizer, role: str, what: str) -> str:
+    """What to do about a right that is lacking: a role of ours is given it by `enqueue`, and no more than it needs."""
+    if any(is_member for _, is_member in examined.rows("our_roles")):
+        return f"run as the tables' owner: pgvec enqueue {one.name}"
+    return f"GRANT {what} TO {role}"
+
+
 def _on_destination(examined: Examined, one: Vectorizer, role: str) -> Iterator[Finding]:
     if one.into_column:
         return
@@ -144,7 +151,7 @@ def _on_destination(examined: Examined, one: Vectorizer, role: str) -> Iterator[
         written=[],
         wanted=wanted,
     )
-    yield from _judge(one, one.destination, role, rights)
+    yield from _judge(examined, one, one.destination, role, rights)
     if rights and rights[0][6]:
         yield error(
             "tables",
@@ -156,12 +163,14 @@ def _on_destination(examined: Examined, one: Vectorizer, role: str) -> Iterator[
         yield error(
             "tables",
             f"{role} lacks {', '.join(rights[0][4])} on {one.destination}",
-            f"GRANT {', '.join(wanted)} ON {one.destination} TO {role}",
+            _grant(examined, one, role, f"{', '.join(wanted)} ON {one.destination}"),
             vectorizer=one.name,
         )
 
 
-def _judge(one: Vectorizer, table: str, role: str, rights: list[tuple[object, ...]]) -> Iterator[Finding]:
+def _judge(
+    examined: Examined, one: Vectorizer, table: str, role: str, rights: list[tuple[object, ...]]
+) -> Iterator[Finding]:
     """What is wrong with a table and the columns that are read or updated in it."""
     if not rights:
         yield error("tables", f"there is no {table} any more", f"pgvec drop {one.name}", vectorizer=one.name)
@@ -172,7 +181,7 @@ def _judge(one: Vectorizer, table: str, role: str, rights: list[tuple[object, ..
     assert isinstance(unwritable, list)
     schema = table.rpartition(".")[0]
     if not usage:
-        remedy = f"GRANT USAGE ON SCHEMA {schema} TO {role}"
+        remedy = _grant(examined, one, role, f"USAGE ON SCHEMA {schema}")
         yield error("tables", f"{role} may not use the schema {schema}", remedy, vectorizer=one.name)
     if missing:
         remedy = "name them so again, or drop the vectorizer and enqueue anew"
@@ -182,7 +191,7 @@ def _judge(one: Vectorizer, table: str, role: str, rights: list[tuple[object, ..
             yield error(
                 "tables",
                 f"{role} may not {verb} {listed(columns)} of {table}",
-                f"GRANT {right} ON {table} TO {role}",
+                _grant(examined, one, role, f"{right} ON {table}"),
                 vectorizer=one.name,
             )
 

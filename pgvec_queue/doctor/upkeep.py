@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pgvec_queue import progress, schema, sync
+from pgvec_queue import access, progress, schema, sync
 from pgvec_queue.doctor.finding import Finding, error, note, ok, size, warning
 from pgvec_queue.doctor.question import Examined
 from pgvec_queue.errors import SchemaOutdatedError
@@ -33,7 +33,7 @@ def vectorizers(examined: Examined) -> Iterator[Finding]:
     """What somebody has to mend before it goes on."""
     for one in progress.read(examined.connection):
         if one.state == "blocked":
-            remedy = f"mend that, then run: pgvec resume {one.name}"
+            remedy = f"{access.remedy(one.name, one.reason)}, then run: pgvec resume {one.name}"
             yield warning("blocked", str(one.reason), remedy, vectorizer=one.name)
         elif one.state == "active" and not one.plan_complete and one.reason and "plan was stopped" in one.reason:
             remedy = f"run the `pgvec enqueue` of {one.name} again"

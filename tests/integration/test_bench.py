@@ -281,9 +281,21 @@ def test_on_the_embedded_server_the_right_to_make_databases_is_there(cli: Comman
     shutil.rmtree(base)
 
 
-def test_who_may_make_no_database_is_told_so_in_one_line(cli: CommandLine, postgres: embedded.Server) -> None:
-    said = cli.refused("bench", "load", "--dsn", postgres.uri())
-    assert said.startswith("bench measures in a database of its own, and the role pgvec may not make a database;")
+def test_on_the_embedded_server_its_dsn_will_do(cli: CommandLine, postgres: embedded.Server) -> None:
+    """The one that `pgvec db start` prints, whose login may make no database."""
+    ran = cli("bench", "plan", "--rows", "1000", "--rounds", "1", "--dsn", postgres.uri())
+    assert ran.code == 0, ran.err
+
+
+def test_who_may_make_no_database_is_told_so_in_one_line(
+    cli: CommandLine, postgres: embedded.Server, administration: Administration
+) -> None:
+    administration.execute("CREATE ROLE poor LOGIN")
+    try:
+        said = cli.refused("bench", "load", "--dsn", postgres.uri(user="poor", database="postgres"))
+        assert said.startswith("bench measures in a database of its own, and the role poor may not make a database;")
+    finally:
+        administration.execute("DROP ROLE poor")
 
 
 def test_who_may_not_add_the_extension_is_told_so_in_one_line(

@@ -695,6 +695,33 @@ def test_without_the_right_to_make_roles_what_a_dba_has_to_run_is_printed(
     assert "REVOKE ALL ON app.docs FROM pgvec_worker; REVOKE ALL ON app.docs_vectors FROM pgvec_worker" in dropped.err
 
 
+def test_on_the_embedded_server_the_way_of_its_superuser_is_told(
+    without_roles: psycopg.Connection[Any], cluster: embedded.Server, cli: CommandLine
+) -> None:
+    without_roles.execute(b"CREATE DATABASE plain OWNER pgvec")
+    superuser = cluster.uri(user="postgres", database="plain")
+    try:
+        with psycopg.connect(superuser, autocommit=True) as connection:
+            connection.execute(b"CREATE EXTENSION vector; CREATE SCHEMA app AUTHORIZATION pgvec")
+            connection.execute(DOCS.encode())
+            connection.execute(b"ALTER TABLE app.docs OWNER TO pgvec")
+        dsn = cluster.uri(database="plain")
+        refused = cli("init", "--roles", "--dsn", dsn)
+        assert (refused.code, "CREATE ROLE" in refused.out) == (1, False)
+        assert refused.err.splitlines()[-1].endswith(f"made, run: pgvec init --roles --dsn '{superuser}'")
+        assert cli(*ENQUEUE, "--model", "hashing-8", "--dsn", dsn).code == 0
+        ran = cli("init", "--roles", "--dsn", superuser)
+        assert ran.code == 0
+        lacking = "members of pgvec_worker lack rights on the tables of docs; as their owner run: pgvec enqueue docs"
+        assert lacking in ran.err
+        assert cli("enqueue", "app.docs", "--name", "docs", "--dsn", dsn).code == 0
+        assert lacking not in cli("init", "--roles", "--dsn", superuser).err
+    finally:
+        without_roles.execute(b"DROP DATABASE plain WITH (FORCE)")
+        for role in roles.ROLES:
+            without_roles.execute(f"DROP ROLE IF EXISTS {role}".encode())
+
+
 def test_the_printed_statements_make_the_same_rights(
     managed: Callable[[str], str], bench: Callable[[str], Bench], cli: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
