@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.table import Table
@@ -14,6 +14,9 @@ from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.texts import console
 from pgvec_queue.cli.types import Number, Size, Whole
 from pgvec_queue.definition_options import MOST_PARTITIONS
+
+if TYPE_CHECKING:
+    from pgvec_queue.estimate.cost import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -171,8 +174,19 @@ def cost(
     out.print(
         f"embedding takes as long as {found.bottleneck} need" + ("s" if found.bottleneck.endswith("disk") else "")
     )
+    out.print(_assumed(plan))
     for one in found.breaks:
         out.print(f"- {one}")
+
+
+def _assumed(plan: Plan) -> str:
+    """What the hours rest on, and what is not in them."""
+    devices = f"{plan.devices:,} device{'s' if plan.devices > 1 else ''} of {plan.tokens_per_second:,.0f} tokens/s"
+    of_each = f"{plan.chunks_per_row:,.3g} x {plan.tokens_per_chunk:,.3g} tokens a row, {plan.dimensions:,} dimensions"
+    prices = plan.prices
+    no_money = not (prices.device_hour or prices.server_hour or prices.storage_gb_month)
+    money = "; no price was given, so no money is shown (--price-…)" if no_money else ""
+    return f"assumed: {devices}, {of_each} as {plan.store}, a server of {plan.server_cores:,.0f} cores{money}"
 
 
 def _shown(name: str, value: float) -> tuple[str, str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 
-from pgvec_queue import access, schema
+from pgvec_queue import access, roles, schema
 from pgvec_queue import uninstall as removal
 from pgvec_queue.cli.common import Session, command, confirm, yes_option
 from pgvec_queue.cli.texts import plain
@@ -38,7 +38,7 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
     schema.require(connection, exactly=True)
     found = removal.survey(connection)
     removal.refuse(found.foreign)
-    _show(found)
+    _show(found, roles.present(connection))
     if not cascade:
         removal.refuse_dependents(found.dependents)
     if dry_run:
@@ -54,13 +54,15 @@ def uninstall(session: Session, *, yes: bool, dry_run: bool, wait: float, anyway
         click.echo(f"pgvec: rights stay as well; where nobody needs them: {plain('; '.join(granted))}", err=True)
 
 
-def _show(found: Installed) -> None:
+def _show(found: Installed, shared: Collection[str]) -> None:
+    """``shared``: the roles, which are the server's and may be used in its other databases."""
     goes = [
         f"the schema pgvec with {_counted(found.vectorizers, 'vectorizer')}",
         *(f"triggers on {table}" for table in found.triggers),
         *(f"what uses it: {dependent}" for dependent in found.dependents),
     ]
     stays = [*found.destinations, *(["texts in the schema pgvec_collections"] if found.texts else []), "pgvector"]
+    stays.extend([f"the server's roles {', '.join(sorted(shared))}"] if shared else [])
     for label, lines in (("goes", goes), ("stays", stays), ("is told to leave", found.workers)):
         for line in lines:
             click.echo(f"{label}: {plain(line)}", err=True)

@@ -716,6 +716,7 @@ def test_on_the_embedded_server_the_way_of_its_superuser_is_told(
         assert lacking in ran.err
         assert cli("enqueue", "app.docs", "--name", "docs", "--dsn", dsn).code == 0
         assert lacking not in cli("init", "--roles", "--dsn", superuser).err
+        assert "stays: the server's roles pgvec_enqueuer, " in cli("uninstall", "--dry-run", "--dsn", superuser).err
     finally:
         without_roles.execute(b"DROP DATABASE plain WITH (FORCE)")
         for role in roles.ROLES:

@@ -161,6 +161,12 @@ def test_the_command_prints_one_object_or_a_table(cli: CommandLine) -> None:
     assert (table.code, table.err) == (0, "")
     assert "devices money" in table.out
     assert "server money" not in table.out
+    assumed = (
+        "assumed: 100 devices of 50,000 tokens/s, 1 x 100 tokens a row, 384 dimensions as vector, a server of 16 cores"
+    )
+    assert assumed in " ".join(table.out.split())
+    assert "no price" not in table.out
+    assert "no price was given" in " ".join(cli("bench", "cost").out.split())
     assert "\n- " in table.out
 
 
