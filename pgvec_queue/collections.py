@@ -214,17 +214,31 @@ def _make_source(connection: Connection, name: str) -> None:
     if not (there and there[0]):
         connection.execute(statement("gateway", "create_schema"))
     source = sql.Identifier(SCHEMA, name)
+    in_the_way = [found for (found,) in connection.execute(statement("gateway", "in_the_way"), {"name": name})]
+    if in_the_way:
+        raise _taken(name, in_the_way)
     try:
         connection.execute(statement("gateway", "create_source").format(source=source))
         connection.execute(statement("gateway", "index_metadata").format(source=source))
     except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject):
-        raise CollectionExistsError(
-            f"something in the schema {SCHEMA} is called {name!r} already and is no collection; take another name"
-        ) from None
+        raise _taken(name, [name]) from None
     except psycopg.errors.InsufficientPrivilege:
         raise DefinitionError(
             f"the gateway's role may make no tables in the schema {SCHEMA}; grant it CREATE"
         ) from None
+
+
+def _taken(name: str, in_the_way: list[str]) -> CollectionExistsError:
+    # What is longer than a name may be would be cut off by the server.
+    kept = f"{name[:50]}_kept"
+    renames = "; ".join(
+        f'ALTER TABLE {SCHEMA}."{one}" RENAME TO "{kept}{one.removeprefix(name)}"' for one in in_the_way
+    )
+    return CollectionExistsError(
+        f"{' and '.join(in_the_way)} in the schema {SCHEMA} would be in the way of a collection {name!r}, and "
+        "belong to no collection (drop and uninstall leave tables); take another name, or rename what is there: "
+        f"{renames}"
+    )
 
 
 def _exists(connection: Connection, name: str) -> bool:

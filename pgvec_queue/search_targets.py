@@ -33,8 +33,16 @@ async def find(connection: AsyncConnection, *, vectorizer: str | None, collectio
     if vectorizer is not None:
         raise DefinitionError(f"no vectorizer is called {vectorizer!r}")
     if collection is not None:
-        raise DefinitionError(f"no collection is called {collection!r}")
+        also = "; but a vectorizer is: give it as vectorizer" if await _is_vectorizer(connection, collection) else ""
+        raise DefinitionError(f"no collection is called {collection!r}{also}")
     if not found:
         raise UnclearError("there is no vectorizer yet, so there is nothing to search")
     names = ", ".join(one.name for one in found[:_LISTED]) + (", ..." if len(found) > _LISTED else "")
     raise UnclearError(f"it is unclear what to search; name a vectorizer or a collection (vectorizers: {names})")
+
+
+async def _is_vectorizer(connection: AsyncConnection, name: str) -> bool:
+    async with connection.cursor() as cursor:
+        await cursor.execute(statement("search", "is_vectorizer"), {"name": name})
+        row = await cursor.fetchone()
+    return bool(row and row[0])

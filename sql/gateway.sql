@@ -17,6 +17,11 @@ CREATE TABLE {source} (
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 
+-- name: in_the_way
+-- What has the name of one of a collection's two tables. Vectors without their texts may be of any model.
+SELECT c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = 'pgvec_collections' AND c.relname IN (%(name)s::text, %(name)s::text || '_vectors') ORDER BY c.relname;
+
 -- name: index_metadata
 CREATE INDEX ON {source} USING gin (metadata jsonb_path_ops);
 

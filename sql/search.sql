@@ -24,3 +24,6 @@ WHERE CASE
 END
 ORDER BY name
 LIMIT 11;
+
+-- name: is_vectorizer
+SELECT EXISTS (SELECT FROM pgvec.vectorizers WHERE name = %(name)s);

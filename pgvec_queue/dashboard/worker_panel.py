@@ -116,6 +116,8 @@ def _event(one: EventLine, width: int, glyphs: Glyphs) -> Text:
         f"job {one.job_id}" if one.job_id is not None else "",
         f"by {clean(one.host)}" if one.host and one.vectorizer else clean(one.host or ""),
     ]
-    message = f": {clean(one.message)}" if one.message and one.kind != "claimed" else ""
-    text = f"{about(one.ago):>6} ago  {clean(one.kind)} {' '.join(filter(None, parts))}{message}"
+    message = clean(one.message) if one.message and one.kind != "claimed" else ""
+    # What concerns a vectorizer that has been dropped has no name to stand before the colon.
+    what = ": ".join(filter(None, (" ".join(filter(None, parts)), message)))
+    text = f"{about(one.ago):>6} ago  {clean(one.kind)} {what}"
     return Text(fitted(text, width, glyphs.more), "red" if one.kind in _ALARMS else "")

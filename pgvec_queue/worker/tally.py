@@ -1,7 +1,7 @@
 """Sums up in the log how vectorizers get on: jobs may be done faster than anybody reads lines.
 
 Each single job is told of at debug (see ``reader`` and ``writer``); at info a line per vectorizer tells what was done
-since the last one, at most every ten seconds, and at once where there is nothing left to do.
+since the last one in which a job has ended, at most every ten seconds, and at once where there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Tally:
 
 
 def _is_due(one: _Sum, now: float, *, idle: bool, ending: bool) -> bool:
-    if one.began is None:
+    if one.began is None or not (one.jobs or ending):
+        # The slices of a job that goes on are told of with its end, or with the worker's.
         return False
     if one.told is None:
         # Loading the model may have taken longer than that.

@@ -10,8 +10,10 @@ import httpx2
 import psycopg
 import pytest
 
-from tests.gateway.server import API, accepted, ended, serving, status, working
-from tests.support import Bench
+from pgvec_queue import schema, uninstall
+from pgvec_queue.database import Database
+from tests.gateway.server import API, MODEL, accepted, ended, post, serving, status, working
+from tests.support import Bench, run_pgvec
 from tests.waiting import wait_until
 
 MADE = {"name": "manuals", "chunk_size": 16, "store": "halfvec"}
@@ -95,6 +97,45 @@ def test_a_name_that_is_taken_is_refused(bench: Bench, client: httpx2.Client) ->
     # All or nothing.
     assert bench.sql("SELECT name FROM pgvec.collections") == [("a",)]
     assert bench.sql("SELECT name FROM pgvec.vectorizers") == [("a",)]
+
+
+def test_tables_that_were_left_are_named_with_what_moves_them_and_their_vectors_are_found_again(
+    bench: Bench, client: httpx2.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = accepted(client, ["one", "two"])
+    with working(bench.dsn):
+        ended(client, task["task_id"])
+    uninstall.remove(bench.connection)
+    schema.initialize(Database(bench.dsn))
+    answer = post(client, ["three"])
+    detail = answer.json()["detail"]
+    assert answer.status_code == 409
+    assert "retry-after" not in answer.headers
+    assert detail.startswith(f"the default collection of {MODEL} cannot be made: default and default_vectors in the")
+    (said,) = [line for line in caplog.records if line.message.startswith("default collection cannot")]
+    assert said.levelname == "WARNING"
+    for statement in detail.partition("what is there: ")[2].split("; "):
+        bench.sql(statement)
+    accepted(client, [" "])
+    bench.sql(
+        "INSERT INTO pgvec_collections.default_vectors SELECT * FROM pgvec_collections.default_kept_vectors;"
+        'INSERT INTO pgvec_collections."default" SELECT * FROM pgvec_collections.default_kept'
+    )
+    bench.drain()
+    assert run_pgvec("enqueue", "pgvec_collections.default", "--name", "default", dsn=bench.dsn).code == 0
+    bench.drain()
+    progress = bench.progress("default")
+    assert (progress.rows_done, progress.rows_embedded) == (3, 0)
+    assert bench.value("SELECT count(*) FROM pgvec_collections.default_vectors") == 2
+
+
+def test_vectors_whose_texts_have_gone_are_not_taken_for_those_of_a_new_collection(
+    bench: Bench, client: httpx2.Client
+) -> None:
+    bench.sql("CREATE TABLE pgvec_collections.a_vectors (id text)")
+    answer = _make(client, name="a")
+    assert answer.status_code == 409
+    assert 'ALTER TABLE pgvec_collections."a_vectors" RENAME TO "a_kept_vectors"' in answer.json()["detail"]
 
 
 def test_a_vectorizer_of_that_name_is_not_in_the_way(bench: Bench, client: httpx2.Client) -> None:

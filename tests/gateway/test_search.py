@@ -88,6 +88,9 @@ def test_what_is_searched_is_named_or_goes_without_saying(bench: Bench, ask: Ask
     bench.sql("INSERT INTO pgvec.collections SELECT 'notes', id FROM pgvec.vectorizers WHERE name = 'one'")
     assert ask(collection="notes").json()["vectorizer"] == "one"
     assert (ask(collection="one").status_code, ask(vectorizer="notes").status_code) == (404, 404)
+    told = "no collection is called 'one'; but a vectorizer is: give it as vectorizer"
+    assert ask(collection="one").json()["detail"] == told
+    assert ask(collection="neither").json()["detail"] == "no collection is called 'neither'"
     assert ask(collection="notes", vectorizer="one").status_code == 422
     bench.sql("UPDATE pgvec.collections SET name = 'default'")
     assert ask().json()["vectorizer"] == "one"

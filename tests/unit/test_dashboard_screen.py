@@ -190,6 +190,23 @@ def test_the_smallest_window_has_all_that_matters(size: tuple[int, int]) -> None
         assert part in found, part
 
 
+def test_an_event_of_a_vectorizer_that_has_gone_has_no_colon_before_what_there_is_to_say() -> None:
+    said = ("model 'x' is unknown", None)
+    events = (
+        EventLine(1.0, "dropped", None, None, None, "k3"),
+        *(EventLine(2.0, "blocked", name, None, None, text) for name in (None, "docs") for text in said),
+    )
+    found = [line.rstrip() for line in text(State("db", Snapshot(events=events)), 80, 40).splitlines()]
+    shown = [line.partition(" ago  ")[2] for line in found if " ago  " in line]
+    assert shown == [
+        "dropped k3",
+        "blocked model 'x' is unknown",
+        "blocked",
+        "blocked docs: model 'x' is unknown",
+        "blocked docs",
+    ]
+
+
 def test_a_vectorizer_far_down_is_seen_when_it_is_chosen() -> None:
     seen = Snapshot(vectorizers=tuple(vectorizer(f"v{i:03}") for i in range(100)))
     state = State("db", seen)

@@ -356,6 +356,23 @@ def test_a_model_that_takes_long_to_load_brings_no_line_before_its_time(caplog: 
 
 
 @pytest.mark.usefixtures("logger")
+def test_a_job_that_takes_long_is_told_of_when_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    tally = Tally(clock)
+    for second in range(1, 36):
+        clock.now = 1_000.0 + second
+        tally.wrote("a", 96, begun=1_000.0, done=second == 34)
+    assert tallied(caplog) == [("a", 1, 96 * 34, 34.0)]
+    for second in range(36, 60):
+        clock.now = 1_000.0 + second
+        tally.wrote("a", 96, begun=1_000.0, done=False)
+        tally.tell(idle=True)
+    assert tallied(caplog) == []
+    tally.tell(ending=True)
+    assert tallied(caplog) == [("a", 0, 96 * 25, 25.0)]
+
+
+@pytest.mark.usefixtures("logger")
 def test_who_has_nothing_left_to_do_tells_at_once_but_not_more_often(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     tally = Tally(clock)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pgvec_queue import collections, tasks
 from pgvec_queue.async_database import AsyncConnection, async_transaction
-from pgvec_queue.collections import Collection, NewCollection
+from pgvec_queue.collections import Collection, CollectionExistsError, NewCollection
 from pgvec_queue.database import kind_of, one_line
 from pgvec_queue.errors import DefinitionError, EmbedderError, Kind
 from pgvec_queue.gateway import checks
@@ -23,7 +23,10 @@ from pgvec_queue.gateway.checks import wrong
 from pgvec_queue.gateway.context import Context, context_of
 from pgvec_queue.gateway.problems import Problem
 from pgvec_queue.gateway.routes.tasks import TaskStatus, follow_to_end, status_of
+from pgvec_queue.log import get_logger
 from pgvec_queue.tasks import KeyReusedError
+
+log = get_logger("pgvec.gateway")
 
 router = APIRouter(tags=["texts"])
 In = Annotated[Context, Depends(context_of)]
@@ -84,7 +87,10 @@ _waker = _Waker()
     responses={
         200: {"model": TaskStatus, "description": "With `wait`: the task has ended."},
         404: {"description": "There is no such collection."},
-        409: {"description": "The Idempotency-Key has come with another request."},
+        409: {
+            "description": "The Idempotency-Key has come with another request, or something is in the way of the "
+            "default collection."
+        },
         422: {"description": "The request is not right."},
         429: {"description": "Too many texts are waiting; see Retry-After."},
     },
@@ -180,7 +186,10 @@ async def _collection(gateway: Context, connection: AsyncConnection, body: Vecto
         try:
             await gateway.in_thread("gateway", lambda plain: collections.create(plain, wanted))
         except (DefinitionError, EmbedderError) as error:
-            raise Problem(503, f"the default collection of {model} cannot be made: {error}") from None
+            log.warning("default collection cannot be made", model=model, error=one_line(error))
+            # Trying again helps nobody while a table of that name is there.
+            status = 409 if isinstance(error, CollectionExistsError) else 503
+            raise Problem(status, f"the default collection of {model} cannot be made: {error}") from None
         found = await _default(connection, model, said=said)
     if found is None:
         raise Problem(503, "it was deleted at this moment; try again", {"Retry-After": "1"})
