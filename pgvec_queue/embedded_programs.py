@@ -14,8 +14,12 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,26 +107,50 @@ def run(
     interrupted, it is still waited for: a server half started would be one that nobody stops.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_"))}
+    process: subprocess.Popen[bytes] | None = None
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [str(program), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            cwd=cwd,
-            env=environment | {"LC_ALL": "C"},
-            start_new_session=True,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
-        )
         try:
+            with _interrupts_held():
+                process = subprocess.Popen(
+                    [str(program), *arguments],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    cwd=cwd,
+                    env=environment | {"LC_ALL": "C"},
+                    start_new_session=True,
+                    user=account.uid if account else None,
+                    group=account.gid if account else None,
+                    extra_groups=[] if account else None,
+                )
             process.communicate(text.encode())
         except BaseException:
-            process.wait()
+            if process is not None:
+                # One that reads what it is to do would wait for more.
+                with suppress(OSError):
+                    assert process.stdin is not None
+                    process.stdin.close()
+                process.wait()
             raise
         output.seek(0)
         return process.returncode, output.read().decode(errors="replace")
+
+
+@contextmanager
+def _interrupts_held() -> Generator[None]:
+    """Holds Ctrl-C back until the end of the block: in the middle of a start, nobody would know what was started."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def reason(output: str) -> str:

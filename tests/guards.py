@@ -1327,6 +1327,13 @@ GUARDS = [
         "tests/integration/test_partitions.py::test_what_is_left_of_a_build_goes_when_none_is_wanted_any_more",
     ),
     Guard(
+        "embedded: Ctrl-C waits for the start of a program",
+        "pgvec_queue/embedded_programs.py",
+        "            with _interrupts_held():\n",
+        "            if True:\n",
+        "tests/integration/test_embedded.py::test_ctrl_c_in_the_middle_of_a_start_loses_no_process",
+    ),
+    Guard(
         "large fleets: a look for live changes is the more seldom",
         "pgvec_queue/worker/changes_look.py",
         "max(_UNTOLD, _UNTOLD_PER_WORKER * fleet)",

@@ -426,6 +426,22 @@ def test_the_programs_run_out_of_reach_of_ctrl_c() -> None:
     assert int(group) != os.getpgrp()
 
 
+def test_ctrl_c_in_the_middle_of_a_start_loses_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            super().__init__(*given, **more)
+            begun.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedded_programs.run(Path("/bin/sh"), "-c", "read line; exit 3", account=None)
+    # Without a look of ours: it has been waited for, and not left to wait for what it would read.
+    assert begun[0].returncode == 3
+
+
 @pytest.mark.parametrize("stage", ["data.new/base", "data/server.log", "data/postmaster.pid"])
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(absent: Path, spawn: Spawn, stage: str) -> None:
     holder = spawn(HOLD, absent)
