@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pgvec_queue import definition
+from pgvec_queue import definition, destination
 from pgvec_queue.catalog import get_relation
 from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
@@ -158,7 +158,7 @@ def enqueue(
     _refuse_limited_sync(connection, options, limit)
     checked = adopting.check(connection, options, versions) if options.adopt else None
     if dry_run and checked is not None:
-        tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
+        tell_proposal(connection, definition.propose(connection, options, versions), sync=options.sync)
         return
     if dry_run:
         connection.read_only = True
@@ -171,7 +171,7 @@ def enqueue(
         if as_json:
             click.echo(json.dumps(found.as_json()))
         else:
-            tell_proposal(proposed, sync=options.sync)
+            tell_proposal(connection, proposed, sync=options.sync)
             estimates.show(found)
         return
     defined = definition.define(connection, options, versions)
@@ -247,15 +247,16 @@ def _destination(vectorizer: Vectorizer) -> str:
     return vectorizer.destination
 
 
-def _state(vectorizer: Vectorizer) -> str:
-    if not vectorizer.destination_created:
-        return "exists"
+def _state(connection: Connection, vectorizer: Vectorizer) -> str:
+    state = "exists"
+    if vectorizer.destination_created and destination.find(connection, vectorizer) is None:
+        state = "gone" if vectorizer.id else "new"
     if vectorizer.partitions is None:
-        return "new"
-    return f"new, {vectorizer.partitions} partitions by hash of {', '.join(vectorizer.destination_roles.key)}"
+        return state
+    return f"{state}, {vectorizer.partitions} partitions by hash of {', '.join(vectorizer.destination_roles.key)}"
 
 
-def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
+def tell_proposal(connection: Connection, vectorizer: Vectorizer, *, sync: bool | None) -> None:
     chunking = (
         f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
     )
@@ -265,7 +266,7 @@ def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
         ("key", ", ".join(f"{c} {t}" for c, t in zip(vectorizer.key_columns, vectorizer.key_types, strict=True))),
         ("text", ", ".join(vectorizer.text_columns)),
         ("where", vectorizer.filter or "all rows"),
-        ("destination", f"{_destination(vectorizer)} ({_state(vectorizer)})"),
+        ("destination", f"{_destination(vectorizer)} ({_state(connection, vectorizer)})"),
         (
             "model",
             f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}",
