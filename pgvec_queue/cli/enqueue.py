@@ -14,13 +14,14 @@ from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
+from pgvec_queue.cli.texts import plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
 from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.embedders import DEFAULT_MODEL
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
-from pgvec_queue.vectorizer import ROLES, Vectorizer, find
+from pgvec_queue.vectorizer import ROLES, Vectorizer, find, halt
 
 
 class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
@@ -196,9 +197,14 @@ def plan(connection: Connection, vectorizer: Vectorizer, versions: Versions, lim
         f"{vectorizer.name}: {planned.rows:,} rows in {planned.jobs:,} jobs, {vectorizer.source} "
         f"-> {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
     )
-    click.echo(
-        "pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True
-    )
+    click.echo(f"pgvec: {_next(vectorizer.name, halt(connection, vectorizer))}", err=True)
+
+
+def _next(name: str, halted: str | None) -> str:
+    """What is to be done for the jobs to be."""
+    if halted is None:
+        return "start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is"
+    return f"{plain(name)} is {plain(halted)}; to have it go on, run: pgvec resume {plain(name)}"
 
 
 def _refuse_contradictions(context: click.Context) -> None:

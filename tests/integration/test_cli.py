@@ -225,6 +225,24 @@ def test_pause_resume_cancel_and_drop(cli: CommandLine, here: Bench) -> None:
     assert here.value("SELECT count(*) FROM pgvec.jobs") == 0
 
 
+def test_enqueue_of_one_that_is_halted_says_how_it_goes_on(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", *MODEL)
+    cli("pause", "docs")
+    ran = cli("enqueue", "docs")
+    assert (ran.code, ran.err) == (0, "pgvec: docs is paused; to have it go on, run: pgvec resume docs\n")
+    cli("resume", "docs")
+    assert "start `pgvec work`" in cli("enqueue", "docs").err
+    # As a worker may that meets the first jobs while the last are planned.
+    here.sql(
+        "CREATE FUNCTION block() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN NEW.blocked_reason := 'no such model'; RETURN NEW; END $$"
+    )
+    here.sql("CREATE TRIGGER block BEFORE UPDATE ON pgvec.vectorizers FOR EACH ROW EXECUTE FUNCTION block()")
+    line = cli("enqueue", "docs").err
+    assert line == "pgvec: docs is blocked: no such model; to have it go on, run: pgvec resume docs\n"
+
+
 @pytest.mark.parametrize("command", ["cancel", "drop"])
 def test_what_loses_something_is_refused_without_a_terminal_unless_it_was_confirmed(
     cli: CommandLine, here: Bench, command: str
