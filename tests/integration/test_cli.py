@@ -85,6 +85,14 @@ def slow(bench: Bench) -> None:
     bench.sql("CREATE TRIGGER wait AFTER INSERT ON docs_vectors FOR EACH STATEMENT EXECUTE FUNCTION wait()")
 
 
+def put_chunk(bench: Bench, dimensions: int) -> None:
+    """Something to find, without a model."""
+    columns = "id, chunk_index, chunk, embedding, source_hash"
+    bench.sql(
+        f"INSERT INTO docs_vectors ({columns}) VALUES (1, 0, 'x', array_fill(1, ARRAY[%s])::vector, '')", dimensions
+    )
+
+
 def status(cli: CommandLine, *names: str) -> list[dict[str, Any]]:
     ran = cli("status", "--json", *names)
     assert (ran.code, ran.err) == (0, "")
@@ -458,6 +466,15 @@ def test_an_empty_destination_is_said_to_be_empty(cli: CommandLine, here: Bench)
     cli("enqueue", "docs", "--text", "body", *MODEL)
     ran = cli("search", "docs", "anything")
     assert (ran.code, ran.out, ran.err) == (0, "", "pgvec: docs has no vectors yet; see `pgvec status docs`\n")
+
+
+def test_an_empty_destination_is_looked_for_before_a_model_is_loaded(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", "--model", "nobody/nothing", "--dimensions", "8")
+    ran = cli("search", "docs", "anything")
+    assert (ran.code, ran.out, ran.err) == (0, "", "pgvec: docs has no vectors yet; see `pgvec status docs`\n")
+    put_chunk(here, 8)
+    assert "nobody/nothing" in cli.refused("search", "docs", "anything")
 
 
 def test_a_destination_that_is_gone_is_named(cli: CommandLine, answers: Bench) -> None:
@@ -884,6 +901,7 @@ def test_a_device_that_is_not_there_ends_the_command_and_blocks_nobody_elses_wor
 ) -> None:
     fill(here)
     assert cli("enqueue", "docs", "--text", "body").code == 0
+    put_chunk(here, 384)
     assert "cuda:99" in cli.refused("search", "docs", "query", "--device", "cuda:99")
     worked = cli("work", "--drain", "--device", "cuda:99")
     assert (worked.code, worked.out) == (1, "")
