@@ -874,8 +874,18 @@ def test_an_unknown_vectorizer_is_named_with_those_there_are(cli: CommandLine, h
         (["docs", "--text", "body", "--chunk-size", "10", "--chunk-overlap", "9"], "more than half of --chunk-size 10"),
         (["docs", "--text", "body", "--model", "hashing-0"], "the hashing embedder has no model 'hashing-0'"),
         (["docs", "--text", "body", "--dimensions", "9"], "model 'hashing-8' has 8 dimensions, not 9"),
-        (["docs", "--text", "body", "--model", "nobody/nothing"], "model 'nobody/nothing' here: it is not in this"),
-        (["docs", "--text", "body", "--model", "/nowhere"], "it is a directory that is not on this machine"),
+        (
+            ["docs", "--text", "body", "--model", "nobody/nothing"],
+            "there is no model 'nobody/nothing' on this machine, and its name may be wrong: it is not in this",
+        ),
+        (
+            ["docs", "--text", "body", "--model", "/nowhere"],
+            "may be wrong: it is a directory that is not on this machine; give --dimensions if workers have it",
+        ),
+        (
+            ["docs", "--text", "body", "--model", ".", "--revision", "x"],
+            "dimensions of model '.' here: it is a directory, and a directory has no revisions; leave --revision out",
+        ),
         (["docs", "--text", "body", "--model", "."], "model '.' here: its files do not say; give --dimensions"),
         (
             ["docs", "--text", "body", "--model", "m", "--endpoint", f"http://:{PASSWORD}@127.0.0.1/v1"],
