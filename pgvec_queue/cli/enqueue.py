@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from pgvec_queue import definition, destination
-from pgvec_queue.catalog import get_relation
+from pgvec_queue.catalog import find_relation, get_relation, quoted_name
 from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
@@ -19,6 +20,7 @@ from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
 from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.embedders import DEFAULT_MODEL
+from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
 from pgvec_queue.vectorizer import ROLES, Vectorizer, find, halt
@@ -139,7 +141,7 @@ def enqueue(
     """Plan the jobs that turn SOURCE (a table or schema.table) into vectors.
 
     Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
-    nothing is embedded twice.
+    nothing is embedded twice. The vectorizer's name will do then for SOURCE, where no table is called so.
 
     With --adopt, rows whose vectors are there already are not embedded: a destination that some other program has
     filled is taken over.
@@ -156,6 +158,7 @@ def enqueue(
         columns=column_map, index=index if said else None, index_new=True if index is None else index, **given
     )
     connection, versions = session.connect_checked("enqueue")
+    options = _by_name(connection, options)
     _refuse_limited_sync(connection, options, limit)
     checked = adopting.check(connection, options, versions) if options.adopt else None
     if dry_run and checked is not None:
@@ -236,6 +239,22 @@ def _refuse_contradictions(context: click.Context) -> None:
     for other in ("as_json", "sample", "price"):
         if other in said and "dry_run" not in said:
             raise click.UsageError(f"{said[other]} belongs to --dry-run")
+
+
+def _by_name(connection: Connection, options: definition.Options) -> definition.Options:
+    """Where the source is no table but the name of a vectorizer, takes that one's source and name."""
+    known = None if options.name else find(connection, options.source)
+    if known is None or _is_table(connection, options.source):
+        return options
+    return replace(options, source=quoted_name(known.source_schema, known.source_table), name=known.name)
+
+
+def _is_table(connection: Connection, name: str) -> bool:
+    try:
+        return find_relation(connection, name) is not None
+    except DefinitionError:
+        # A vectorizer may be called what no table can be.
+        return False
 
 
 def _refuse_limited_sync(connection: Connection, options: definition.Options, limit: int | None) -> None:

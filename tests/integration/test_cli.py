@@ -173,6 +173,27 @@ def test_enqueue_again_adds_what_is_new_and_a_difference_is_refused(cli: Command
     assert "--model was hashing-8, now it is hashing-16" in line
 
 
+@pytest.mark.parametrize("name", ["default", "a.b.c"])
+def test_enqueue_again_takes_the_name_where_no_table_is_called_so(cli: CommandLine, here: Bench, name: str) -> None:
+    here.sql('CREATE SCHEMA "Shop"')
+    fill(here, table='"Shop"."Docs"')
+    cli("enqueue", "Shop.Docs", "--text", "body", *MODEL, "--name", name)
+    assert cli("work", "--drain").code == 0
+    told = cli("enqueue", name, "--dry-run").out.splitlines()
+    assert told[:2] == [f"name:        {name}", "source:      Shop.Docs"]
+    assert cli("enqueue", name).out.startswith(f"{name}: 10 rows in 1 jobs, Shop.Docs -> ")
+    line = cli.refused("enqueue", name, "--text", "body", "--model", "hashing-16")
+    assert "--model was hashing-8, now it is hashing-16" in line
+    assert repr(name) in cli.refused("enqueue", name, "--text", "body", "--name", "other")
+
+
+def test_enqueue_takes_a_table_before_a_vectorizer_of_that_name(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    fill(here, table="others")
+    cli("enqueue", "docs", "--text", "body", *MODEL, "--name", "others")
+    assert "'others' is over public.docs, not public.others" in cli.refused("enqueue", "others")
+
+
 def test_status_tells_people_how_far_it_is_and_why_nothing_moves(cli: CommandLine, here: Bench) -> None:
     none = cli("status")
     assert (none.code, none.out) == (0, "")
