@@ -35,7 +35,7 @@ from pgvec_queue.destination_checks import (
 )
 from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import identifier, literal_sql
-from pgvec_queue.vectorizer import Roles
+from pgvec_queue.vectorizer import Roles, Vectorizer
 
 TOAST_TARGET = 8_160
 """``toast_tuple_target`` of a table whose vectors are kept in its rows, as ``set_toast_target`` sets it."""
@@ -102,6 +102,14 @@ def resolve_table(
     if count > 1:
         check_hash(connection, key)
     return _design_table(source, key, name, column_map, store, dimensions, vector_schema, count)
+
+
+def find(connection: Connection, vectorizer: Vectorizer) -> Relation | None:
+    """Returns the table that holds or gets the vectors, where it is there with all of its columns."""
+    found = find_relation(connection, quoted_name(vectorizer.destination_schema, vectorizer.destination_table))
+    roles = vectorizer.destination_roles
+    names = [roles.embedding, *([roles.source_hash] if roles.source_hash else [])]
+    return found if found is not None and all(name in found.columns for name in names) else None
 
 
 def named_table(connection: Connection, source: Relation, into: str) -> str:

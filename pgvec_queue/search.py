@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgvec_queue import vectorizer as vectorizers
@@ -154,12 +155,15 @@ def by_name(
     """Resolves the name, embeds the query with that vectorizer's model, and asks its vectors.
 
     Where the vectorizer is dropped in the middle, since its name means another one by now, all of it is done again:
-    ``embed`` is called with each vectorizer that is asked. Raises as ``nearest`` and ``embed`` do.
+    ``embed`` is called with each vectorizer that is asked, unless there is nothing to find. Raises as ``nearest`` and
+    ``embed`` do.
     """
     check(request)
     found = vectorizers.get(connection, name)
     for left in reversed(range(_MOVES)):
         try:
+            if _is_empty(connection, found, request):
+                return found, Answer([], None)
             return found, nearest(connection, found, request, embed(found))
         except (PgvecError, psycopg.Error):
             now = vectorizers.find(connection, name) if left else None
@@ -167,6 +171,20 @@ def by_name(
                 raise
             found = now
     raise AssertionError("the last try raises")
+
+
+def _is_empty(connection: Connection, vectorizer: Vectorizer, request: Search) -> bool:
+    """Whether nothing can be found, which is told before a model is loaded.
+
+    A filter may be one that cannot be, words lie in the source as well, and a column may hold its only vector at the
+    end of a large table: those are for the search itself.
+    """
+    if request.mode != "vector" or request.filter is not None or vectorizer.into_column:
+        return False
+    destination = sql.Identifier(vectorizer.destination_schema, vectorizer.destination_table)
+    with _told(vectorizer), transaction(connection, read_only=True):
+        row = connection.execute(statement("search", "has_rows").format(destination=destination)).fetchone()
+    return row is not None and not row[0]
 
 
 async def by_name_async(

@@ -160,6 +160,12 @@ def get(connection: Connection, name: str) -> Vectorizer:
     raise DefinitionError(f"no vectorizer is called {name!r}; {hint}")
 
 
+def halt(connection: Connection, vectorizer: Vectorizer) -> str | None:
+    """Returns why workers leave it alone until it is resumed, as the rest of "it is"; None where they do not."""
+    row = connection.execute(statement("vectorizer", "halt"), {"id": vectorizer.id}).fetchone()
+    return row[0] if row else None
+
+
 def by_ids(connection: Connection, ids: Sequence[int]) -> list[Vectorizer]:
     """Returns the vectorizers of these ids that still exist."""
     with connection.cursor(row_factory=dict_row) as cursor:

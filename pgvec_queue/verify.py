@@ -66,13 +66,16 @@ class Verified:
     seconds: float
     examples: dict[str, list[list[str]]]
     """Up to ``EXAMPLES`` keys by kind of difference."""
+    keys: dict[str, int]
+    """How many different keys there are by kind of difference; people are told, scripts have the counts."""
 
     @property
     def differences(self) -> int:
         return self.missing + (self.stale or 0) + self.orphaned
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"seconds": round(self.seconds, 3)}
+        told = {name: getattr(self, name) for name in self.__slots__ if name != "keys"}
+        return told | {"seconds": round(self.seconds, 3)}
 
 
 def verify(
@@ -127,6 +130,7 @@ class _Verifier:
         self._quarantined = 0
         self._fixed = 0
         self._counts = {"missing": 0, "stale": 0, "orphaned": 0}
+        self._keys = dict.fromkeys(self._counts, 0)
         self._examples: dict[str, dict[Key, None]] = {kind: {} for kind in self._counts}
 
     def run(self) -> Verified:
@@ -155,6 +159,7 @@ class _Verifier:
             fixed=self._fixed,
             seconds=time.monotonic() - started,
             examples={kind: [list(key) for key in keys] for kind, keys in self._examples.items()},
+            keys=self._keys,
         )
 
     def _walk(self, lower: Bound, upper: Bound, *, planned: bool) -> None:
@@ -233,12 +238,12 @@ class _Verifier:
 
     def _note(self, found: _Found) -> None:
         for kind, keys in (("missing", found.missing), ("stale", found.stale), ("orphaned", found.orphaned)):
+            different = dict.fromkeys(keys)
             self._counts[kind] += len(keys)
+            # No key lies in two ranges.
+            self._keys[kind] += len(different)
             examples = self._examples[kind]
-            for key in keys:
-                if len(examples) == EXAMPLES:
-                    break
-                examples[key] = None
+            examples.update(dict.fromkeys(list(different)[: EXAMPLES - len(examples)]))
 
     def _queue(self, keys: Sequence[Key]) -> None:
         if not keys:

@@ -105,14 +105,15 @@ FROM (SELECT pg_catalog.pg_table_size(t.relid)::float8 AS size
       FROM pg_catalog.pg_partition_tree(%(oid)s::oid) t WHERE t.isleaf AND t.relid <> %(oid)s::oid) leaves;
 
 -- name: indexes
--- The columns of each B-tree index of a table, expressions left out; no columns for an index of another kind.
+-- The columns of each B-tree index of a table, expressions left out; no columns for an index of another kind,
+-- HNSW left out, which is told by itself.
 SELECT CASE WHEN am.amname = 'btree' THEN
        ARRAY(SELECT a.attname FROM unnest(i.indkey::int2[]) k(attnum)
              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum)::text[] END
 FROM pg_catalog.pg_index i
 JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
 JOIN pg_catalog.pg_am am ON am.oid = c.relam
-WHERE i.indrelid = %(oid)s::oid;
+WHERE i.indrelid = %(oid)s::oid AND am.amname <> 'hnsw';
 
 -- name: settings
 SELECT name, setting FROM pg_catalog.pg_settings

@@ -5,6 +5,9 @@ SELECT key, chunk_index, chunk, score, fused, context_before, context_after, met
 FROM pgvec.search(%(vectorizer)s, %(query)s::real[], %(query_text)s, %(max_hits)s, %(skip)s, %(threshold)s, %(filter)s::jsonb,
                   %(mode)s, %(exact)s, %(ef_search)s, %(all_chunks)s, %(neighbours)s, %(language)s::regconfig);
 
+-- name: has_rows
+SELECT EXISTS (SELECT FROM {destination});
+
 -- name: targets
 -- The vectorizers that a request may mean: the one named, or of the collection named; where none is named those called
 -- 'default', else all, up to one more than are listed for a person. What waits beside another of a migration has to be named.

@@ -37,6 +37,14 @@ SET rows_per_job = coalesce(%(rows_per_job)s, rows_per_job), priority = coalesce
     blocked_reason = NULL, blocked_at = NULL, cancelled = false
 WHERE id = %(id)s;
 
+-- name: halt
+-- Why workers leave it alone; no row where they do not.
+SELECT CASE WHEN blocked_reason IS NOT NULL THEN 'blocked: ' || blocked_reason
+            WHEN paused THEN 'paused'
+            ELSE 'cancelled' END
+FROM pgvec.vectorizers
+WHERE id = %(id)s AND (paused OR cancelled OR blocked_reason IS NOT NULL);
+
 -- name: pause
 SELECT pgvec.pause(%(name)s);
 

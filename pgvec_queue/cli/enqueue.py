@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from pgvec_queue import definition
-from pgvec_queue.catalog import get_relation
+from pgvec_queue import definition, destination
+from pgvec_queue.catalog import find_relation, get_relation, quoted_name
 from pgvec_queue.cli import adopting, estimates
 from pgvec_queue.cli.common import Session, command
 from pgvec_queue.cli.rowbar import RowBar
 from pgvec_queue.cli.said import WHOLE_DOCUMENTS, refuse_together, said_options
+from pgvec_queue.cli.texts import plain
 from pgvec_queue.cli.types import NewName, Number, Text, Whole, setting
 from pgvec_queue.database import Connection, Versions
 from pgvec_queue.definition_options import MOST_PARTITIONS
 from pgvec_queue.embedders import DEFAULT_MODEL
+from pgvec_queue.errors import DefinitionError
 from pgvec_queue.fragments import Fragments
 from pgvec_queue.planner import Planner, PlanTakenOverError, estimated_rows
-from pgvec_queue.vectorizer import ROLES, Vectorizer, find
+from pgvec_queue.vectorizer import ROLES, Vectorizer, find, halt
 
 
 class _RoleColumn(click.ParamType):  # type: ignore[type-arg]
@@ -138,7 +141,7 @@ def enqueue(
     """Plan the jobs that turn SOURCE (a table or schema.table) into vectors.
 
     Run again, it brings the destination up to date: what is new or changed is embedded, what is gone is deleted, and
-    nothing is embedded twice.
+    nothing is embedded twice. The vectorizer's name will do then for SOURCE, where no table is called so.
 
     With --adopt, rows whose vectors are there already are not embedded: a destination that some other program has
     filled is taken over.
@@ -155,10 +158,11 @@ def enqueue(
         columns=column_map, index=index if said else None, index_new=True if index is None else index, **given
     )
     connection, versions = session.connect_checked("enqueue")
+    options = _by_name(connection, options)
     _refuse_limited_sync(connection, options, limit)
     checked = adopting.check(connection, options, versions) if options.adopt else None
     if dry_run and checked is not None:
-        tell_proposal(definition.propose(connection, options, versions), sync=options.sync)
+        tell_proposal(connection, definition.propose(connection, options, versions), sync=options.sync)
         return
     if dry_run:
         connection.read_only = True
@@ -171,7 +175,7 @@ def enqueue(
         if as_json:
             click.echo(json.dumps(found.as_json()))
         else:
-            tell_proposal(proposed, sync=options.sync)
+            tell_proposal(connection, proposed, sync=options.sync)
             estimates.show(found)
         return
     defined = definition.define(connection, options, versions)
@@ -196,9 +200,14 @@ def plan(connection: Connection, vectorizer: Vectorizer, versions: Versions, lim
         f"{vectorizer.name}: {planned.rows:,} rows in {planned.jobs:,} jobs, {vectorizer.source} "
         f"-> {_destination(vectorizer)}, {vectorizer.model}, {vectorizer.dimensions} dimensions"
     )
-    click.echo(
-        "pgvec: start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is", err=True
-    )
+    click.echo(f"pgvec: {_next(vectorizer.name, halt(connection, vectorizer))}", err=True)
+
+
+def _next(name: str, halted: str | None) -> str:
+    """What is to be done for the jobs to be."""
+    if halted is None:
+        return "start `pgvec work` on each machine that shall embed; `pgvec status` shows how far it is"
+    return f"{plain(name)} is {plain(halted)}; to have it go on, run: pgvec resume {plain(name)}"
 
 
 def _refuse_contradictions(context: click.Context) -> None:
@@ -232,6 +241,22 @@ def _refuse_contradictions(context: click.Context) -> None:
             raise click.UsageError(f"{said[other]} belongs to --dry-run")
 
 
+def _by_name(connection: Connection, options: definition.Options) -> definition.Options:
+    """Where the source is no table but the name of a vectorizer, takes that one's source and name."""
+    known = None if options.name else find(connection, options.source)
+    if known is None or _is_table(connection, options.source):
+        return options
+    return replace(options, source=quoted_name(known.source_schema, known.source_table), name=known.name)
+
+
+def _is_table(connection: Connection, name: str) -> bool:
+    try:
+        return find_relation(connection, name) is not None
+    except DefinitionError:
+        # A vectorizer may be called what no table can be.
+        return False
+
+
 def _refuse_limited_sync(connection: Connection, options: definition.Options, limit: int | None) -> None:
     """Raises for a limit on what follows every change: the two contradict each other."""
     if limit is None or options.sync is False:
@@ -247,15 +272,16 @@ def _destination(vectorizer: Vectorizer) -> str:
     return vectorizer.destination
 
 
-def _state(vectorizer: Vectorizer) -> str:
-    if not vectorizer.destination_created:
-        return "exists"
+def _state(connection: Connection, vectorizer: Vectorizer) -> str:
+    state = "exists"
+    if vectorizer.destination_created and destination.find(connection, vectorizer) is None:
+        state = "gone" if vectorizer.id else "new"
     if vectorizer.partitions is None:
-        return "new"
-    return f"new, {vectorizer.partitions} partitions by hash of {', '.join(vectorizer.destination_roles.key)}"
+        return state
+    return f"{state}, {vectorizer.partitions} partitions by hash of {', '.join(vectorizer.destination_roles.key)}"
 
 
-def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
+def tell_proposal(connection: Connection, vectorizer: Vectorizer, *, sync: bool | None) -> None:
     chunking = (
         f"{vectorizer.chunk_size} tokens, overlap {vectorizer.chunk_overlap}" if vectorizer.chunk_size else "none"
     )
@@ -265,7 +291,7 @@ def tell_proposal(vectorizer: Vectorizer, *, sync: bool | None) -> None:
         ("key", ", ".join(f"{c} {t}" for c, t in zip(vectorizer.key_columns, vectorizer.key_types, strict=True))),
         ("text", ", ".join(vectorizer.text_columns)),
         ("where", vectorizer.filter or "all rows"),
-        ("destination", f"{_destination(vectorizer)} ({_state(vectorizer)})"),
+        ("destination", f"{_destination(vectorizer)} ({_state(connection, vectorizer)})"),
         (
             "model",
             f"{vectorizer.model} ({vectorizer.embedder}), {vectorizer.dimensions} dimensions as {vectorizer.store}",

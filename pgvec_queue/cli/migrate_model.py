@@ -200,7 +200,7 @@ def _estimate(connection: Connection, versions: Versions, name: str, wanted: dic
     if as_json:
         click.echo(json.dumps(found.as_json()))
     else:
-        tell_proposal(proposed, sync=old.sync)
+        tell_proposal(connection, proposed, sync=old.sync)
         estimates.show(found)
 
 

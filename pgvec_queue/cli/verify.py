@@ -40,7 +40,7 @@ def verify(session: Session, *, name: str, fix: bool, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(verified.as_json()))
     else:
-        click.echo(_summary(verified))
+        click.echo(_summary(found, verified))
     _tell_examples(verified)
     _tell_limits(found, verified)
     left = verified.differences - verified.fixed
@@ -52,21 +52,30 @@ def verify(session: Session, *, name: str, fix: bool, as_json: bool) -> int:
     return 0
 
 
-def _summary(verified: Verified) -> str:
+def _summary(found: Vectorizer, verified: Verified) -> str:
     stale = "unknown" if verified.stale is None else f"{verified.stale:,}"
     return (
         f"{plain(verified.name)}: {verified.rows:,} rows compared in {verified.seconds:.1f} s: "
-        f"{verified.missing:,} missing, {stale} stale, {verified.orphaned:,} orphaned, "
+        f"{verified.missing:,} missing, {stale} stale, {_orphaned(found, verified)}, "
         f"{verified.quarantined:,} in quarantine"
     )
+
+
+def _orphaned(found: Vectorizer, verified: Verified) -> str:
+    """What is orphaned is counted by chunk, which its row may have many of."""
+    unit = "vector" if found.into_column else "chunk"
+    told = f"{verified.orphaned:,} orphaned {unit}{'' if verified.orphaned == 1 else 's'}"
+    rows = verified.keys["orphaned"]
+    if found.into_column or not rows:
+        return told
+    return f"{told} of {rows:,} row{'' if rows == 1 else 's'}"
 
 
 def _tell_examples(verified: Verified) -> None:
     for kind, keys in verified.examples.items():
         if keys:
-            count = getattr(verified, kind)
             shown = "; ".join(plain(", ".join(key)) for key in keys)
-            more = "; …" if count is not None and count > len(keys) else ""
+            more = "; …" if verified.keys[kind] > len(keys) else ""
             click.echo(f"pgvec: {kind}: {shown}{more}", err=True)
 
 

@@ -81,6 +81,10 @@ class NotHereError(EmbedderError):
         self.reason = reason
 
 
+class NoRevisionError(NotHereError):
+    """The model is there, and not as the revision asked for."""
+
+
 def describe(spec: ModelSpec) -> ModelInfo:
     """Returns what the model's files say.
 
@@ -92,11 +96,17 @@ def describe(spec: ModelSpec) -> ModelInfo:
     max_tokens: int | None = None
     revision = spec.revision
     habits = ModelHabits(spec.query_prompt or "", spec.document_prompt or "", None)
-    reason = "its files do not say"
+    unknown = f"cannot find out the dimensions of model '{spec.model}' here"
+    lacking = f"{unknown}: its files do not say; give --dimensions"
     try:
         files = locate(spec)
     except NotHereError as error:
-        reason = f"it {error.reason}"
+        lacking = (
+            f"{unknown}: it {error.reason}; give --dimensions"
+            if isinstance(error, NoRevisionError)
+            else f"there is no model '{spec.model}' on this machine, and its name may be wrong: it {error.reason}; "
+            "give --dimensions if workers have it"
+        )
         if spec.model == DEFAULT_MODEL:
             dimensions, max_tokens = _DEFAULT_MODEL_FACTS
     else:
@@ -104,10 +114,7 @@ def describe(spec: ModelSpec) -> ModelInfo:
         revision, habits = files.revision, read_habits(spec, files.path)
     if dimensions is None:
         if spec.dimensions is None:
-            raise EmbedderError(
-                f"cannot find out the dimensions of model '{spec.model}' here: {reason}; give --dimensions",
-                Kind.VECTORIZER,
-            )
+            raise EmbedderError(lacking, Kind.VECTORIZER)
         dimensions = spec.dimensions
     return ModelInfo(
         dimensions=fit_dimensions(spec, dimensions, habits.truncation),
@@ -130,7 +137,7 @@ def locate(spec: ModelSpec, *, weights: bool = False, tokenizer: bool = False, f
     bundled = _bundled_directory() if spec.model == DEFAULT_MODEL and spec.revision is None else None
     if directory.is_dir():
         if spec.revision is not None:
-            raise NotHereError(spec, "is a directory, and a directory has no revisions; leave --revision out")
+            raise NoRevisionError(spec, "is a directory, and a directory has no revisions; leave --revision out")
         files = ModelFiles(directory.resolve(), None)
     elif bundled is not None:
         files = ModelFiles(bundled, None, bundled=True)
@@ -313,7 +320,7 @@ def _hub_error(spec: ModelSpec, error: Exception) -> NotHereError:
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.RevisionNotFoundError):
-        return NotHereError(spec, f"has no revision '{spec.revision}' on the hub")
+        return NoRevisionError(spec, f"has no revision '{spec.revision}' on the hub")
     # Older versions of the hub's library have errors of this family without a response.
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or isinstance(error, errors.RepositoryNotFoundError):

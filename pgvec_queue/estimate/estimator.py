@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pgvec_queue import destination as destinations
 from pgvec_queue import embedders
 from pgvec_queue.catalog import Relation, find_relation, quoted_name
 from pgvec_queue.cutting import Recipe, recipe_of
@@ -130,7 +131,7 @@ class _Estimator:
         source = find_relation(self._connection, quoted_name(vectorizer.source_schema, vectorizer.source_table))
         if source is None:
             raise DefinitionError(f"{vectorizer.source} is gone")
-        destination = self._destination()
+        destination = destinations.find(self._connection, vectorizer)
         survey = Surveyor(self._connection, self._fragments, wish.sample, small=wish.small, seed=wish.seed).survey(
             source
         )
@@ -148,16 +149,6 @@ class _Estimator:
             self._space(found, totals, documents, 1 / chances, survey, destination, speed)
         self._settings(found)
         return self._limited(found)
-
-    def _destination(self) -> Relation | None:
-        """The table that holds or gets the vectors, where it is there with all of its columns."""
-        vectorizer = self._vectorizer
-        found = find_relation(
-            self._connection, quoted_name(vectorizer.destination_schema, vectorizer.destination_table)
-        )
-        roles = vectorizer.destination_roles
-        names = [roles.embedding, *([roles.source_hash] if roles.source_hash else [])]
-        return found if found is not None and all(name in found.columns for name in names) else None
 
     def _recipe(self) -> tuple[Recipe | None, Tokenizer | None]:
         """How documents are cut, where the model's tokenizer can be had here."""
@@ -257,7 +248,8 @@ class _Estimator:
         found.wal_bytes = needed.wal_bytes
         if needed.other_indexes:
             self._notes.append(
-                f"{found.destination} has {needed.other_indexes} indexes of other kinds than B-tree, which grow besides"
+                f"{found.destination} has indexes of other kinds than B-tree and HNSW ({needed.other_indexes}), "
+                "which grow besides"
             )
         elements = repeats.distinct(documents, weights, totals.scale, found.chunks)
         found.partitions, largest = self._partitions(destination)
@@ -294,7 +286,7 @@ class _Estimator:
             self._notes.append("wal_level is minimal on this server; the WAL of the index is told for replica")
         if row and row[0]:
             self._notes.append(
-                f"{row[0]:,} jobs of an earlier plan are unfinished: what they cover is not planned again"
+                f"jobs of an earlier plan are unfinished ({row[0]:,}): what they cover is not planned again"
             )
 
     def _limited(self, found: Estimate) -> Estimate:

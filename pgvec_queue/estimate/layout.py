@@ -45,7 +45,7 @@ class Table:
     """``toast_tuple_target``; 0: PostgreSQL's own."""
     fillfactor: int
     other_indexes: int = 0
-    """Of other kinds than B-tree, which grow as well."""
+    """Of other kinds than B-tree and HNSW, which grow as well."""
 
 
 def of_vectorizer(connection: Connection, vectorizer: Vectorizer, existing: Relation | None) -> Table:

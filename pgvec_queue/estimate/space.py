@@ -54,7 +54,7 @@ class Space:
     key_index_bytes: Interval
     wal_bytes: Interval
     other_indexes: int = 0
-    """Of the destination, of other kinds than B-tree, which grow besides."""
+    """Of the destination, of other kinds than B-tree and HNSW, which grow besides."""
 
 
 @dataclass(frozen=True, slots=True)

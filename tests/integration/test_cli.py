@@ -85,6 +85,14 @@ def slow(bench: Bench) -> None:
     bench.sql("CREATE TRIGGER wait AFTER INSERT ON docs_vectors FOR EACH STATEMENT EXECUTE FUNCTION wait()")
 
 
+def put_chunk(bench: Bench, dimensions: int) -> None:
+    """Something to find, without a model."""
+    columns = "id, chunk_index, chunk, embedding, source_hash"
+    bench.sql(
+        f"INSERT INTO docs_vectors ({columns}) VALUES (1, 0, 'x', array_fill(1, ARRAY[%s])::vector, '')", dimensions
+    )
+
+
 def status(cli: CommandLine, *names: str) -> list[dict[str, Any]]:
     ran = cli("status", "--json", *names)
     assert (ran.code, ran.err) == (0, "")
@@ -165,6 +173,27 @@ def test_enqueue_again_adds_what_is_new_and_a_difference_is_refused(cli: Command
     assert "--model was hashing-8, now it is hashing-16" in line
 
 
+@pytest.mark.parametrize("name", ["default", "a.b.c"])
+def test_enqueue_again_takes_the_name_where_no_table_is_called_so(cli: CommandLine, here: Bench, name: str) -> None:
+    here.sql('CREATE SCHEMA "Shop"')
+    fill(here, table='"Shop"."Docs"')
+    cli("enqueue", "Shop.Docs", "--text", "body", *MODEL, "--name", name)
+    assert cli("work", "--drain").code == 0
+    told = cli("enqueue", name, "--dry-run").out.splitlines()
+    assert told[:2] == [f"name:        {name}", "source:      Shop.Docs"]
+    assert cli("enqueue", name).out.startswith(f"{name}: 10 rows in 1 jobs, Shop.Docs -> ")
+    line = cli.refused("enqueue", name, "--text", "body", "--model", "hashing-16")
+    assert "--model was hashing-8, now it is hashing-16" in line
+    assert repr(name) in cli.refused("enqueue", name, "--text", "body", "--name", "other")
+
+
+def test_enqueue_takes_a_table_before_a_vectorizer_of_that_name(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    fill(here, table="others")
+    cli("enqueue", "docs", "--text", "body", *MODEL, "--name", "others")
+    assert "'others' is over public.docs, not public.others" in cli.refused("enqueue", "others")
+
+
 def test_status_tells_people_how_far_it_is_and_why_nothing_moves(cli: CommandLine, here: Bench) -> None:
     none = cli("status")
     assert (none.code, none.out) == (0, "")
@@ -223,6 +252,24 @@ def test_pause_resume_cancel_and_drop(cli: CommandLine, here: Bench) -> None:
     assert status(cli) == []
     assert here.value("SELECT count(*) FROM docs_vectors") == 10
     assert here.value("SELECT count(*) FROM pgvec.jobs") == 0
+
+
+def test_enqueue_of_one_that_is_halted_says_how_it_goes_on(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", *MODEL)
+    cli("pause", "docs")
+    ran = cli("enqueue", "docs")
+    assert (ran.code, ran.err) == (0, "pgvec: docs is paused; to have it go on, run: pgvec resume docs\n")
+    cli("resume", "docs")
+    assert "start `pgvec work`" in cli("enqueue", "docs").err
+    # As a worker may that meets the first jobs while the last are planned.
+    here.sql(
+        "CREATE FUNCTION block() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN NEW.blocked_reason := 'no such model'; RETURN NEW; END $$"
+    )
+    here.sql("CREATE TRIGGER block BEFORE UPDATE ON pgvec.vectorizers FOR EACH ROW EXECUTE FUNCTION block()")
+    line = cli("enqueue", "docs").err
+    assert line == "pgvec: docs is blocked: no such model; to have it go on, run: pgvec resume docs\n"
 
 
 @pytest.mark.parametrize("command", ["cancel", "drop"])
@@ -440,6 +487,15 @@ def test_an_empty_destination_is_said_to_be_empty(cli: CommandLine, here: Bench)
     cli("enqueue", "docs", "--text", "body", *MODEL)
     ran = cli("search", "docs", "anything")
     assert (ran.code, ran.out, ran.err) == (0, "", "pgvec: docs has no vectors yet; see `pgvec status docs`\n")
+
+
+def test_an_empty_destination_is_looked_for_before_a_model_is_loaded(cli: CommandLine, here: Bench) -> None:
+    fill(here)
+    cli("enqueue", "docs", "--text", "body", "--model", "nobody/nothing", "--dimensions", "8")
+    ran = cli("search", "docs", "anything")
+    assert (ran.code, ran.out, ran.err) == (0, "", "pgvec: docs has no vectors yet; see `pgvec status docs`\n")
+    put_chunk(here, 8)
+    assert "nobody/nothing" in cli.refused("search", "docs", "anything")
 
 
 def test_a_destination_that_is_gone_is_named(cli: CommandLine, answers: Bench) -> None:
@@ -839,8 +895,18 @@ def test_an_unknown_vectorizer_is_named_with_those_there_are(cli: CommandLine, h
         (["docs", "--text", "body", "--chunk-size", "10", "--chunk-overlap", "9"], "more than half of --chunk-size 10"),
         (["docs", "--text", "body", "--model", "hashing-0"], "the hashing embedder has no model 'hashing-0'"),
         (["docs", "--text", "body", "--dimensions", "9"], "model 'hashing-8' has 8 dimensions, not 9"),
-        (["docs", "--text", "body", "--model", "nobody/nothing"], "model 'nobody/nothing' here: it is not in this"),
-        (["docs", "--text", "body", "--model", "/nowhere"], "it is a directory that is not on this machine"),
+        (
+            ["docs", "--text", "body", "--model", "nobody/nothing"],
+            "there is no model 'nobody/nothing' on this machine, and its name may be wrong: it is not in this",
+        ),
+        (
+            ["docs", "--text", "body", "--model", "/nowhere"],
+            "may be wrong: it is a directory that is not on this machine; give --dimensions if workers have it",
+        ),
+        (
+            ["docs", "--text", "body", "--model", ".", "--revision", "x"],
+            "dimensions of model '.' here: it is a directory, and a directory has no revisions; leave --revision out",
+        ),
         (["docs", "--text", "body", "--model", "."], "model '.' here: its files do not say; give --dimensions"),
         (
             ["docs", "--text", "body", "--model", "m", "--endpoint", f"http://:{PASSWORD}@127.0.0.1/v1"],
@@ -866,6 +932,7 @@ def test_a_device_that_is_not_there_ends_the_command_and_blocks_nobody_elses_wor
 ) -> None:
     fill(here)
     assert cli("enqueue", "docs", "--text", "body").code == 0
+    put_chunk(here, 384)
     assert "cuda:99" in cli.refused("search", "docs", "query", "--device", "cuda:99")
     worked = cli("work", "--drain", "--device", "cuda:99")
     assert (worked.code, worked.out) == (1, "")

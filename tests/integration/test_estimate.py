@@ -375,10 +375,26 @@ def test_a_bare_dry_run_takes_the_stored_definition_and_another_is_refused(cli: 
     cli("enqueue", "docs", "--text", "body", "--model", "hashing-8", "--chunk-size", "16")
     told = json.loads(cli("enqueue", "docs", "--dry-run", "--json").out)
     assert told["chunks"]["estimate"] > told["rows_new"]["estimate"]
-    assert any("1 jobs of an earlier plan" in note for note in told["notes"])
+    assert any("jobs of an earlier plan are unfinished (1)" in note for note in told["notes"])
     line = cli.refused("enqueue", "docs", "--text", "body", "--model", "hashing-16", "--dry-run", "--json")
     assert "exists with another definition" in line
     assert "no vectorizer is called" in cli.refused("enqueue", "pg_class", "--dry-run")
+
+
+def test_a_destination_that_is_there_is_said_to_be_with_the_indexes_that_no_line_tells_of(
+    cli: CommandLine, here: Bench
+) -> None:
+    _documents(here, 100)
+    assert cli("enqueue", "docs", "--text", "body", "--model", "hashing-8").code == 0
+    here.sql("CREATE INDEX ON docs_vectors USING hnsw (embedding vector_cosine_ops)")
+    ran = cli("enqueue", "docs", "--dry-run")
+    assert "destination: public.docs_vectors (exists)" in ran.out.splitlines()
+    assert "B-tree" not in ran.out
+    here.sql("CREATE INDEX ON docs_vectors USING gin (to_tsvector('english', chunk))")
+    told = "public.docs_vectors has indexes of other kinds than B-tree and HNSW (1), which grow besides"
+    assert f"note: {told}" in cli("enqueue", "docs", "--dry-run").out.splitlines()
+    here.sql("DROP TABLE docs_vectors")
+    assert "public.docs_vectors (gone)" in cli("enqueue", "docs", "--dry-run").out
 
 
 def test_what_belongs_to_a_dry_run_is_refused_without_one(cli: CommandLine, here: Bench) -> None:

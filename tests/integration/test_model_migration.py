@@ -760,7 +760,7 @@ def test_a_search_whose_vectors_go_while_its_query_is_embedded_is_done_again(ben
     bench.sql(f"DROP TABLE {new.destination}")
     with pytest.raises(search.DestinationError):
         search.by_name(bench.connection, "docs", Search("document number 9"), embed_meanwhile)
-    assert asked[2:] == [new.id]
+    assert asked[2:] == [], "a table that is gone is missed before a query is embedded"
 
 
 def test_in_an_event_loop_it_is_done_again_as_well(bench: Bench) -> None:

@@ -591,13 +591,13 @@ def pgvec(bench: Bench, cli: CommandLine, monkeypatch: pytest.MonkeyPatch) -> Ca
 def test_the_command_says_what_differs_and_what_to_do(bench: Bench, pgvec: CommandLine) -> None:
     vectorizer = _right(bench)
     ran = pgvec("verify", "docs")
-    line = r"docs: 10 rows compared in \d+\.\d s: 0 missing, 0 stale, 0 orphaned, 0 in quarantine\n"
+    line = r"docs: 10 rows compared in \d+\.\d s: 0 missing, 0 stale, 0 orphaned chunks, 0 in quarantine\n"
     assert re.fullmatch(line, ran.out)
     assert (ran.code, ran.err) == (0, "")
     bench.sql("DELETE FROM docs_vectors WHERE id <= 7")
     bench.sql("UPDATE docs SET body = 'changed' WHERE id = 8")
     ran = pgvec("verify", "docs")
-    assert ran.out.endswith(" s: 7 missing, 1 stale, 0 orphaned, 0 in quarantine\n")
+    assert ran.out.endswith(" s: 7 missing, 1 stale, 0 orphaned chunks, 0 in quarantine\n")
     assert ran.code == 1
     assert ran.err.splitlines() == [
         "pgvec: missing: 1; 2; 3; 4; 5; …",
@@ -612,6 +612,30 @@ def test_the_command_says_what_differs_and_what_to_do(bench: Bench, pgvec: Comma
     assert "pgvec: 1 job is unfinished: the figures include what is still queued" in ran.err.splitlines()
     _assert_mended(bench, vectorizer)
     assert pgvec("verify", "docs").code == 0
+
+
+@pytest.mark.usefixtures("short_ranges")
+def test_orphaned_chunks_are_counted_with_their_rows_and_only_keys_left_out_are_hinted_at(
+    bench: Bench, pgvec: CommandLine
+) -> None:
+    _right(bench)
+    extra = "INSERT INTO docs_vectors (id, chunk_index, chunk, embedding, source_hash)"
+    bench.sql(f"{extra} SELECT id, i, chunk, embedding, source_hash FROM docs_vectors, generate_series(1, 3) i")
+    bench.sql("DELETE FROM docs WHERE id IN (5, 6, 7)")
+    ran = pgvec("verify", "docs")
+    assert " 12 orphaned chunks of 3 rows, " in ran.out
+    assert "pgvec: orphaned: 5; 6; 7" in ran.err.splitlines()
+    assert json.loads(pgvec("verify", "docs", "--json").out)["orphaned"] == 12
+    bench.sql("DELETE FROM docs WHERE id IN (3, 8, 9)")
+    ran = pgvec("verify", "docs")
+    assert " 24 orphaned chunks of 6 rows, " in ran.out
+    assert "pgvec: orphaned: 3; 5; 6; 7; 8; …" in ran.err.splitlines()
+
+
+def test_an_orphaned_vector_of_a_column_is_called_so(bench: Bench, pgvec: CommandLine) -> None:
+    _right(bench, into_column="v", chunk_size=None)
+    bench.sql("UPDATE docs SET body = ' ' WHERE id = 4")
+    assert " 1 orphaned vector, " in pgvec("verify", "docs").out
 
 
 def test_json_is_one_object_with_the_numbers_and_examples(bench: Bench, pgvec: CommandLine) -> None:
@@ -636,7 +660,7 @@ def test_json_is_one_object_with_the_numbers_and_examples(bench: Bench, pgvec: C
     assert "public.docs_vectors has no column for the hash of a text" in ran.err
     assert ran.code == 0
     assert "stale unknown" not in ran.out
-    assert "1 missing, unknown stale, 1 orphaned" in pgvec("verify", "docs").out
+    assert "1 missing, unknown stale, 1 orphaned chunk of 1 row, " in pgvec("verify", "docs").out
 
 
 @pytest.mark.parametrize(
