@@ -147,6 +147,11 @@ def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
         connection.execute("CREATE TABLE docs AS SELECT 1::bigint AS id, 'a document' AS body")
         connection.execute("ALTER TABLE docs ADD PRIMARY KEY (id)")
     assert installed("enqueue", "docs", "--text", "body").code == 0
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO docs_vectors (id, chunk_index, chunk, embedding, source_hash)"
+            " VALUES (1, 0, 'a document', array_fill(1, ARRAY[384])::vector, '')"
+        )
     for arguments in (["work"], ["work", "--drain"], ["search", "docs", "query"]):
         ran = installed(*arguments)
         assert ran.code == 1
